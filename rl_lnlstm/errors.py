@@ -7,6 +7,10 @@ class UserError(ValueError):
     The commands print its message, without a traceback, and exit with code 2.
     """
 
+    # AutoGraph raises an error anew, as what it was, only if its class takes this very __init__; otherwise what leaves
+    # a tf.function is an internal error of AutoGraph's, which `except UserError` does not catch.
+    __init__ = Exception.__init__
+
 
 class EnvironmentFailure(RuntimeError):
     """An environment raised, or returned what it must not (NaN, infinity).

@@ -180,7 +180,8 @@ class MaskedLNLSTM(_LNLSTMWeights):
         h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
     One trace serves every sequence length, and cost is linear in it. Under mixed precision the matrix products are
-    taken in the compute dtype, statistics, gates and the cell in float32. The first derivative is derived by hand.
+    taken in the compute dtype, statistics, gates and the cell in float32. The gradient is derived by hand; there is none
+    of `masks`, and no second one. To load a saved model, import this class first.
 
     Args:
         units: width of the output and of the state.
@@ -253,72 +254,97 @@ class MaskedLNLSTM(_LNLSTMWeights):
         self, inputs: Tensor, masks: Tensor | None = None, initial_state: Sequence[Tensor] | None = None
     ) -> Tensor | tuple[Tensor, ...]:
         """The whole sequence; see the class."""
-        inputs = tf.convert_to_tensor(inputs)
-        self._check_inputs(inputs.shape)
+        inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
         if masks is not None:
-            masks = self._checked_masks(masks, inputs)
+            masks = tf.convert_to_tensor(masks)
+        if initial_state is not None and self._is_pair(initial_state):
+            initial_state = [tf.cast(tf.convert_to_tensor(part), inputs.dtype) for part in initial_state]
+        self._check_shapes(inputs, masks, initial_state)
+        self._check_dynamic_shapes(inputs, masks, initial_state)
+
+        if masks is not None:
+            masks = tf.cast(masks, inputs.dtype)
         if not self.time_major:
             inputs = tf.transpose(inputs, [1, 0, 2])
             masks = None if masks is None else tf.transpose(masks)
-        state = self._checked_state(initial_state, inputs)
-
-        if inputs.shape[0] == 1:
-            if masks is not None:
-                state = recurrence.reset(state, masks[0][:, tf.newaxis])
-            state = recurrence.step(inputs[0], state, self._weights)
-            outputs = state.h[tf.newaxis]
-        else:
-            outputs, state = recurrence.unroll(inputs, masks, state, self._weights)
-
+        if initial_state is None:
+            initial_state = [tf.zeros([tf.shape(inputs)[1], self.units], inputs.dtype)] * 2
+        outputs, state = self._run(inputs, masks, State(*initial_state))
         if not self.return_sequences:
             outputs = state.h
         elif not self.time_major:
             outputs = tf.transpose(outputs, [1, 0, 2])
         return (outputs, *state) if self.return_state else outputs
 
+    def _run(self, inputs: Tensor, masks: Tensor | None, state: State) -> tuple[Tensor, State]:
+        if inputs.shape[0] == 1:  # acting: no loop
+            if masks is not None:
+                state = recurrence.reset(state, masks[0][:, tf.newaxis])
+            state = recurrence.step(inputs[0], state, self._weights)
+            return state.h[tf.newaxis], state
+        return recurrence.unroll(inputs, masks, state, self._weights)
+
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """The shapes of what a call returns."""
-        first, second = input_shape[:2]
-        state = (second if self.time_major else first, self.units)
-        output = (first, second, self.units) if self.return_sequences else state
+        state = (input_shape[1 if self.time_major else 0], self.units)
+        output = (*input_shape[:2], self.units) if self.return_sequences else state
         return (output, state, state) if self.return_state else output
+
+    def compute_output_spec(self, inputs: Any, masks: Any = None, initial_state: Any = None) -> Any:
+        """What a call in a symbolic model returns, whose shapes are checked as in any other call."""
+        self._check_shapes(inputs, masks, initial_state)
+        shapes = self.compute_output_shape(inputs.shape)
+        if not self.return_state:
+            return keras.KerasTensor(shapes, self.compute_dtype)
+        return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
 
     def get_config(self) -> dict[str, Any]:
         own = ("return_sequences", "return_state", "time_major", "backend")
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
     def _check_inputs(self, shape: Shape) -> None:
-        expected = self.kernel.shape[0] if self.built else "features"
-        layout = "time, batch" if self.time_major else "batch, time"
-        if len(shape) != 3 or (self.built and shape[-1] != expected):
-            raise UserError(f"{self.name}: inputs must have shape [{layout}, {expected}], got {list(shape)}")
+        features = self.kernel.shape[0] if self.built else "features"
+        if len(shape) != 3 or (self.built and shape[-1] != features):
+            layout = "time, batch" if self.time_major else "batch, time"
+            raise UserError(f"{self.name}: inputs must have shape [{layout}, {features}], got {list(shape)}")
 
-    def _checked_masks(self, masks: Tensor, inputs: Tensor) -> Tensor:
-        masks = tf.convert_to_tensor(masks)
-        expected = inputs.shape[:2]
-        if not masks.shape.is_compatible_with(expected):
+    def _check_shapes(self, inputs: Any, masks: Any, initial_state: Any) -> None:
+        """What is known before it runs."""
+        self._check_inputs(inputs.shape)
+        expected = tf.TensorShape(inputs.shape[:2])
+        if masks is not None and not expected.is_compatible_with(masks.shape):
             layout = "[time, batch]" if self.time_major else "[batch, time]"
             raise UserError(
                 f"{self.name}: masks must have shape {layout} = {expected.as_list()} for inputs of shape "
-                f"{inputs.shape.as_list()}, got {masks.shape.as_list()}"
+                f"{list(inputs.shape)}, got {list(masks.shape)}"
             )
-        if not (masks.shape.is_fully_defined() and expected.is_fully_defined()):
-            tf.debugging.assert_equal(
-                tf.shape(masks), tf.shape(inputs)[:2], f"{self.name}: masks must have the first two sizes of the inputs"
-            )
-        return tf.cast(masks, inputs.dtype)
-
-    def _checked_state(self, initial_state: Sequence[Tensor] | None, inputs: Tensor) -> State:
-        """The state as given, or zeros; `inputs` time-major."""
         if initial_state is None:
-            zeros = tf.zeros([tf.shape(inputs)[1], self.units], inputs.dtype)
-            return State(zeros, zeros)
-        expected = tf.TensorShape([inputs.shape[1], self.units])
-        count = len(initial_state) if isinstance(initial_state, (list, tuple)) else 0
-        state = [tf.cast(tf.convert_to_tensor(s), inputs.dtype) for s in initial_state] if count == 2 else []
-        if not state or not all(s.shape.is_compatible_with(expected) for s in state):
-            got = [list(s.shape) for s in state] if state else f"{count} tensors" if count else repr(initial_state)
+            return
+        expected = tf.TensorShape([inputs.shape[1 if self.time_major else 0], self.units])
+        is_pair = self._is_pair(initial_state)
+        if not is_pair or not all(expected.is_compatible_with(part.shape) for part in initial_state):
+            if is_pair:
+                got = f"shapes {[list(getattr(part, 'shape', [])) for part in initial_state]}"
+            else:
+                got = f"{len(initial_state)} tensors" if isinstance(initial_state, (list, tuple)) else "a single tensor"
             raise UserError(
                 f"{self.name}: initial_state must be [h, c], each [batch, units] = {expected.as_list()}, got {got}"
             )
-        return State(*state)
+
+    def _check_dynamic_shapes(self, inputs: Tensor, masks: Tensor | None, initial_state: Any) -> None:
+        """What is known only when it runs: in a graph whose batch or time is not."""
+        checks = [("masks must have", masks, tf.shape(inputs)[:2], inputs.shape[:2])]
+        batch = 1 if self.time_major else 0
+        for part in initial_state or ():
+            expected = [inputs.shape[batch], self.units]
+            checks.append(("initial_state must be", part, [tf.shape(inputs)[batch], self.units], expected))
+        for what, tensor, shape, static in checks:
+            if tensor is None or (tensor.shape.is_fully_defined() and tf.TensorShape(static).is_fully_defined()):
+                continue
+            tf.debugging.assert_equal(
+                tf.shape(tensor), shape, f"{self.name}: {what} the shape [batch, ...] of the inputs"
+            )
+
+    @staticmethod
+    def _is_pair(initial_state: Any) -> bool:
+        return isinstance(initial_state, (list, tuple)) and len(initial_state) == 2

@@ -60,6 +60,7 @@ def reset(state: State, mask: Tensor) -> State:
 def step(inputs: Tensor, state: State, weights: Weights) -> State:
     """One step without a mask: `inputs` `[batch, D]`, `state` of `[batch, U]`, both of the compute dtype."""
     dtype, wide = inputs.dtype, _wide(inputs.dtype)
+    weights = _cast(weights, wide)
     # Centring the product is cheaper here than centring the kernels, which `unroll` does once for many steps.
     x_hat = _normalise(_centre(_matmul(inputs, weights.kernel, dtype)))
     r_hat = _normalise(_centre(_matmul(state.h, weights.recurrent_kernel, dtype)))
@@ -74,10 +75,11 @@ def unroll(inputs: Tensor, masks: Tensor | None, state: State, weights: Weights)
         inputs: `[time, batch, D]`, of the compute dtype; `time` may be unknown until it runs, and may be 0.
         masks: `[time, batch]`, of the compute dtype, or None, which is a mask of ones.
         state: the initial state, of the compute dtype.
-        weights: of the variables' dtype (float32 under mixed precision).
+        weights: of any float dtype.
 
     Returns:
-        The outputs `[time, batch, U]` and the final state, of the compute dtype.
+        The outputs `[time, batch, U]` and the final state, of the compute dtype. Masks get no gradient, and second
+        derivatives raise NotImplementedError.
     """
     if tf.inside_function():
         outputs, h, c = _unroll(inputs, masks, *state, *weights)
@@ -92,6 +94,7 @@ def _unroll(inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights
     dtype, wide = inputs.dtype, _wide(inputs.dtype)
     if masks is not None:
         masks = tf.cast(masks, wide)[..., tf.newaxis]
+    weights = _cast(Weights(*weights), wide)
 
     @tf.custom_gradient
     def run(inputs: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
@@ -99,16 +102,23 @@ def _unroll(inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights
         x_hat, x_scale = _project_inputs(inputs, w)
         hs, cs, final = _forward(x_hat, masks, initial, w, dtype)
 
-        def grad(d_hs: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Tensor, ...]:
+        @tf.custom_gradient
+        def grad(d_hs: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
             d_final = State(tf.cast(d_h, wide), tf.cast(d_c, wide))
             d_inputs, d_initial, d_weights = _backward(
                 inputs, masks, initial, w, x_hat, x_scale, hs, cs, tf.cast(d_hs, wide), d_final
             )
-            return d_inputs, tf.cast(d_initial.h, dtype), tf.cast(d_initial.c, dtype), *d_weights
+            first = d_inputs, tf.cast(d_initial.h, dtype), tf.cast(d_initial.c, dtype), *d_weights
+            return first, _refuse_second_derivative
 
         return (tf.cast(hs, dtype), tf.cast(final.h, dtype), tf.cast(final.c, dtype)), grad
 
     return run(inputs, h, c, *weights)
+
+
+def _refuse_second_derivative(*_: Tensor) -> None:
+    # TensorFlow would give one, and it would be wrong: it takes what the forward pass kept for constants.
+    raise NotImplementedError("the masked LN-LSTM has no second derivative: its first one is derived by hand")
 
 
 @functools.cache
@@ -297,11 +307,16 @@ def _row_mean(v: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def _matmul(rows: Tensor, kernel: Tensor, dtype: tf.DType) -> Tensor:
-    """The product in the compute dtype, given in the one that statistics are taken in."""
+    """The product in the compute dtype, given in the wide one."""
     return tf.cast(tf.matmul(tf.cast(rows, dtype), tf.cast(kernel, dtype)), _wide(dtype))
 
 
+def _cast(weights: Weights, dtype: tf.DType) -> Weights:
+    return Weights(*(tf.cast(weight, dtype) for weight in weights))
+
+
 def _wide(dtype: tf.DType) -> tf.DType:
+    """What everything but matrix products is computed in."""
     return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
 
 

@@ -1,0 +1,284 @@
+"""`RecurrentPolicy`: an actor-critic on the masked LN-LSTM, for any encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.distributions import Distribution
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.layer import MaskedLNLSTM
+from rl_lnlstm.normalization import RunningStatistics
+from rl_lnlstm.policies.heads import action_head
+from rl_lnlstm.recurrence import State
+
+HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
+
+
+class RecurrentPolicy(keras.layers.Layer):
+    """An actor and a critic on a masked layer-normalised LSTM.
+
+    Observations are normalised (if wanted), encoded, run through the recurrent core and, for each of actor and critic,
+    through a small network of its own. Weights are initialised orthogonally: hidden layers with gain sqrt(2), the
+    action head with 0.01, the value head with 1.
+
+    Args:
+        observation_space: of a single environment; `Box`.
+        action_space: of a single environment; `Discrete`, or `Box` of floats.
+        encoder: a Keras model from `[batch, *observation_space.shape]` float32 to `[batch, features]`. None flattens.
+        units: of each recurrent core.
+        shared_lstm: actor and critic share one core; if false each has its own.
+        head_layers: widths of the layers between the core and each head.
+        activation: of those layers, a name that Keras knows.
+        normalize_observations: keep running statistics of the observations, and normalise by them.
+        normalize_rewards: keep running statistics of the discounted returns, for training to scale rewards with.
+        log_std_init: for `Box` actions, the logarithm of the first standard deviation.
+        seed: decides the initial weights and the actions that are sampled. None draws one.
+
+    The state is `(h, c)`, each `[batch, units]`, or `[batch, 2 * units]` when actor and critic have cores of their
+    own: the actor's columns first.
+
+    Raises:
+        UserError: a space that is not supported, or an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        encoder: keras.Model | None = None,
+        units: int = 128,
+        shared_lstm: bool = True,
+        head_layers: Sequence[int] = (64,),
+        activation: str = "tanh",
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        log_std_init: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(observation_space, gym.spaces.Box):
+            raise UserError(f"observation space must be Box, got {observation_space}")
+        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+            raise UserError(f"units must be an integer of at least 1, got {units!r}")
+        self.observation_space, self.action_space = observation_space, action_space
+        self.units, self.shared_lstm = units, shared_lstm
+        self.arguments: dict[str, Any] = {
+            "units": units,
+            "shared_lstm": shared_lstm,
+            "head_layers": list(head_layers),
+            "activation": activation,
+            "normalize_observations": normalize_observations,
+            "normalize_rewards": normalize_rewards,
+            "log_std_init": log_std_init,
+        }
+        seeds = np.random.default_rng(seed).integers(2**31, size=16).tolist()
+        self.generator = tf.random.Generator.from_seed(seeds.pop())
+
+        self.observation_statistics = RunningStatistics(observation_space.shape) if normalize_observations else None
+        self.return_statistics = RunningStatistics() if normalize_rewards else None
+        self.encoder = encoder
+        self.cores = [
+            MaskedLNLSTM(
+                units,
+                return_sequences=True,
+                return_state=True,
+                time_major=True,
+                kernel_initializer=keras.initializers.Orthogonal(seed=seeds.pop()),
+                recurrent_initializer=keras.initializers.Orthogonal(seed=seeds.pop()),
+                name=name,
+            )
+            for name in (("core",) if shared_lstm else ("actor_core", "critic_core"))
+        ]
+        self.actor_layers, self.critic_layers = (
+            [dense(width, activation, seeds.pop(), f"{role}_{i}") for i, width in enumerate(head_layers)]
+            for role in ("actor", "critic")
+        )
+        self.action_head = action_head(action_space, seeds.pop(), log_std_init)
+        self.value_head = keras.layers.Dense(
+            1, kernel_initializer=keras.initializers.Orthogonal(1.0, seeds.pop()), name="value_head"
+        )
+
+        self._step_function = self._compiled(self._step_graph)
+        self._mode_function = self._compiled(self._mode_graph)
+        self._value_function = self._compiled(self._value_graph)
+        self.built = True
+
+    def _compiled(self, graph: Callable) -> Callable:
+        state = tf.TensorSpec([None, self.state_size], tf.float32)
+        function = tf.function(graph, autograph=False).get_concrete_function(
+            tf.TensorSpec([None, *self.observation_space.shape], self.observation_space.dtype),
+            state,
+            state,
+            tf.TensorSpec([None], tf.bool),
+        )
+
+        # A concrete function is called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
+        def call(observations: Any, state: State, episode_starts: Any) -> Any:
+            observations = tf.convert_to_tensor(observations, self.observation_space.dtype)
+            h, c = (tf.convert_to_tensor(part, tf.float32) for part in state)
+            return function(observations, h, c, tf.convert_to_tensor(episode_starts, tf.bool))
+
+        return call
+
+    @property
+    def state_size(self) -> int:
+        """The width of h, and of c."""
+        return self.units * len(self.cores)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode: zeros, h and c each `[batch_size, state_size]` float32."""
+        zeros = tf.zeros([batch_size, self.state_size])
+        return State(zeros, zeros)
+
+    def step(
+        self, observations: np.ndarray, state: State, episode_starts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, State]:
+        """Acts: samples an action for each environment.
+
+        Args:
+            observations: `[batch, *observation_space.shape]`.
+            state: what the last step returned, or `initial_state`.
+            episode_starts: `[batch]` bool, the observation is an episode's first: its state is reset before.
+
+        Returns:
+            Actions `[batch, *action_space.shape]` as sampled (see `legal_actions`), values `[batch]`,
+            log-probabilities `[batch]`, and the state after the step.
+        """
+        actions, values, log_probs, h, c = self._step_function(observations, state, episode_starts)
+        return actions.numpy(), values.numpy(), log_probs.numpy(), State(h, c)
+
+    def value(self, observations: np.ndarray, state: State, episode_starts: np.ndarray) -> np.ndarray:
+        """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
+        return self._value_function(observations, state, episode_starts).numpy()
+
+    def evaluate_actions(
+        self, observations: Any, actions: Any, state: State, masks: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Re-computes, differentiably, what acting recorded for sequences.
+
+        Args:
+            observations: `[batch, time, *observation_space.shape]`.
+            actions: `[batch, time, *action_space.shape]`, as `step` returned them.
+            state: the state each sequence started from.
+            masks: `[batch, time]`, 0 where the observation was an episode's first, otherwise 1.
+
+        Returns:
+            Log-probabilities, entropies and values, each `[batch, time]`.
+        """
+        masks = tf.transpose(tf.cast(masks, tf.float32))
+        (actor, critic), _ = self._run(_swap_batch_and_time(tf.convert_to_tensor(observations)), State(*state), masks)
+        distribution, values = self._heads(actor, critic)
+        actions = self.action_head.to_distribution(_swap_batch_and_time(tf.convert_to_tensor(actions)))
+        results = distribution.log_prob(actions), distribution.entropy(), values
+        return tuple(tf.transpose(result) for result in results)  # type: ignore[return-value]
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """The actions to take, as `predict` of Stable-Baselines3.
+
+        Args:
+            observation: a single observation, or a batch of them.
+            state: what the last call returned, None at the start.
+            episode_start: `[batch]` bool, the observation is an episode's first. None: no.
+            deterministic: take the most probable action rather than sample.
+
+        Returns:
+            Actions within the space's bounds, without the batch axis for a single observation, and the new state.
+        """
+        observation = np.asarray(observation)
+        shape = self.observation_space.shape
+        single = observation.shape == shape
+        if not single and observation.shape[1:] != shape:
+            raise UserError(
+                f"observation must have shape {list(shape)} or [batch, {', '.join(map(str, shape))}], "
+                f"got {list(observation.shape)}"
+            )
+        batch = (observation[np.newaxis] if single else observation).astype(self.observation_space.dtype, copy=False)
+        if state is None:
+            state = self.initial_state(len(batch))
+        if any(np.shape(part) != (len(batch), self.state_size) for part in state):
+            raise UserError(
+                f"state must be (h, c), each [{len(batch)}, {self.state_size}], got {[np.shape(part) for part in state]}"
+            )
+        starts = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
+        if deterministic:
+            actions, h, c = self._mode_function(batch, state, starts)
+        else:
+            actions, _, _, h, c = self._step_function(batch, state, starts)
+        actions = self.legal_actions(actions.numpy())
+        return actions[0] if single else actions, (h.numpy(), c.numpy())
+
+    def legal_actions(self, actions: np.ndarray) -> np.ndarray:
+        """What to send to the environments for sampled `actions`: within bounds, of the space's dtype."""
+        return self.action_head.legal(actions)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
+        from rl_lnlstm.checkpoint import save_policy
+
+        save_policy(self, path)
+
+    def _run(self, observations: Any, state: State, masks: Any) -> tuple[tuple[Any, Any], State]:
+        """Time-major observations to what actor and critic see of them, `[time, batch, units]` each."""
+        time, batch = tf.unstack(tf.shape(observations)[:2])
+        frames = tf.reshape(observations, tf.concat([[-1], self.observation_space.shape], 0))
+        if self.observation_statistics is not None:
+            frames = self.observation_statistics.normalize(frames)
+        frames = tf.cast(frames, tf.float32)
+        size = int(np.prod(self.observation_space.shape))
+        features = tf.reshape(frames, [-1, size]) if self.encoder is None else self.encoder(frames)
+        static = observations.shape[0]
+        features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
+
+        parts = zip(*(tf.split(part, len(self.cores), -1) for part in state), strict=True)
+        runs = [
+            core(features, masks=masks, initial_state=list(part)) for core, part in zip(self.cores, parts, strict=True)
+        ]
+        outputs, hs, cs = zip(*runs, strict=True)
+        return (outputs[0], outputs[-1]), State(tf.concat(hs, -1), tf.concat(cs, -1))
+
+    def _heads(self, actor: Any, critic: Any) -> tuple[Distribution, Any]:
+        for layer in self.actor_layers:
+            actor = layer(actor)
+        for layer in self.critic_layers:
+            critic = layer(critic)
+        return self.action_head(actor), self.value_head(critic)[..., 0]
+
+    def _run_step(self, observations: Any, h: Any, c: Any, episode_starts: Any) -> tuple[Distribution, Any, State]:
+        masks = 1.0 - tf.cast(episode_starts, tf.float32)
+        (actor, critic), state = self._run(observations[tf.newaxis], State(h, c), masks[tf.newaxis])
+        return *self._heads(actor[0], critic[0]), state
+
+    def _step_graph(self, *arguments: Any) -> tuple[Any, ...]:
+        distribution, values, state = self._run_step(*arguments)
+        actions = distribution.sample(self.generator)
+        return self.action_head.to_space(actions), values, distribution.log_prob(actions), *state
+
+    def _mode_graph(self, *arguments: Any) -> tuple[Any, ...]:
+        distribution, _, state = self._run_step(*arguments)
+        return self.action_head.to_space(distribution.mode()), *state
+
+    def _value_graph(self, *arguments: Any) -> Any:
+        return self._run_step(*arguments)[1]
+
+
+def dense(width: int, activation: str, seed: int, name: str) -> keras.layers.Dense:
+    """A hidden layer with the usual initialisation."""
+    initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, seed)
+    return keras.layers.Dense(width, activation=activation, kernel_initializer=initializer, name=name)
+
+
+def _swap_batch_and_time(sequence: Any) -> Any:
+    return tf.transpose(sequence, [1, 0, *range(2, sequence.shape.rank)])

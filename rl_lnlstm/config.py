@@ -1,0 +1,137 @@
+"""`PPOConfig`: the configuration, its documentation and, through the commands, their flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any, Literal
+
+from rl_lnlstm.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class PPOConfig:
+    """Hyperparameters of recurrent PPO. Names are CleanRL's where it has one."""
+
+    env_id: str = "CartPoleNoVel-v1"
+    """Gymnasium id of the environment, or module:id"""
+    total_timesteps: int = 100_000
+    """frames to train for, over all environments; the last rollout is finished"""
+    seed: int = 0
+    """decides everything random: the same seed gives the same run"""
+
+    num_envs: int = 8
+    """environments that are stepped together"""
+    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
+    """environments in this process one after the other, in a process each, or as their own vector implementation"""
+    num_steps: int = 128
+    """steps of each environment in a rollout"""
+    sequence_length: int | None = None
+    """steps that backpropagation through time sees, a divisor of num_steps; num_steps if None"""
+
+    learning_rate: float = 3e-4
+    """of Adam"""
+    anneal_lr: bool = True
+    """learning rate falls linearly to 0 over total_timesteps"""
+    gamma: float = 0.99
+    """discount per step"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    num_minibatches: int = 4
+    """minibatches of an epoch; each is made of whole sequences"""
+    update_epochs: int = 4
+    """passes over each rollout"""
+    norm_adv: bool = True
+    """normalise the advantages of each minibatch"""
+    clip_coef: float = 0.2
+    """clipping range of the probability ratio"""
+    anneal_clip: bool = False
+    """clipping range falls linearly to 0 over total_timesteps"""
+    clip_vloss: bool = False
+    """clip the value's change as well, by clip_coef"""
+    ent_coef: float = 0.0
+    """weight of the entropy in the loss"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradients are scaled down to this global norm"""
+    target_kl: float | None = None
+    """an update stops before a step whose approximate KL divergence exceeds 1.5 times this"""
+    normalize_observations: bool = False
+    """normalise observations by their running statistics, which are saved with the policy"""
+    normalize_rewards: bool = False
+    """divide rewards by the running deviation of the discounted returns"""
+
+    policy: str = "MlpLnLstmPolicy"
+    """name of the policy class"""
+    units: int = 128
+    """units of the recurrent core"""
+    shared_lstm: bool = True
+    """actor and critic share one core; otherwise each has its own"""
+    encoder_layers: tuple[int, ...] = (64,)
+    """widths of the layers before the core"""
+    head_layers: tuple[int, ...] = (64,)
+    """widths of the layers between the core and each head"""
+    activation: str = "tanh"
+    """of the layers before and after the core"""
+    log_std_init: float = 0.0
+    """logarithm of the first standard deviation of continuous actions"""
+
+    def __post_init__(self) -> None:
+        for name in ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "units"):
+            self._require(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "at least 1")
+        for name in ("gamma", "gae_lambda"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("learning_rate", "clip_coef", "max_grad_norm"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "greater than 0")
+        for name in ("ent_coef", "vf_coef"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        self._require("target_kl", self.target_kl is None or self.target_kl > 0, "greater than 0")
+        self._require("seed", isinstance(self.seed, int) and self.seed >= 0, "an integer of at least 0")
+        length = self.bptt_steps
+        if length < 1 or self.num_steps % length:
+            raise UserError(
+                f"sequence_length must divide num_steps, got sequence_length={length} and num_steps={self.num_steps}"
+            )
+        sequences = self.num_envs * (self.num_steps // length)
+        if sequences % self.num_minibatches:
+            raise UserError(
+                f"num_minibatches must divide the number of sequences, because minibatches are made of whole ones: got "
+                f"num_minibatches={self.num_minibatches} for {sequences} sequences (num_envs={self.num_envs} times "
+                f"num_steps / sequence_length = {self.num_steps // length})"
+            )
+
+    @property
+    def bptt_steps(self) -> int:
+        """`sequence_length`, or its default."""
+        return self.num_steps if self.sequence_length is None else self.sequence_length
+
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """The policy's part of the configuration."""
+        names = (
+            "units",
+            "shared_lstm",
+            "encoder_layers",
+            "head_layers",
+            "activation",
+            "normalize_observations",
+            "normalize_rewards",
+            "log_std_init",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise UserError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+def make_config(**options: Any) -> PPOConfig:
+    """`PPOConfig`, with an error for unknown names that says which ones are near."""
+    known = [field.name for field in dataclasses.fields(PPOConfig)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise UserError(f"unknown option {name!r}; did you mean {' or '.join(near)}?")
+    return PPOConfig(**options)

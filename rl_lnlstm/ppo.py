@@ -1,0 +1,284 @@
+"""Proximal policy optimisation of a recurrent policy, Schulman et al. (2017)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import keras
+import numpy as np
+import tensorflow as tf
+from gymnasium.vector import VectorEnv
+
+from rl_lnlstm.config import PPOConfig, make_config
+from rl_lnlstm.envs import make_vec
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies import POLICIES, RecurrentPolicy
+from rl_lnlstm.recurrence import State
+from rl_lnlstm.returns import discounted_sums, explained_variance, generalized_advantages
+from rl_lnlstm.rollout import Episode, Rollout, RolloutRunner
+
+Metrics = dict[str, float]
+Callback = Callable[[Metrics], bool | None]
+
+ADAM_EPSILON = 1e-5  # OpenAI baselines' PPO2, where TensorFlow's default is 1e-7
+EPISODES_IN_MEAN = 100
+
+
+class Sequences(NamedTuple):
+    """A rollout cut into sequences, `[sequences, sequence_length, ...]`, and the states they started from."""
+
+    observations: Any
+    actions: Any
+    log_probs: Any
+    values: Any
+    advantages: Any
+    returns: Any
+    masks: Any
+    valid: Any
+    state: State  # each [sequences, units]
+
+
+class PPO:
+    """Trains a policy in an environment.
+
+    Args:
+        policy: a policy, or the name of a policy class, which is then built for the environment.
+        env: a Gymnasium id, a function that makes an environment, or a `VectorEnv`.
+        **config: fields of `PPOConfig`.
+
+    Example:
+
+    >>> ppo = PPO("MlpLnLstmPolicy", "CartPole-v1", num_envs=8, seed=0)
+    >>> ppo.learn(50_000).save("cartpole")
+
+    Raises:
+        UserError: an option that is unknown or out of range, spaces that are not supported, or a policy that was made
+            for other spaces.
+    """
+
+    def __init__(
+        self, policy: str | RecurrentPolicy, env: str | Callable[..., gym.Env] | VectorEnv, **config: Any
+    ) -> None:
+        if isinstance(env, VectorEnv):
+            config.setdefault("num_envs", env.num_envs)
+        if isinstance(env, str):
+            config["env_id"] = env
+        if isinstance(policy, str):
+            config["policy"] = policy
+        self.config = make_config(**config)
+        self.envs = make_vec(env, self.config.num_envs, vectorization=self.config.vectorization)
+        if self.envs.num_envs != self.config.num_envs:
+            raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {self.envs.num_envs}")
+        self.policy = policy if isinstance(policy, RecurrentPolicy) else self._make_policy()
+        check_spaces(self.policy, self.envs.single_observation_space, self.envs.single_action_space)
+
+        self.num_timesteps = 0
+        self.iteration = 0
+        self._runner = RolloutRunner(
+            self.policy, self.envs, self.config.num_steps, self.config.bptt_steps, self.config.seed
+        )
+        self._discounted_sums = np.zeros(self.config.num_envs)
+        self._episodes: deque[Episode] = deque(maxlen=EPISODES_IN_MEAN)
+        self._shuffler = np.random.default_rng(self.config.seed)
+        self._optimizer = keras.optimizers.Adam(self.config.learning_rate, epsilon=ADAM_EPSILON)
+        self._optimizer.build(self.policy.trainable_variables)
+        self._update_function = tf.function(self._update, autograph=False)
+
+    def _make_policy(self) -> RecurrentPolicy:
+        if self.config.policy not in POLICIES:
+            raise UserError(f"policy must be one of {', '.join(POLICIES)}, got {self.config.policy!r}")
+        return POLICIES[self.config.policy](
+            self.envs.single_observation_space,
+            self.envs.single_action_space,
+            seed=self.config.seed,
+            **self.config.policy_arguments,
+        )
+
+    def learn(self, total_timesteps: int | None = None, callback: Callback | Iterable[Callback] = ()) -> PPO:
+        """Trains for `total_timesteps` more frames (as configured, if None), to the end of a rollout.
+
+        Args:
+            total_timesteps: frames, over all environments.
+            callback: called after each iteration with its metrics; training stops when one returns False.
+
+        Returns:
+            The trainer itself.
+        """
+        callbacks = [callback] if callable(callback) else list(callback)
+        start = self.num_timesteps
+        target = start + (self.config.total_timesteps if total_timesteps is None else total_timesteps)
+        started = time.perf_counter()
+        proceed = True
+        while proceed and self.num_timesteps < target:
+            remaining = 1 - (self.num_timesteps - start) / (target - start)
+            rollout = self._runner.run()
+            self.num_timesteps += int(rollout.valid.sum())
+            self.iteration += 1
+            self._episodes += rollout.episodes
+            losses = self._learn_from(rollout, remaining)
+            elapsed = time.perf_counter() - started
+            metrics = {
+                "rollout/ep_rew_mean": _mean([episode.ret for episode in self._episodes]),
+                "rollout/ep_len_mean": _mean([episode.length for episode in self._episodes]),
+                "time/iterations": self.iteration,
+                "time/total_timesteps": self.num_timesteps,
+                "time/time_elapsed": elapsed,
+                "time/fps": (self.num_timesteps - start) / elapsed,
+                **losses,
+            }
+            # Every callback hears of every iteration, also of the one after which another stops the run.
+            proceed = all([called(metrics) is not False for called in callbacks])
+        return self
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves the policy; see `RecurrentPolicy.save`."""
+        self.policy.save(path)
+
+    def _learn_from(self, rollout: Rollout, remaining: float) -> Metrics:
+        """Advantages, update and statistics; `remaining` falls from 1 to 0 over the training."""
+        config = self.config
+        rewards = self._scaled_rewards(rollout)
+        advantages = generalized_advantages(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.terminations,
+            rollout.episode_ends,
+            config.gamma,
+            config.gae_lambda,
+        )
+        returns = advantages + rollout.values
+        sequences = cut_sequences(rollout, advantages, returns, config.bptt_steps)
+        count = len(sequences.masks)
+        minibatches = np.stack([self._shuffler.permutation(count) for _ in range(config.update_epochs)])
+        learning_rate = config.learning_rate * (remaining if config.anneal_lr else 1.0)
+        clip_coef = config.clip_coef * (remaining if config.anneal_clip else 1.0)
+        self._optimizer.learning_rate.assign(learning_rate)
+        losses = self._update_function(
+            Sequences(*map(tf.convert_to_tensor, sequences[:-1]), State(*map(tf.convert_to_tensor, sequences.state))),
+            tf.constant(minibatches.reshape(-1, count // config.num_minibatches), tf.int32),
+            tf.constant(clip_coef, tf.float32),
+        )
+        # After the update: acting and the update have to see observations normalised alike.
+        if self.policy.observation_statistics is not None:
+            self.policy.observation_statistics.update(rollout.observations[rollout.valid])
+        return {
+            **{f"train/{name}": float(value) for name, value in losses.items()},
+            "train/explained_variance": explained_variance(rollout.values[rollout.valid], returns[rollout.valid]),
+            "train/learning_rate": learning_rate,
+        }
+
+    def _scaled_rewards(self, rollout: Rollout) -> np.ndarray:
+        if self.policy.return_statistics is None:
+            return rollout.rewards
+        sums, self._discounted_sums = discounted_sums(
+            rollout.rewards, rollout.episode_ends, self._discounted_sums, self.config.gamma
+        )
+        self.policy.return_statistics.update(sums[rollout.valid])
+        return self.policy.return_statistics.scale(rollout.rewards)
+
+    def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> dict[str, Any]:
+        """All epochs and minibatches, `[updates, sequences]` indices, in one graph."""
+        variables = [variable.value for variable in self.policy.trainable_variables]
+        names = ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "loss")
+        limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
+
+        def body(i: Any, _: Any, *sums: Any) -> tuple[Any, ...]:
+            minibatch = tf.nest.map_structure(lambda part: tf.gather(part, minibatches[i]), sequences)
+            with tf.GradientTape() as tape:
+                losses = self._losses(minibatch, clip_coef)
+            gradients = tape.gradient(losses["loss"], variables)
+            gradients, _ = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
+            proceed = losses["approx_kl"] <= limit
+
+            def apply() -> Any:
+                self._optimizer.apply(gradients, self.policy.trainable_variables)
+                return tf.constant(0)
+
+            if self.config.target_kl is None:
+                apply()
+            else:
+                tf.cond(proceed, apply, lambda: tf.constant(0))
+            return i + 1, proceed, *(total + losses[name] for total, name in zip(sums, names, strict=True))
+
+        count = len(minibatches) if minibatches.shape[0] is None else minibatches.shape[0]
+        done, _, *sums = tf.while_loop(
+            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, *([0.0] * len(names)))
+        )
+        return {name: total / tf.cast(done, tf.float32) for name, total in zip(names, sums, strict=True)}
+
+    def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
+        """Schulman et al. (2017), equation 9, over the transitions that happened."""
+        config = self.config
+        weights = batch.valid / tf.reduce_sum(batch.valid)
+
+        def mean(values: Any) -> Any:
+            return tf.reduce_sum(values * weights)
+
+        log_probs, entropies, values = self.policy.evaluate_actions(
+            batch.observations, batch.actions, batch.state, batch.masks
+        )
+        advantages = batch.advantages
+        if config.norm_adv:
+            centred = advantages - mean(advantages)
+            advantages = centred / (tf.sqrt(mean(centred**2)) + 1e-8)
+        log_ratios = log_probs - batch.log_probs
+        ratios = tf.exp(log_ratios)
+        policy_loss = -mean(
+            tf.minimum(ratios * advantages, tf.clip_by_value(ratios, 1 - clip_coef, 1 + clip_coef) * advantages)
+        )
+        value_errors = (values - batch.returns) ** 2
+        if config.clip_vloss:
+            clipped = batch.values + tf.clip_by_value(values - batch.values, -clip_coef, clip_coef)
+            value_errors = tf.maximum(value_errors, (clipped - batch.returns) ** 2)
+        value_loss = 0.5 * mean(value_errors)
+        entropy_loss = -mean(entropies)
+        return {
+            "loss": policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss,
+            "policy_gradient_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy_loss": entropy_loss,
+            # The estimator with low variance of Schulman (2020), "Approximating KL divergence".
+            "approx_kl": mean(ratios - 1 - log_ratios),
+            "clip_fraction": mean(tf.cast(tf.abs(ratios - 1) > clip_coef, tf.float32)),
+        }
+
+
+def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray, length: int) -> Sequences:
+    """Sequences of `length` steps, batch-major, from a rollout."""
+
+    def cut(column: np.ndarray) -> np.ndarray:
+        steps, envs, *rest = column.shape
+        pieces = column.reshape(steps // length, length, envs, *rest).swapaxes(1, 2)
+        return np.ascontiguousarray(pieces.reshape(-1, length, *rest))
+
+    return Sequences(
+        observations=cut(rollout.observations),
+        actions=cut(rollout.actions),
+        log_probs=cut(rollout.log_probs),
+        values=cut(rollout.values),
+        advantages=cut(advantages),
+        returns=cut(returns.astype(np.float32)),
+        masks=cut(1 - rollout.episode_starts.astype(np.float32)),
+        valid=cut(rollout.valid.astype(np.float32)),
+        state=State(*(part.reshape(-1, part.shape[-1]) for part in rollout.sequence_states)),
+    )
+
+
+def check_spaces(policy: RecurrentPolicy, observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Raises `UserError` unless the policy was made for these spaces."""
+    for kind, made_for, got in (
+        ("observation", policy.observation_space, observation_space),
+        ("action", policy.action_space, action_space),
+    ):
+        if made_for != got:
+            raise UserError(f"the policy was made for {kind} space {made_for}, but the environment has {got}")
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

@@ -1,0 +1,68 @@
+"""Advantages, discounted returns and their statistics: pure functions of time-major arrays `[num_steps, num_envs]`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def generalized_advantages(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    next_values: np.ndarray,
+    terminations: np.ndarray,
+    episode_ends: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+) -> np.ndarray:
+    """Generalised advantage estimates, Schulman et al. (2016), equation 16.
+
+    Args:
+        rewards: r_t, what action t earned.
+        values: V(s_t).
+        next_values: V(s_{t+1}) of the state that action t led to, in the same episode: at an episode's end the value
+            of its final observation, not of the next episode's first one.
+        terminations: bool, s_{t+1} is terminal: its value counts as 0. A truncated episode bootstraps.
+        episode_ends: bool, no later step belongs to the same episode (terminated or truncated).
+        gamma: the discount.
+        gae_lambda: the weight of longer returns.
+
+    Returns:
+        The advantages, float32, `[num_steps, num_envs]`.
+    """
+    deltas = rewards + gamma * next_values * ~terminations - values
+    carry = gamma * gae_lambda * ~episode_ends
+    advantages = np.zeros_like(deltas)
+    following = np.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        following = deltas[t] + carry[t] * following
+        advantages[t] = following
+    return advantages.astype(np.float32)
+
+
+def discounted_sums(
+    rewards: np.ndarray, episode_ends: np.ndarray, start: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The running sums R_t = gamma * R_{t-1} + r_t that start afresh with each episode.
+
+    Their deviation is what rewards are divided by, as in OpenAI baselines' `VecNormalize`.
+
+    Args:
+        rewards: `[num_steps, num_envs]`.
+        episode_ends: bool, the step is its episode's last.
+        start: the sums carried in, `[num_envs]`.
+        gamma: the discount.
+
+    Returns:
+        The sums `[num_steps, num_envs]`, and those to carry into the next rollout.
+    """
+    sums, running = np.zeros(rewards.shape), start
+    for t in range(len(rewards)):
+        sums[t] = running * gamma + rewards[t]
+        running = sums[t] * ~episode_ends[t]
+    return sums, running
+
+
+def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """1 - var(targets - predictions) / var(targets): 1 is perfect, 0 no better than a constant; NaN if undefined."""
+    variance = np.var(targets)
+    return float(1 - np.var(targets - predictions) / variance) if variance > 0 else float("nan")
