@@ -40,7 +40,8 @@ def make_vec(
 
     Args:
         env: a Gymnasium id, "module:id" (the module, imported first, registers the id), or a function that makes a new
-            `gymnasium.Env` at each call. A `VectorEnv` is returned as it is, and the other arguments do not apply.
+            `gymnasium.Env` at each call. A `VectorEnv` is only guarded: the other
+            arguments do not apply.
         num_envs: number of environments, at least 1.
         vectorization: "sync", one after the other in this process; "async", a process for each; or
             "vector_entry_point", the vectorised implementation that the id was registered with.
@@ -60,8 +61,10 @@ def make_vec(
             installed.
         EnvironmentFailure: an environment raised while it was made.
     """
-    if isinstance(env, VectorEnv):
+    if isinstance(env, _GuardedVectorEnv):
         return env
+    if isinstance(env, VectorEnv):
+        return _GuardedVectorEnv(env, type(env.unwrapped).__name__)
     if not (isinstance(env, str) or callable(env)):
         raise UserError(
             f"env: expected a Gymnasium id, a function that makes an environment, or a VectorEnv, got {env!r}"

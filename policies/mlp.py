@@ -9,7 +9,6 @@ import gymnasium as gym
 import keras
 import numpy as np
 
-from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.recurrent import RecurrentPolicy, dense
 
 
@@ -22,7 +21,7 @@ class MlpLnLstmPolicy(RecurrentPolicy):
         encoder_layers: widths of the layers before the recurrent core; empty feeds it the observation itself.
         activation: of all hidden layers, a name that Keras knows.
         seed: as for `RecurrentPolicy`.
-        **arguments: as for `RecurrentPolicy`.
+        **arguments: as for `RecurrentPolicy`, but for `encoder`.
     """
 
     def __init__(
@@ -35,21 +34,14 @@ class MlpLnLstmPolicy(RecurrentPolicy):
         **arguments: Any,
     ) -> None:
         encoder_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-        encoder = arguments.pop("encoder", None)
-        if encoder is None and encoder_layers and isinstance(observation_space, gym.spaces.Box):
-            seeds = np.random.default_rng(encoder_seed).integers(2**31, size=len(encoder_layers)).tolist()
-            encoder = keras.Sequential(
-                [
-                    keras.Input(observation_space.shape),
-                    keras.layers.Flatten(),
-                    *(
-                        dense(width, activation, seed, f"encoder_{i}")
-                        for i, (width, seed) in enumerate(zip(encoder_layers, seeds))
-                    ),
-                ],
-                name="encoder",
-            )
-        super().__init__(
-            observation_space, action_space, encoder=encoder, activation=activation, seed=policy_seed, **arguments
-        )
+        if isinstance(observation_space, gym.spaces.Box):
+            arguments["encoder"] = _perceptron(observation_space.shape, encoder_layers, activation, encoder_seed)
+        super().__init__(observation_space, action_space, activation=activation, seed=policy_seed, **arguments)
+        self.custom_encoder = False
         self.arguments["encoder_layers"] = list(encoder_layers)
+
+
+def _perceptron(shape: tuple[int, ...], widths: Sequence[int], activation: str, seed: int) -> keras.Model:
+    seeds = np.random.default_rng(seed).integers(2**31, size=len(widths)).tolist()
+    layers = [dense(width, activation, seeds[i], f"encoder_{i}") for i, width in enumerate(widths)]
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *layers], name="encoder")

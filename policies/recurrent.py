@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,7 +84,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
         self.observation_statistics = RunningStatistics(observation_space.shape) if normalize_observations else None
         self.return_statistics = RunningStatistics() if normalize_rewards else None
-        self.encoder = encoder
+        self.encoder, self.custom_encoder = encoder, encoder is not None
         self.cores = [
             MaskedLNLSTM(
                 units,
@@ -105,10 +106,20 @@ class RecurrentPolicy(keras.layers.Layer):
             1, kernel_initializer=keras.initializers.Orthogonal(1.0, seeds.pop()), name="value_head"
         )
 
-        self._step_function = self._compiled(self._step_graph)
-        self._mode_function = self._compiled(self._mode_graph)
-        self._value_function = self._compiled(self._value_graph)
+        self._step_function  # noqa: B018  traced now, which builds all weights
         self.built = True
+
+    @functools.cached_property
+    def _step_function(self) -> Callable:
+        return self._compiled(self._step_graph)
+
+    @functools.cached_property
+    def _mode_function(self) -> Callable:
+        return self._compiled(self._mode_graph)
+
+    @functools.cached_property
+    def _value_function(self) -> Callable:
+        return self._compiled(self._value_graph)
 
     def _compiled(self, graph: Callable) -> Callable:
         state = tf.TensorSpec([None, self.state_size], tf.float32)
@@ -119,7 +130,7 @@ class RecurrentPolicy(keras.layers.Layer):
             tf.TensorSpec([None], tf.bool),
         )
 
-        # A concrete function is called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
+        # Called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
         def call(observations: Any, state: State, episode_starts: Any) -> Any:
             observations = tf.convert_to_tensor(observations, self.observation_space.dtype)
             h, c = (tf.convert_to_tensor(part, tf.float32) for part in state)
@@ -177,7 +188,7 @@ class RecurrentPolicy(keras.layers.Layer):
         distribution, values = self._heads(actor, critic)
         actions = self.action_head.to_distribution(_swap_batch_and_time(tf.convert_to_tensor(actions)))
         results = distribution.log_prob(actions), distribution.entropy(), values
-        return tuple(tf.transpose(result) for result in results)  # type: ignore[return-value]
+        return tuple(tf.transpose(result) for result in results)
 
     def predict(
         self,
@@ -209,9 +220,8 @@ class RecurrentPolicy(keras.layers.Layer):
         if state is None:
             state = self.initial_state(len(batch))
         if any(np.shape(part) != (len(batch), self.state_size) for part in state):
-            raise UserError(
-                f"state must be (h, c), each [{len(batch)}, {self.state_size}], got {[np.shape(part) for part in state]}"
-            )
+            expected, got = [len(batch), self.state_size], [list(np.shape(part)) for part in state]
+            raise UserError(f"state must be (h, c), each {expected}, got {got}")
         starts = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
         if deterministic:
             actions, h, c = self._mode_function(batch, state, starts)

@@ -63,6 +63,9 @@ class PPOConfig:
     normalize_rewards: bool = False
     """divide rewards by the running deviation of the discounted returns"""
 
+    jit_compile: bool = True
+    """compile the update with XLA: some seconds at the start, then a third of the time"""
+
     policy: str = "MlpLnLstmPolicy"
     """name of the policy class"""
     units: int = 128

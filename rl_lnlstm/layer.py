@@ -180,8 +180,8 @@ class MaskedLNLSTM(_LNLSTMWeights):
         h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
     One trace serves every sequence length, and cost is linear in it. Under mixed precision the matrix products are
-    taken in the compute dtype, statistics, gates and the cell in float32. The gradient is derived by hand; there is none
-    of `masks`, and no second one. To load a saved model, import this class first.
+    taken in the compute dtype, statistics, gates and the cell in float32. The gradient is derived by hand; there is
+    none of `masks`, and no second one. To load a saved model, import this class first.
 
     Args:
         units: width of the output and of the state.
@@ -247,6 +247,7 @@ class MaskedLNLSTM(_LNLSTMWeights):
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
+        """Makes the weights."""
         self._check_inputs(input_shape)
         super().build(input_shape)
 
@@ -299,6 +300,7 @@ class MaskedLNLSTM(_LNLSTMWeights):
         return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
         own = ("return_sequences", "return_state", "time_major", "backend")
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
@@ -337,7 +339,7 @@ class MaskedLNLSTM(_LNLSTMWeights):
         batch = 1 if self.time_major else 0
         for part in initial_state or ():
             expected = [inputs.shape[batch], self.units]
-            checks.append(("initial_state must be", part, [tf.shape(inputs)[batch], self.units], expected))
+            checks.append(("initial_state must have", part, [tf.shape(inputs)[batch], self.units], expected))
         for what, tensor, shape, static in checks:
             if tensor is None or (tensor.shape.is_fully_defined() and tf.TensorShape(static).is_fully_defined()):
                 continue

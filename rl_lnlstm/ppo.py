@@ -14,13 +14,15 @@ import numpy as np
 import tensorflow as tf
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.config import PPOConfig, make_config
+from rl_lnlstm.config import make_config
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation import check_spaces
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.recurrence import State
 from rl_lnlstm.returns import discounted_sums, explained_variance, generalized_advantages
-from rl_lnlstm.rollout import Episode, Rollout, RolloutRunner
+from rl_lnlstm.rollout import Rollout, RolloutRunner
+from rl_lnlstm.stepping import Episode
 
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool | None]
@@ -75,7 +77,7 @@ class PPO:
         if self.envs.num_envs != self.config.num_envs:
             raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {self.envs.num_envs}")
         self.policy = policy if isinstance(policy, RecurrentPolicy) else self._make_policy()
-        check_spaces(self.policy, self.envs.single_observation_space, self.envs.single_action_space)
+        check_spaces(self.policy, self.envs)
 
         self.num_timesteps = 0
         self.iteration = 0
@@ -87,7 +89,7 @@ class PPO:
         self._shuffler = np.random.default_rng(self.config.seed)
         self._optimizer = keras.optimizers.Adam(self.config.learning_rate, epsilon=ADAM_EPSILON)
         self._optimizer.build(self.policy.trainable_variables)
-        self._update_function = tf.function(self._update, autograph=False)
+        self._update_function = tf.function(self._update, autograph=False, jit_compile=self.config.jit_compile)
 
     def _make_policy(self) -> RecurrentPolicy:
         if self.config.policy not in POLICIES:
@@ -131,8 +133,9 @@ class PPO:
                 "time/fps": (self.num_timesteps - start) / elapsed,
                 **losses,
             }
-            # Every callback hears of every iteration, also of the one after which another stops the run.
-            proceed = all([called(metrics) is not False for called in callbacks])
+            # All are called, also when one of them stops the run.
+            answers = [called(metrics) for called in callbacks]
+            proceed = not any(answer is False for answer in answers)
         return self
 
     def save(self, path: str | os.PathLike) -> None:
@@ -160,7 +163,7 @@ class PPO:
         clip_coef = config.clip_coef * (remaining if config.anneal_clip else 1.0)
         self._optimizer.learning_rate.assign(learning_rate)
         losses = self._update_function(
-            Sequences(*map(tf.convert_to_tensor, sequences[:-1]), State(*map(tf.convert_to_tensor, sequences.state))),
+            tf.nest.map_structure(tf.convert_to_tensor, sequences),
             tf.constant(minibatches.reshape(-1, count // config.num_minibatches), tf.int32),
             tf.constant(clip_coef, tf.float32),
         )
@@ -268,16 +271,6 @@ def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray,
         valid=cut(rollout.valid.astype(np.float32)),
         state=State(*(part.reshape(-1, part.shape[-1]) for part in rollout.sequence_states)),
     )
-
-
-def check_spaces(policy: RecurrentPolicy, observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Raises `UserError` unless the policy was made for these spaces."""
-    for kind, made_for, got in (
-        ("observation", policy.observation_space, observation_space),
-        ("action", policy.action_space, action_space),
-    ):
-        if made_for != got:
-            raise UserError(f"the policy was made for {kind} space {made_for}, but the environment has {got}")
 
 
 def _mean(values: list[float]) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.errors import UserError
 from rl_lnlstm.recurrence import State
+from rl_lnlstm.stepping import Episode, Step, Stepper
 
 
 class ActingPolicy(Protocol):
@@ -27,13 +27,6 @@ class ActingPolicy(Protocol):
 
     def legal_actions(self, actions: np.ndarray) -> np.ndarray:
         """What to send to the environments."""
-
-
-class Episode(NamedTuple):
-    """An episode that ended: its return and its length in frames."""
-
-    ret: float
-    length: int
 
 
 class Rollout(NamedTuple):
@@ -57,22 +50,12 @@ class Rollout(NamedTuple):
     episodes: list[Episode]  # those that ended, in order
 
 
-class _Transition(NamedTuple):
-    """One step of all environments, each `[num_envs]`; the fields are `Rollout`'s."""
-
-    rewards: np.ndarray
-    terminations: np.ndarray
-    episode_ends: np.ndarray
-    valid: np.ndarray
-    final_values: np.ndarray  # of final observations that no later step will see; NaN elsewhere
-
-
 class RolloutRunner:
-    """Steps a policy in a vector environment, in any autoreset mode, carrying state and episodes over.
+    """Steps a policy in a vector environment, carrying state and episodes over from rollout to rollout.
 
     Args:
         policy: what acts.
-        envs: what it acts in.
+        envs: what it acts in, in any autoreset mode.
         num_steps: steps in a rollout.
         sequence_length: steps after which the state is recorded anew; divides `num_steps`.
         seed: of the first reset.
@@ -81,38 +64,34 @@ class RolloutRunner:
     def __init__(
         self, policy: ActingPolicy, envs: VectorEnv, num_steps: int, sequence_length: int, seed: int | None = None
     ) -> None:
-        self.policy, self.envs = policy, envs
-        self.num_steps, self.sequence_length = num_steps, sequence_length
-        self._mode = autoreset_mode(envs)
-        self._observations, _ = envs.reset(seed=seed)
+        self.policy, self.num_steps, self.sequence_length = policy, num_steps, sequence_length
+        self._stepper = Stepper(envs, seed)
         self._state = policy.initial_state(envs.num_envs)
-        self._episode_starts = np.ones(envs.num_envs, bool)
-        self._resetting = np.zeros(envs.num_envs, bool)
-        self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
 
     def run(self) -> Rollout:
         """The next rollout."""
+        stepper = self._stepper
         columns: list[np.ndarray] = []
         states: list[State] = []
         episodes: list[Episode] = []
         for t in range(self.num_steps):
             if t % self.sequence_length == 0:
                 states.append(self._state)
-            before = self._observations, self._episode_starts
-            actions, values, log_probs, self._state = self.policy.step(before[0], self._state, before[1])
-            transition = self._step(actions)
-            episodes += self._ended_episodes(transition)
-            step = (*before, actions, values, log_probs, *transition)
+            observations, episode_starts = stepper.observations, stepper.episode_starts
+            actions, values, log_probs, self._state = self.policy.step(observations, self._state, episode_starts)
+            acted = observations, episode_starts, actions, values, log_probs
+            step = stepper.step(self.policy.legal_actions(actions))
+            episodes += step.episodes
+            row = (*acted, step.rewards, step.terminations, step.truncations, step.valid, self._final_values(step))
             if t == 0:
-                columns = [np.empty((self.num_steps, *part.shape), part.dtype) for part in step]
-            for column, part in zip(columns, step, strict=True):
+                columns = [np.empty((self.num_steps, *part.shape), part.dtype) for part in row]
+            for column, part in zip(columns, row, strict=True):
                 column[t] = part
 
-        observations, episode_starts, actions, values, log_probs, *outcome, final_values = columns
-        last = self.policy.value(self._observations, self._state, self._episode_starts)
-        next_values = np.concatenate([values[1:], last[np.newaxis]])
-        next_values = np.where(np.isnan(final_values), next_values, final_values)
-        rewards, terminations, episode_ends, valid = outcome
+        *acted_columns, rewards, terminations, truncations, valid, final_values = columns
+        observations, episode_starts, actions, values, log_probs = acted_columns
+        last_values = self.policy.value(stepper.observations, self._state, stepper.episode_starts)
+        following_values = np.concatenate([values[1:], last_values[np.newaxis]])
         return Rollout(
             observations=observations,
             actions=actions,
@@ -122,56 +101,17 @@ class RolloutRunner:
             episode_starts=episode_starts,
             valid=valid,
             terminations=terminations,
-            episode_ends=episode_ends,
-            next_values=next_values,
+            episode_ends=terminations | truncations,
+            next_values=np.where(np.isnan(final_values), following_values, final_values),
             sequence_states=State(*(np.stack(part) for part in zip(*states, strict=True))),
             episodes=episodes,
         )
 
-    def _step(self, actions: np.ndarray) -> _Transition:
-        observations, rewards, terminations, truncations, infos = self.envs.step(self.policy.legal_actions(actions))
-        ends = terminations | truncations
-        valid = ~self._resetting
-        final_values = np.full(len(ends), np.nan, np.float32)
-        if self._mode is AutoresetMode.NEXT_STEP:
-            # The next step sees the final observation with the state of that moment: its value is the bootstrap.
-            self._episode_starts, self._resetting = self._resetting, ends
-        else:
-            final_observations = observations
-            if self._mode is AutoresetMode.DISABLED:
-                if ends.any():
-                    final_observations = np.copy(observations)
-                    observations, _ = self.envs.reset(options={"reset_mask": ends})
-            elif ends.any():
-                final_observations = np.copy(observations)
-                for index in np.flatnonzero(ends):
-                    final_observations[index] = infos["final_obs"][index]
-            bootstraps = truncations & ~terminations
-            if bootstraps.any():
-                unreset = np.zeros(len(ends), bool)
-                final_values[bootstraps] = self.policy.value(final_observations, self._state, unreset)[bootstraps]
-            self._episode_starts = ends
-        self._observations = observations
-        return _Transition(rewards, terminations, ends, valid, final_values)
-
-    def _ended_episodes(self, transition: _Transition) -> list[Episode]:
-        self._returns += transition.rewards * transition.valid
-        self._lengths += transition.valid
-        ended = np.flatnonzero(transition.episode_ends)
-        episodes = [Episode(float(self._returns[index]), int(self._lengths[index])) for index in ended]
-        self._returns[ended], self._lengths[ended] = 0.0, 0
-        return episodes
-
-
-def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
-    """The mode that `envs` states in its metadata.
-
-    Raises:
-        UserError: it states none.
-    """
-    mode = envs.metadata.get("autoreset_mode")
-    if not isinstance(mode, AutoresetMode):
-        raise UserError(
-            f"the vector environment's metadata['autoreset_mode'] must be one of gymnasium.vector.AutoresetMode, got {mode!r}"
-        )
-    return mode
+    def _final_values(self, step: Step) -> np.ndarray:
+        """The values to bootstrap truncated episodes from where the next step will not see them; elsewhere NaN."""
+        values = np.full(len(step.valid), np.nan, np.float32)
+        truncated = step.truncations & ~step.terminations
+        if step.final_observations is not None and truncated.any():
+            no_starts = np.zeros(len(truncated), bool)
+            values[truncated] = self.policy.value(step.final_observations, self._state, no_starts)[truncated]
+        return values

@@ -1,0 +1,160 @@
+"""What the benchmarks share: processes that are measured in turn, tables, and the record in RESULTS.md."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.console
+import rich.table
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+PACKAGES = ("tensorflow", "keras", "numpy", "gymnasium", "torch", "stable-baselines3", "sb3-contrib", "rl-lnlstm")
+
+
+class Worker:
+    """An object in a process of its own: thread pools, allocators and garbage of one candidate disturb no other.
+
+    Calls wait for their result, so that of all workers only one is ever at work.
+    """
+
+    def __init__(self, factory: Callable, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, factory, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        self._pipe.send((method, arguments))
+        result = self._pipe.recv()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Any, factory: Callable, arguments: tuple) -> None:
+    served = None
+    while True:
+        try:
+            method, values = pipe.recv()
+        except EOFError:
+            return
+        try:
+            served = factory(*arguments) if served is None else served
+            pipe.send(getattr(served, method)(*values))
+        except Exception as error:
+            pipe.send(RuntimeError(f"{method}: {type(error).__name__}: {error}"))
+
+
+def seconds_of(operation: Callable[[], Any], at_least: float = 0.0) -> float:
+    """The median time of a call, of as many calls as fill `at_least` seconds."""
+    times: list[float] = []
+    while not times or sum(times) < at_least:
+        started = time.perf_counter()
+        operation()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def reset_peak_memory() -> float:
+    """Lets the peak begin anew at what the process holds now, which is returned, in bytes. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_memory() -> float:
+    """The most that the process held since `reset_peak_memory`, in bytes."""
+    return _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return 1024.0 * int(match[1])
+
+
+class Bar(NamedTuple):
+    """A ratio and what it must not exceed or, with `at_least`, not fall short of."""
+
+    what: str
+    ratio: float
+    limit: float
+    at_least: bool = False
+
+    def row(self) -> list[str]:
+        met = self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
+        sign = "at least" if self.at_least else "at most"
+        return [self.what, f"{self.ratio:.2f}", f"{sign} {self.limit:g}", "yes" if met else "**no**"]
+
+
+class Table(NamedTuple):
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of_bars(cls, bars: Iterable[Bar]) -> Table:
+        return cls("Against the bars", ["what", "ratio", "bar", "met"], [bar.row() for bar in bars])
+
+    def print(self) -> None:
+        table = rich.table.Table(title=self.title, title_justify="left")
+        for i, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*(cell.replace("**no**", "[bold red]no") for cell in row))
+        console = rich.console.Console()
+        # Piped into a file, there is room.
+        rich.console.Console(width=None if console.is_terminal else 140).print(table)
+
+    def markdown(self) -> str:
+        align = ["---"] + ["---:"] * (len(self.columns) - 1)
+        lines = [" | ".join(row) for row in (self.columns, align, *self.rows)]
+        return "\n".join([f"### {self.title}", "", *(f"| {line} |" for line in lines)])
+
+
+def record(name: str, intro: str, tables: Sequence[Table]) -> None:
+    """Writes the tables, with the machine, to `name`'s section of RESULTS.md."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    body = "\n\n".join([begin, f"## {name}", machine(), intro, *(table.markdown() for table in tables), end])
+    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n\nWritten by the scripts beside it, `--record`.\n"
+    if begin in text:
+        text = text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
+    else:
+        text = f"{text}\n{body}\n"
+    RESULTS.write_text(text)
+
+
+def machine() -> str:
+    """The machine, the versions and the date, in one paragraph."""
+    cpu, flags = platform.processor(), ""
+    if Path("/proc/cpuinfo").exists():
+        info = dict(re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M))
+        cpu, flags = info.get("model name", cpu), info.get("flags", "")
+    vectors = next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "no AVX2")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    load = f"load average {os.getloadavg()[2]:.1f} over the last 15 minutes"
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return (
+        f"{date}. {cpu} ({platform.machine()}, {vectors}), {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB RAM, "
+        f"{platform.system()}, {load}. {', '.join(versions)}."
+    )

@@ -1,0 +1,86 @@
+"""Stepping a vector environment: the one place that knows Gymnasium's autoreset modes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from rl_lnlstm.errors import UserError
+
+
+class Episode(NamedTuple):
+    """An episode that ended: which environment's, what it earned (undiscounted), and its length in frames."""
+
+    environment: int
+    ret: float
+    length: int
+
+
+class Step(NamedTuple):
+    """What a step of all environments did, each `[num_envs]`."""
+
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    valid: np.ndarray  # false: the step only reset this environment, the transition never happened
+    final_observations: np.ndarray | None  # where an episode ended, if no later step will see it; garbage elsewhere
+    episodes: list[Episode]
+
+
+class Stepper:
+    """Holds what acting has to know between steps.
+
+    Attributes:
+        observations: what to act on next, `[num_envs, ...]`.
+        episode_starts: those that are an episode's first, `[num_envs]` bool.
+
+    Raises:
+        UserError: `envs` does not state its autoreset mode.
+    """
+
+    def __init__(self, envs: VectorEnv, seed: int | None = None) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise UserError(
+                "a vector environment's metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, "
+                f"got {mode!r} from {envs}"
+            )
+        self.envs, self._mode = envs, mode
+        self.observations, _ = envs.reset(seed=seed)
+        self.episode_starts = np.ones(envs.num_envs, bool)
+        self._resetting = np.zeros(envs.num_envs, bool)
+        self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Takes `actions`, as the environments take them."""
+        observations, rewards, terminations, truncations, infos = self.envs.step(actions)
+        ends = terminations | truncations
+        valid = ~self._resetting
+        final_observations = None
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # The next step will see the final observation, its action will be ignored, and it will reset.
+            self.episode_starts, self._resetting = self._resetting, ends
+        else:
+            self.episode_starts = ends
+            if ends.any():
+                final_observations = np.copy(observations)
+                if self._mode is AutoresetMode.DISABLED:
+                    observations, _ = self.envs.reset(options={"reset_mask": ends})
+                else:
+                    for index in np.flatnonzero(ends):
+                        final_observations[index] = infos["final_obs"][index]
+        self.observations = observations
+        episodes = self._ended_episodes(rewards * valid, valid, ends)
+        return Step(rewards, terminations, truncations, valid, final_observations, episodes)
+
+    def _ended_episodes(self, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray) -> list[Episode]:
+        self._returns += rewards
+        self._lengths += valid
+        if not ends.any():
+            return []
+        ended = np.flatnonzero(ends)
+        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in ended]
+        self._returns[ended], self._lengths[ended] = 0.0, 0
+        return episodes
