@@ -234,6 +234,10 @@ class RecurrentPolicy(keras.layers.Layer):
         """What to send to the environments for sampled `actions`: within bounds, of the space's dtype."""
         return self.action_head.legal(actions)
 
+    def seed(self, seed: int) -> None:
+        """Decides the actions that will be sampled from now on."""
+        self.generator.reset_from_seed(seed)
+
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
         from rl_lnlstm.checkpoint import save_policy
@@ -250,6 +254,8 @@ class RecurrentPolicy(keras.layers.Layer):
         size = int(np.prod(self.observation_space.shape))
         features = tf.reshape(frames, [-1, size]) if self.encoder is None else self.encoder(frames)
         static = observations.shape[0]
+        # The core's layer normalisation discards its inputs' magnitude, unless something constant is beside them.
+        features = tf.concat([features, tf.ones_like(features[:, :1])], -1)
         features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
 
         parts = zip(*(tf.split(part, len(self.cores), -1) for part in state), strict=True)

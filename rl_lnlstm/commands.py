@@ -35,6 +35,9 @@ class TrainOptions(PPOConfig):
     eval_episodes: int = 20
     """episodes of the evaluation at the end; 0 for none"""
 
+    def __post_init__(self) -> None:
+        """Leaves the checks to `PPO`: tyro would take their errors for its own."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class EvaluateOptions:
@@ -77,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_FAILURE
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        except SystemExit as exit_of_parser:  # after --help, or after it explained what is wrong with the options
+            return int(exit_of_parser.code or 0)
     return EXIT_INTERRUPTED if interrupted else 0
 
 
@@ -139,6 +144,7 @@ def _evaluate(options: EvaluateOptions) -> None:
     from rl_lnlstm.evaluation import evaluate_policy
 
     policy = load_policy(options.path)
+    policy.seed(options.seed)
     env_id = options.env_id or _trained_in(options.path)
     envs = _make_envs(env_id, options.episodes, options.num_envs, options.video)
     with contextlib.closing(envs):

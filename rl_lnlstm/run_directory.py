@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import replacing_file
@@ -55,7 +58,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"run directory {path} cannot be written: {error}") from error
         self._csv: csv.DictWriter | None = None
-        self._tensorboard = tf.summary.create_file_writer(str(path / "tensorboard"))
+        self._tensorboard = EventFileWriter(str(path / "tensorboard"))
 
     def __call__(self, metrics: dict[str, float]) -> None:
         """Appends a row to `metrics.csv` and TensorBoard, and saves the policy if it is the best so far."""
@@ -65,9 +68,9 @@ class RunDirectory:
         self._csv.writerow(metrics)
         self._metrics.flush()
         self._rows.append(metrics)
-        with self._tensorboard.as_default(step=int(metrics["time/total_timesteps"])):
-            for name, value in metrics.items():
-                tf.summary.scalar(name, value)
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
+        step = int(metrics["time/total_timesteps"])
+        self._tensorboard.add_event(Event(wall_time=time.time(), step=step, summary=scalars))
         if metrics["rollout/ep_rew_mean"] > self._best:
             self._best = metrics["rollout/ep_rew_mean"]
             self.policy.save(self.path / BEST_POLICY)

@@ -1,0 +1,46 @@
+# `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format bench test-peers clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGE_FILES := setup.py pyproject.toml constraints.txt
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# A stamp for each set of packages: a change of what is pinned installs anew.
+$(VENV)/.installed: $(PACKAGE_FILES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,dev]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,dev,box2d,bench]'
+	@touch $@
+
+train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." are handed on
+	$(BIN)/python train.py $(ARGS)
+
+test: $(VENV)/.installed  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed  ## check form and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## bring the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, which are large
+	$(BIN)/python -m pytest -m peers $(ARGS)
+
+bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/layer.py --record
+	$(BIN)/python benchmarks/ppo.py --record
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

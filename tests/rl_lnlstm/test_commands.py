@@ -1,0 +1,213 @@
+"""The commands as a user runs them: files, exit codes, messages."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rl_lnlstm import load_policy
+from rl_lnlstm.commands import main
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--units", "8", "--no-jit-compile"]
+SCALARS = {
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "time/fps",
+    "train/approx_kl",
+    "train/clip_fraction",
+    "train/entropy_loss",
+    "train/explained_variance",
+    "train/value_loss",
+    "train/policy_gradient_loss",
+    "train/learning_rate",
+}
+
+
+def train(run_dir, *arguments):
+    return main(["train", *SMALL, "--run-dir", str(run_dir), "--total-timesteps", "300", *arguments])
+
+
+def rows(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert train(path, "--eval-episodes", "3") == 0
+    return path
+
+
+def test_a_run_leaves_everything(run):
+    assert sorted(entry.name for entry in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "learning_curve.png",
+        "metrics.csv",
+        "policy",
+        "tensorboard",
+    ]
+    config = json.loads((run / "config.json").read_text())
+    assert (config["env_id"], config["units"], config["num_steps"]) == ("CartPoleNoVel-v1", 8, 16)
+    assert config["gamma"] == 0.98, "what no flag names is the preset's"
+    assert imread(run / "learning_curve.png").std() > 0
+
+
+def test_metrics_and_tensorboard_agree(run):
+    recorded = rows(run)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) >= SCALARS
+    steps = [int(row["time/total_timesteps"]) for row in recorded]
+    assert steps == sorted(set(steps))
+    assert 300 <= steps[-1] < 300 + 2 * 16
+    for name in SCALARS:
+        logged = events.Scalars(name)
+        assert [event.step for event in logged] == steps
+        values = [float(row[name]) for row in recorded]
+        np.testing.assert_allclose([event.value for event in logged], values, rtol=1e-6)
+
+
+def test_train_ends_with_an_evaluation(tmp_path, capsys):
+    assert train(tmp_path / "run", "--eval-episodes", "2") == 0
+    assert re.fullmatch(r"[\d.]+ \+/- [\d.]+ over 2 episodes\n", capsys.readouterr().out)
+
+
+def test_the_same_seed_is_the_same_run(run, tmp_path):
+    assert train(tmp_path / "again", "--eval-episodes", "0") == 0
+    timings = {"time/fps", "time/time_elapsed"}
+    for one, other in zip(rows(run), rows(tmp_path / "again"), strict=True):
+        assert {name for name in one if one[name] != other[name]} <= timings
+    first, second = load_policy(run), load_policy(tmp_path / "again")
+    assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
+
+
+def test_evaluate_prints_one_json_object(run, capsys):
+    assert main(["evaluate", str(run), "--episodes", "5", "--seed", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n_episodes"] == len(result["episode_rewards"]) == 5
+    assert result["mean_reward"] == pytest.approx(np.mean(result["episode_rewards"]))
+    assert result["std_reward"] == pytest.approx(np.std(result["episode_rewards"]))
+    assert result["env_id"] == "CartPoleNoVel-v1"
+    assert result["episode_lengths"] == result["episode_rewards"], "CartPole pays 1 a frame"
+
+
+def test_evaluate_repeats_for_a_seed(run, capsys):
+    outputs = []
+    for _ in range(2):
+        main(["evaluate", str(run), "--episodes", "4", "--no-deterministic", "--seed", "1", "--json"])
+        result = json.loads(capsys.readouterr().out)
+        outputs.append(result["episode_rewards"])
+    assert outputs[0] == outputs[1]
+
+
+def test_a_policy_folder_needs_the_environment_named(run, capsys):
+    assert main(["evaluate", str(run / "policy")]) == 2
+    assert "--env-id" in capsys.readouterr().err
+    assert main(["evaluate", str(run / "policy"), "--env-id", "CartPoleNoVel-v1", "--episodes", "1"]) == 0
+
+
+MISTAKES = {
+    "unknown environment": (["train", "--env-id", "CartPol-v1"], ["CartPol-v1", "CartPole-v1"]),
+    "an unsupported space": (["train", "--env-id", "Blackjack-v1"], ["Box", "Tuple(Discrete(32)"]),
+    "minibatches": (["train", "--num-envs", "3", "--num-minibatches", "2"], ["num_minibatches=2", "3 sequences"]),
+    "sequence length": (
+        ["train", "--num-steps", "16", "--sequence-length", "5"],
+        ["sequence_length=5", "num_steps=16"],
+    ),
+    "units": (["train", "--units", "0"], ["units", "at least 1", "got 0"]),
+    "no run": (["evaluate", "no-such-run"], ["no-such-run", "does not exist"]),
+    "no policy": (["evaluate", "."], ["policy.json"]),
+    "command": (["trian"], ["trian", "train"]),
+    "episodes": (["evaluate", "RUN", "--episodes", "0"], ["n_eval_episodes", "got 0"]),
+    "other spaces": (
+        ["evaluate", "RUN", "--env-id", "Pendulum-v1"],
+        ["made for observation space", "(4,)", "(3,)"],
+    ),
+    "used run directory": (["train", "--run-dir", "RUN"], ["already holds", "--run-dir"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_explained_without_a_traceback(mistake, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, words = MISTAKES[mistake]
+    assert main([str(run) if argument == "RUN" else argument for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    for word in words:
+        assert word in captured.err
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
+    (tmp_path / "faulty_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Faulty(CartPoleEnv):\n"
+        "    steps = 0\n"
+        "    def step(self, action):\n"
+        "        self.steps += 1\n"
+        "        if self.steps == 40:\n"
+        "            raise ZeroDivisionError('the simulator broke')\n"
+        "        return super().step(action)\n"
+        "gym.register('Faulty-v0', entry_point=Faulty)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert train(tmp_path / "run", "--env-id", "faulty_envs:Faulty-v0") == 1
+    error = capsys.readouterr().err
+    assert "Faulty-v0" in error
+    assert re.search(r"environment [01] in 0\.\.1", error)
+    assert re.search(r"step \d+", error)
+    assert "the simulator broke" in error
+    assert "Traceback" not in error
+    assert load_policy(tmp_path / "run").units == 8
+    assert len(rows(tmp_path / "run")) == 2
+    assert (tmp_path / "run" / "learning_curve.png").is_file()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_ctrl_c_ends_the_run_in_order(vectorization, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "train.py", *SMALL, "--run-dir", str(run_dir), "--vectorization", vectorization]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (run_dir / "metrics.csv").is_file() or len(rows(run_dir)) < 3:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert load_policy(run_dir).units == 8
+    assert len(rows(run_dir)) >= 3
+    assert imread(run_dir / "learning_curve.png").std() > 0
+
+
+def test_help_names_the_commands_and_every_hyperparameter():
+    shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for flag in ("--env-id", "--total-timesteps", "--sequence-length", "--target-kl", "--run-dir"):
+        assert flag in shown.stdout
+    code = "import sys; from rl_lnlstm.commands import main; sys.exit(main(['--help']))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "train" in shown.stdout
+    assert "evaluate" in shown.stdout
