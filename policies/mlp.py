@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
 import keras
-import numpy as np
 
-from rl_lnlstm.policies.recurrent import RecurrentPolicy, dense
+from rl_lnlstm.policies.recurrent import RecurrentPolicy, dense, seed_sequence
 
 
 class MlpLnLstmPolicy(RecurrentPolicy):
@@ -33,15 +32,14 @@ class MlpLnLstmPolicy(RecurrentPolicy):
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
-        encoder_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+        seeds = seed_sequence(seed)
         if isinstance(observation_space, gym.spaces.Box):
-            arguments["encoder"] = _perceptron(observation_space.shape, encoder_layers, activation, encoder_seed)
-        super().__init__(observation_space, action_space, activation=activation, seed=policy_seed, **arguments)
+            arguments["encoder"] = _perceptron(observation_space.shape, encoder_layers, activation, seeds)
+        super().__init__(observation_space, action_space, activation=activation, seed=next(seeds), **arguments)
         self.custom_encoder = False
         self.arguments["encoder_layers"] = list(encoder_layers)
 
 
-def _perceptron(shape: tuple[int, ...], widths: Sequence[int], activation: str, seed: int) -> keras.Model:
-    seeds = np.random.default_rng(seed).integers(2**31, size=len(widths)).tolist()
-    layers = [dense(width, activation, seeds[i], f"encoder_{i}") for i, width in enumerate(widths)]
+def _perceptron(shape: tuple[int, ...], widths: Sequence[int], activation: str, seeds: Iterator[int]) -> keras.Model:
+    layers = [dense(width, activation, next(seeds), f"encoder_{i}") for i, width in enumerate(widths)]
     return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *layers], name="encoder")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -79,8 +79,8 @@ class RecurrentPolicy(keras.layers.Layer):
             "normalize_rewards": normalize_rewards,
             "log_std_init": log_std_init,
         }
-        seeds = np.random.default_rng(seed).integers(2**31, size=16).tolist()
-        self.generator = tf.random.Generator.from_seed(seeds.pop())
+        seeds = seed_sequence(seed)
+        self.generator = tf.random.Generator.from_seed(next(seeds), alg="philox")
 
         self.observation_statistics = RunningStatistics(observation_space.shape) if normalize_observations else None
         self.return_statistics = RunningStatistics() if normalize_rewards else None
@@ -91,19 +91,19 @@ class RecurrentPolicy(keras.layers.Layer):
                 return_sequences=True,
                 return_state=True,
                 time_major=True,
-                kernel_initializer=keras.initializers.Orthogonal(seed=seeds.pop()),
-                recurrent_initializer=keras.initializers.Orthogonal(seed=seeds.pop()),
+                kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
+                recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
                 name=name,
             )
             for name in (("core",) if shared_lstm else ("actor_core", "critic_core"))
         ]
         self.actor_layers, self.critic_layers = (
-            [dense(width, activation, seeds.pop(), f"{role}_{i}") for i, width in enumerate(head_layers)]
+            [dense(width, activation, next(seeds), f"{role}_{i}") for i, width in enumerate(head_layers)]
             for role in ("actor", "critic")
         )
-        self.action_head = action_head(action_space, seeds.pop(), log_std_init)
+        self.action_head = action_head(action_space, next(seeds), log_std_init)
         self.value_head = keras.layers.Dense(
-            1, kernel_initializer=keras.initializers.Orthogonal(1.0, seeds.pop()), name="value_head"
+            1, kernel_initializer=keras.initializers.Orthogonal(1.0, next(seeds)), name="value_head"
         )
 
         self._step_function  # noqa: B018  traced now, which builds all weights
@@ -290,8 +290,23 @@ class RecurrentPolicy(keras.layers.Layer):
         return self._run_step(*arguments)[1]
 
 
+def seed_sequence(seed: int | None) -> Iterator[int]:
+    """Endlessly many seeds that follow from one."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield int(generator.integers(2**31))
+
+
 def dense(width: int, activation: str, seed: int, name: str) -> keras.layers.Dense:
-    """A hidden layer with the usual initialisation."""
+    """A hidden layer with the usual initialisation.
+
+    Raises:
+        UserError: a width below 1, or an activation that Keras does not know.
+    """
+    if width < 1:
+        raise UserError(f"a layer's width must be at least 1, got {width}")
+    if not hasattr(keras.activations, activation):
+        raise UserError(f"activation must be one that keras.activations has, such as tanh or relu, got {activation!r}")
     initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, seed)
     return keras.layers.Dense(width, activation=activation, kernel_initializer=initializer, name=name)
 

@@ -68,8 +68,8 @@ class PPO:
     ) -> None:
         if isinstance(env, VectorEnv):
             config.setdefault("num_envs", env.num_envs)
-        if isinstance(env, str):
-            config["env_id"] = env
+        spec = getattr(env, "spec", None)
+        config["env_id"] = env if isinstance(env, str) else spec.id if spec else getattr(env, "__name__", str(env))
         if isinstance(policy, str):
             config["policy"] = policy
         self.config = make_config(**config)
