@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import keras
 
+from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.recurrent import RecurrentPolicy, dense, seed_sequence
 
 
@@ -32,6 +33,8 @@ class MlpLnLstmPolicy(RecurrentPolicy):
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
+        if "encoder" in arguments:
+            raise UserError("encoder: MlpLnLstmPolicy has its own, hand one to RecurrentPolicy instead")
         seeds = seed_sequence(seed)
         if isinstance(observation_space, gym.spaces.Box):
             arguments["encoder"] = _perceptron(observation_space.shape, encoder_layers, activation, seeds)

@@ -80,7 +80,8 @@ class RecurrentPolicy(keras.layers.Layer):
             "log_std_init": log_std_init,
         }
         seeds = seed_sequence(seed)
-        self.generator = tf.random.Generator.from_seed(next(seeds), alg="philox")
+        # By key: from_seed takes the seed for the counter, and neighbouring seeds for the same numbers, shifted.
+        self.generator = tf.random.Generator.from_key_counter(next(seeds), [0, 0], "philox")
 
         self.observation_statistics = RunningStatistics(observation_space.shape) if normalize_observations else None
         self.return_statistics = RunningStatistics() if normalize_rewards else None
@@ -236,7 +237,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
     def seed(self, seed: int) -> None:
         """Decides the actions that will be sampled from now on."""
-        self.generator.reset_from_seed(seed)
+        self.generator.reset_from_key_counter(seed, [0, 0])
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
@@ -247,7 +248,7 @@ class RecurrentPolicy(keras.layers.Layer):
     def _run(self, observations: Any, state: State, masks: Any) -> tuple[tuple[Any, Any], State]:
         """Time-major observations to what actor and critic see of them, `[time, batch, units]` each."""
         time, batch = tf.unstack(tf.shape(observations)[:2])
-        frames = tf.reshape(observations, tf.concat([[-1], self.observation_space.shape], 0))
+        frames = tf.reshape(observations, [-1, *self.observation_space.shape])
         if self.observation_statistics is not None:
             frames = self.observation_statistics.normalize(frames)
         frames = tf.cast(frames, tf.float32)

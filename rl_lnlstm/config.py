@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from typing import Any, Literal
 
 from rl_lnlstm.errors import UserError
@@ -83,19 +84,21 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         for name in ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "units"):
-            self._require(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "at least 1")
+            value = getattr(self, name)
+            self._require(name, isinstance(value, numbers.Integral) and value >= 1, "an integer of at least 1")
         for name in ("gamma", "gae_lambda"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+            self._require(name, self._is_number(name) and 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("learning_rate", "clip_coef", "max_grad_norm"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "greater than 0")
+            self._require(name, self._is_number(name) and 0 < getattr(self, name) < math.inf, "greater than 0")
         for name in ("ent_coef", "vf_coef"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0")
-        self._require("target_kl", self.target_kl is None or self.target_kl > 0, "greater than 0")
-        self._require("seed", isinstance(self.seed, int) and self.seed >= 0, "an integer of at least 0")
+            self._require(name, self._is_number(name) and 0 <= getattr(self, name) < math.inf, "at least 0")
+        positive = self.target_kl is None or (self._is_number("target_kl") and self.target_kl > 0)
+        self._require("target_kl", positive, "greater than 0")
+        self._require("seed", isinstance(self.seed, numbers.Integral) and self.seed >= 0, "an integer of at least 0")
         length = self.bptt_steps
-        if length < 1 or self.num_steps % length:
+        if not isinstance(length, numbers.Integral) or length < 1 or self.num_steps % length:
             raise UserError(
-                f"sequence_length must divide num_steps, got sequence_length={length} and num_steps={self.num_steps}"
+                f"sequence_length must divide num_steps, got sequence_length={length!r} and num_steps={self.num_steps}"
             )
         sequences = self.num_envs * (self.num_steps // length)
         if sequences % self.num_minibatches:
@@ -124,6 +127,9 @@ class PPOConfig:
             "log_std_init",
         )
         return {name: getattr(self, name) for name in names}
+
+    def _is_number(self, name: str) -> bool:
+        return isinstance(getattr(self, name), numbers.Real)
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

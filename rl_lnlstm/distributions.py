@@ -47,8 +47,8 @@ class Categorical(NamedTuple):
 
     def entropy(self) -> Tensor:
         """-sum p log p."""
-        log_p = tf.nn.log_softmax(self.logits)
-        return -tf.reduce_sum(tf.math.multiply_no_nan(log_p, tf.exp(log_p)), -1)
+        log_p, p = tf.nn.log_softmax(self.logits), tf.nn.softmax(self.logits)
+        return -tf.reduce_sum(p * tf.where(p > 0, log_p, 0.0), -1)
 
 
 class DiagonalGaussian(NamedTuple):
@@ -59,7 +59,7 @@ class DiagonalGaussian(NamedTuple):
 
     def sample(self, generator: tf.random.Generator) -> Tensor:
         """Mean + std * a standard normal draw."""
-        return self.mean + tf.exp(self.log_std) * generator.normal(tf.shape(self.mean), dtype=self.mean.dtype)
+        return self.mean + tf.exp(self.log_std) * generator.normal(self._shape(), dtype=self.mean.dtype)
 
     def mode(self) -> Tensor:
         """The mean."""
@@ -73,4 +73,7 @@ class DiagonalGaussian(NamedTuple):
     def entropy(self) -> Tensor:
         """The sum of the components' log(std * sqrt(2 pi e))."""
         per_component = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return tf.reduce_sum(tf.broadcast_to(per_component, tf.shape(self.mean)), -1)
+        return tf.reduce_sum(tf.broadcast_to(per_component, self._shape()), -1)
+
+    def _shape(self) -> Tensor:
+        return tf.broadcast_dynamic_shape(tf.shape(self.mean), tf.shape(self.log_std))

@@ -218,7 +218,7 @@ class PPO:
     def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
         """Schulman et al. (2017), equation 9, over the transitions that happened."""
         config = self.config
-        weights = batch.valid / tf.reduce_sum(batch.valid)
+        weights = tf.math.divide_no_nan(batch.valid, tf.reduce_sum(batch.valid))
 
         def mean(values: Any) -> Any:
             return tf.reduce_sum(values * weights)
@@ -230,7 +230,7 @@ class PPO:
         if config.norm_adv:
             centred = advantages - mean(advantages)
             advantages = centred / (tf.sqrt(mean(centred**2)) + 1e-8)
-        log_ratios = log_probs - batch.log_probs
+        log_ratios = tf.where(batch.valid > 0, log_probs - batch.log_probs, 0.0)
         ratios = tf.exp(log_ratios)
         policy_loss = -mean(
             tf.minimum(ratios * advantages, tf.clip_by_value(ratios, 1 - clip_coef, 1 + clip_coef) * advantages)

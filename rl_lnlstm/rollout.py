@@ -77,7 +77,7 @@ class RolloutRunner:
         for t in range(self.num_steps):
             if t % self.sequence_length == 0:
                 states.append(self._state)
-            observations, episode_starts = stepper.observations, stepper.episode_starts
+            observations, episode_starts = np.copy(stepper.observations), stepper.episode_starts
             actions, values, log_probs, self._state = self.policy.step(observations, self._state, episode_starts)
             acted = observations, episode_starts, actions, values, log_probs
             step = stepper.step(self.policy.legal_actions(actions))

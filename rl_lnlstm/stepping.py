@@ -58,6 +58,7 @@ class Stepper:
         observations, rewards, terminations, truncations, infos = self.envs.step(actions)
         ends = terminations | truncations
         valid = ~self._resetting
+        rewards = np.where(valid, rewards, 0.0)  # a wrapper may have given a reset step a reward
         final_observations = None
         if self._mode is AutoresetMode.NEXT_STEP:
             # The next step will see the final observation, its action will be ignored, and it will reset.
@@ -72,7 +73,7 @@ class Stepper:
                     for index in np.flatnonzero(ends):
                         final_observations[index] = infos["final_obs"][index]
         self.observations = observations
-        episodes = self._ended_episodes(rewards * valid, valid, ends)
+        episodes = self._ended_episodes(rewards, valid, ends)
         return Step(rewards, terminations, truncations, valid, final_observations, episodes)
 
     def _ended_episodes(self, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray) -> list[Episode]:

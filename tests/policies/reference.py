@@ -59,6 +59,9 @@ def run(policy, observations, masks=None, state=None, weights: Arrays | None = N
     features = features.reshape(batch, time, -1)
     features = _dense_layers(features, weights, "encoder/encoder_")
 
+    # A constant beside the features, for what layer normalisation would lose of them
+    features = np.concatenate([features, np.ones((batch, time, 1))], -1)
+
     cores = sorted({path.split("/")[0] for path in weights if "core" in path})
     units = weights[f"{cores[0]}/cell_gamma"].size
     if state is None:
