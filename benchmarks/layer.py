@@ -17,11 +17,10 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from measure import Bar, Table, Worker, peak_memory, record, reset_peak_memory, seconds_of
+from measure import Bar, Patience, Table, Worker, peak_memory, record, reset_peak_memory, seconds_of
 
 RESETS = 0.02  # of all steps
 
@@ -259,7 +258,7 @@ def start(name: str, size: Size) -> Worker:
     return Worker(factory, *arguments, size)
 
 
-def compare(names: Iterable[str], size: Size, rounds: int) -> Measurements:
+def compare(names: Iterable[str], size: Size, rounds: int, wait: Patience) -> Measurements:
     """All columns, of all candidates, in turn."""
     measured = Measurements()
     workers = {name: start(name, size) for name in names}
@@ -267,6 +266,7 @@ def compare(names: Iterable[str], size: Size, rounds: int) -> Measurements:
         measured.add(name, "memory", worker.call("memory"))
     graphs = [method for method in COLUMNS if method.startswith("graph") or method == "first_call"]
     for i, method in itertools.product(range(rounds), graphs):
+        wait()
         for name, worker in workers.items():
             unrolled_again = name == NAIVE and i > 0 and size.time > 200
             if not unrolled_again and not (name == TORCH and method.startswith("graph")):
@@ -275,6 +275,7 @@ def compare(names: Iterable[str], size: Size, rounds: int) -> Measurements:
         for worker in workers.values():
             worker.call(method)
         for _ in range(rounds):
+            wait()
             for name, worker in workers.items():
                 measured.add(name, method, worker.call(method, 0.2))
     for worker in workers.values():
@@ -311,21 +312,21 @@ def bars_of(measured: Measurements, size: Size) -> list[Bar]:
     ]
 
 
-def growth(size: Size, rounds: int) -> tuple[Table, list[Bar]]:
+def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
     """What a longer sequence costs: its graph, and its training step."""
     measured = Measurements()
     lengths = size.time, 4 * size.time
-    workers = {
-        (name, length): start(name, size._replace(time=length)) for name in (STOCK, OURS) for length in lengths
-    }
+    workers = {(name, length): start(name, size._replace(time=length)) for name in (STOCK, OURS) for length in lengths}
     for worker in workers.values():
         for _ in range(2):
             worker.call("training")
     for _ in range(rounds):
+        wait()
         for (name, length), worker in workers.items():
             measured.add(name, f"training {length}", worker.call("training", 0.2))
     for _, (name, time) in itertools.product(range(rounds), itertools.product((STOCK, OURS), (100, 10_000))):
         for what in ("graph_forward", "graph_training"):
+            wait()
             measured.add(name, f"{what} {time}", workers[name, lengths[0]].call(what, time))
     for worker in workers.values():
         worker.close()
@@ -357,6 +358,8 @@ class Options:
     """measure the unrolled LN-LSTM as well: minutes, and gigabytes, at 1000 steps"""
     growth: bool = True
     """measure growth with time as well"""
+    patience: float = 0
+    """seconds to spend, in all, on waiting for others to leave the machine alone"""
     record: bool = False
     """write the results to RESULTS.md"""
 
@@ -368,14 +371,14 @@ def main(options: Options) -> None:
         if (name != NAIVE or options.naive) and (name != TORCH or importlib.util.find_spec("torch"))
     ]
     sizes = [Size.parse(text) for text in options.sizes]
-    tables, bars = [], []
+    wait, tables, bars = Patience(options.patience), [], []
     for size in sizes:
-        measured = compare(names, size, options.rounds)
+        measured = compare(names, size, options.rounds, wait)
         tables.append(as_table(measured, names, size))
         tables[-1].print()
         bars += bars_of(measured, size)
     if options.growth:
-        table, more = growth(sizes[0], options.rounds)
+        table, more = growth(sizes[0], options.rounds, wait)
         tables.append(table)
         tables[-1].print()
         bars += more
@@ -383,9 +386,9 @@ def main(options: Options) -> None:
     tables[-1].print()
     intro = (
         f"Medians of {options.rounds} rounds and, in brackets, of the rounds' ratios to `keras.layers.LSTM`, which has "
-        "neither layer normalisation nor masks, as has `torch.nn.LSTM`. Whole sequences out, float32. A training step is "
-        "the loss and its gradients of all weights. Peak memory: what three training steps, with tracing and compiling, "
-        "add at their worst to a fresh process."
+        "neither layer normalisation nor masks, as has `torch.nn.LSTM`. Whole sequences out, float32. A training step "
+        "is the loss and its gradients of all weights. Peak memory: what three training steps, with tracing and "
+        "compiling, add at their worst to a fresh process."
     )
     if options.record:
         record("layer.py", intro, tables)

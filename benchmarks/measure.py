@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import rich.console
 import rich.table
 
+CORES = len(os.sched_getaffinity(0))
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = ("tensorflow", "keras", "numpy", "gymnasium", "torch", "stable-baselines3", "sb3-contrib", "rl-lnlstm")
 
@@ -68,6 +69,28 @@ def seconds_of(operation: Callable[[], Any], at_least: float = 0.0) -> float:
         operation()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+class Patience:
+    """Called before each measurement, waits while others use the machine, until `seconds` in all are spent."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def __call__(self) -> None:
+        busy = 1.0
+        while self._left > 0 and busy > 0.1:
+            started, before = time.perf_counter(), busy_seconds()
+            time.sleep(0.5)
+            elapsed = time.perf_counter() - started
+            busy = (busy_seconds() - before) / elapsed
+            self._left -= elapsed if busy > 0.1 else 0.0
+
+
+def busy_seconds() -> float:
+    """What all cores together spent on any work since the machine's start, other machines' share of them included."""
+    user, nice, system, _, _, *interrupts_and_stolen = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *interrupts_and_stolen))) / os.sysconf("SC_CLK_TCK")
 
 
 def reset_peak_memory() -> float:
@@ -131,11 +154,11 @@ def record(name: str, intro: str, tables: Sequence[Table]) -> None:
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     body = "\n\n".join([begin, f"## {name}", machine(), intro, *(table.markdown() for table in tables), end])
     text = RESULTS.read_text() if RESULTS.exists() else "# Results\n\nWritten by the scripts beside it, `--record`.\n"
-    if begin in text:
-        text = text[: text.index(begin)] + body + text[text.index(end) + len(end) :]
-    else:
-        text = f"{text}\n{body}\n"
-    RESULTS.write_text(text)
+    before, found, rest = text.partition(begin)
+    RESULTS.write_text(before + body + rest.partition(end)[2] if found else f"{text}\n{body}\n")
+
+
+_STARTED, _BUSY_AT_START = time.perf_counter(), busy_seconds()
 
 
 def machine() -> str:
@@ -152,9 +175,11 @@ def machine() -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    load = f"load average {os.getloadavg()[2]:.1f} over the last 15 minutes"
+    elapsed, own = time.perf_counter() - _STARTED, sum(os.times()[:4])
+    others = (busy_seconds() - _BUSY_AT_START - own) / (elapsed * CORES)
+    load = f"{max(others, 0):.0%} of which others used meanwhile"
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
-        f"{date}. {cpu} ({platform.machine()}, {vectors}), {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB RAM, "
-        f"{platform.system()}, {load}. {', '.join(versions)}."
+        f"{date}. {cpu} ({platform.machine()}, {vectors}), {CORES} cores ({load}), {memory:.0f} GiB "
+        f"RAM, {platform.system()}. {', '.join(versions)}."
     )

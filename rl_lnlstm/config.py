@@ -85,7 +85,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         for name in ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "units"):
             value = getattr(self, name)
-            self._require(name, isinstance(value, numbers.Integral) and value >= 1, "an integer of at least 1")
+            self._require(name, isinstance(value, numbers.Integral) and int(value) >= 1, "an integer of at least 1")
         for name in ("gamma", "gae_lambda"):
             self._require(name, self._is_number(name) and 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("learning_rate", "clip_coef", "max_grad_norm"):
