@@ -1,0 +1,110 @@
+"""What the presets learn: trains each of several seeds with `train.py`, and evaluates the policy that was saved.
+
+    python benchmarks/learning.py [--env-ids CartPoleNoVel-v1 ...] [--seeds 5] [--episodes 100] [--record]
+
+The memory tasks are also trained with masks that are all zero: the same policy and the same PPO, without memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure import Table, record
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = {"CartPoleNoVel-v1": "500.0 +/- 0.0", "PendulumNoVel-v1": "-217.9 +/- 140"}
+MEMORY_TASKS = ("TMaze-v0", "RepeatPrevious-v0")
+
+
+@dataclasses.dataclass
+class Options:
+    env_ids: tuple[str, ...] = ("CartPoleNoVel-v1", "PendulumNoVel-v1", *MEMORY_TASKS)
+    """environments that have a preset"""
+    seeds: int = 5
+    """0 to this"""
+    episodes: int = 100
+    """of each evaluation, deterministic"""
+    picture: Path | None = None
+    """copy the learning curve of the first environment's seed 0 here"""
+    record: bool = False
+    """write the results to RESULTS.md"""
+
+
+def run(*command: str) -> str:
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def train_and_evaluate(env_id: str, seed: int, options: Options, run_dir: Path) -> dict[str, Any]:
+    command = "import sys; from rl_lnlstm.commands import main; sys.exit(main(sys.argv[1:]))"
+    run("train.py", "--env-id", env_id, "--seed", str(seed), "--run-dir", str(run_dir), "--eval-episodes", "0")
+    evaluated = ["evaluate", str(run_dir), "--episodes", str(options.episodes), "--seed", "1000", "--json"]
+    return json.loads(run("-c", command, *evaluated))
+
+
+def without_memory(env_id: str, seed: int, episodes: int) -> float:
+    """The mean return after training with all-zero masks."""
+    import tensorflow as tf
+
+    from rl_lnlstm import PPO, evaluate_policy
+    from rl_lnlstm.envs import make_vec
+    from rl_lnlstm.policies import POLICIES, MlpLnLstmPolicy
+    from rl_lnlstm.presets import preset
+
+    class Memoryless(MlpLnLstmPolicy):
+        def _run(self, observations: Any, state: Any, masks: Any) -> Any:
+            return super()._run(observations, state, tf.zeros_like(masks))
+
+    POLICIES["Memoryless"] = Memoryless
+    options = preset(env_id)
+    ppo = PPO("Memoryless", options.pop("env_id"), **options, seed=seed)
+    ppo.learn()
+    return evaluate_policy(ppo.policy, make_vec(env_id, 8), episodes, deterministic=False, seed=1000)[0]
+
+
+def main(options: Options) -> None:
+    rows, control = [], []
+    for env_id in options.env_ids:
+        results = []
+        with tempfile.TemporaryDirectory() as folder:
+            for seed in range(options.seeds):
+                results.append(train_and_evaluate(env_id, seed, options, Path(folder) / str(seed)))
+                print(f"{env_id} seed {seed}: {results[-1]['mean_reward']:.2f} +/- {results[-1]['std_reward']:.2f}")
+            if options.picture is not None and env_id == options.env_ids[0]:
+                shutil.copy(Path(folder) / "0" / "learning_curve.png", options.picture)
+        means = [result["mean_reward"] for result in results]
+        each = ", ".join(f"{result['mean_reward']:.1f} +/- {result['std_reward']:.1f}" for result in results)
+        rows.append([env_id, each, f"{statistics.mean(means):.2f}", PUBLISHED.get(env_id, "")])
+        if env_id in MEMORY_TASKS:
+            control.append([env_id, f"{min(means):.2f}", f"{without_memory(env_id, 0, options.episodes):.2f}"])
+            print(f"{env_id} without memory: {control[-1][-1]}")
+    tables = [Table("Presets", ["environment", "each seed", "mean", "rl-baselines3-zoo"], rows)]
+    if control:
+        tables.append(Table("Memory", ["environment", "worst seed", "with all-zero masks, sampled"], control))
+    for table in tables:
+        table.print()
+    if options.record:
+        record(
+            "Learning",
+            f"`train.py` with its presets, seeds 0 to {options.seeds - 1}; {options.episodes} deterministic episodes "
+            "of each final policy. Published: the `ppo_lstm` table of rl-baselines3-zoo, the same frames.",
+            tables,
+        )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Options, description=__doc__))
