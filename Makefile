@@ -12,6 +12,7 @@ help:  ## list the targets
 
 # A stamp for each set of packages: a change of what is pinned installs anew.
 $(VENV)/.installed: $(PACKAGE_FILES)
+	@echo "setting up $(VENV), which takes some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,dev]'
 	@touch $@

@@ -69,9 +69,16 @@ def run(vector_env, steps=10):
     return history
 
 
-def test_a_vector_env_is_returned_as_it_is():
+def test_a_vector_env_is_only_guarded():
     vector_env = gym.make_vec("CartPole-v1", 2)
-    assert make_vec(vector_env, 3, vectorization="async") is vector_env
+    guarded = make_vec(vector_env, 3, vectorization="async")
+    assert guarded.unwrapped is vector_env
+    assert guarded.num_envs == 2
+    assert make_vec(guarded) is guarded
+    guarded.reset(seed=0)
+    vector_env.state[0, 1] = np.nan
+    with pytest.raises(EnvironmentFailure, match=r"environment 1 in 0\.\.1.*returned nan in observation"):
+        guarded.step(np.zeros(2, int))
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
