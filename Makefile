@@ -14,11 +14,11 @@ help:  ## list the targets
 $(VENV)/.installed: $(PACKAGE_FILES)
 	@echo "setting up $(VENV), which takes some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,dev,box2d,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,box2d,bench]'
 	@touch $@
 
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." are handed on

@@ -179,6 +179,9 @@ def _make_envs(env_id: str, episodes: int, most: int, video: Path | None = None)
     if video is None:
         return make_vec(env_id, max(1, min(episodes, most)))
 
+    # Videos need no screen. SDL's search for one loads graphics drivers, whose LLVM and TensorFlow's crash.
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
     def record(env: Any) -> Any:
         return RecordVideo(env, str(video), episode_trigger=lambda episode: episode < episodes)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from moviepy import VideoFileClip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_lnlstm import load_policy
@@ -110,6 +111,17 @@ def test_evaluate_repeats_for_a_seed(run, capsys):
         result = json.loads(capsys.readouterr().out)
         outputs.append(result["episode_rewards"])
     assert outputs[0] == outputs[1]
+
+
+def test_videos_of_whole_episodes(run, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--episodes", "2", "--video", str(tmp_path / "videos"), "--json"]) == 0
+    lengths = json.loads(capsys.readouterr().out)["episode_lengths"]
+    videos = sorted((tmp_path / "videos").glob("*.mp4"))
+    assert len(videos) == 2
+    for video, length in zip(videos, lengths, strict=True):
+        with VideoFileClip(str(video)) as clip:
+            assert abs(clip.n_frames - (length + 1)) <= 1
+            assert clip.get_frame(0).std() > 0
 
 
 def test_a_policy_folder_needs_the_environment_named(run, capsys):
