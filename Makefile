@@ -1,6 +1,6 @@
 # `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format bench test-peers clean
+.PHONY: help train test lint format bench learning test-peers clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,6 +42,9 @@ test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, 
 bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/layer.py --record
 	$(BIN)/python benchmarks/ppo.py --record
+
+learning: $(VENV)/.installed  ## train every preset over five seeds, some 40 minutes, and record it in benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/learning.py --record --picture docs/learning_curve.png
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
