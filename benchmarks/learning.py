@@ -20,6 +20,8 @@ from typing import Any
 
 from measure import Table, record
 
+from rl_lnlstm.presets import preset
+
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {"CartPoleNoVel-v1": "500.0 +/- 0.0", "PendulumNoVel-v1": "-217.9 +/- 140"}
 MEMORY_TASKS = ("TMaze-v0", "RepeatPrevious-v0")
@@ -61,7 +63,6 @@ def without_memory(env_id: str, seed: int, episodes: int) -> float:
     from rl_lnlstm import PPO, evaluate_policy
     from rl_lnlstm.envs import make_vec
     from rl_lnlstm.policies import POLICIES, MlpLnLstmPolicy
-    from rl_lnlstm.presets import preset
 
     class Memoryless(MlpLnLstmPolicy):
         def _run(self, observations: Any, state: Any, masks: Any) -> Any:
@@ -74,34 +75,36 @@ def without_memory(env_id: str, seed: int, episodes: int) -> float:
     return evaluate_policy(ppo.policy, make_vec(env_id, 8), episodes, deterministic=False, seed=1000)[0]
 
 
+def learn(env_id: str, options: Options, folder: Path) -> None:
+    results = []
+    for seed in range(options.seeds):
+        results.append(train_and_evaluate(env_id, seed, options, folder / str(seed)))
+        print(f"{env_id} seed {seed}: {results[-1]['mean_reward']:.2f} +/- {results[-1]['std_reward']:.2f}", flush=True)
+    rows = [
+        [f"seed {seed}", f"{result['mean_reward']:.2f} +/- {result['std_reward']:.2f}"]
+        for seed, result in enumerate(results)
+    ]
+    rows.append(["mean of the seeds", f"{statistics.mean(result['mean_reward'] for result in results):.2f}"])
+    if env_id in PUBLISHED:
+        rows.append(["published, rl-baselines3-zoo's `ppo_lstm`", PUBLISHED[env_id]])
+    if env_id in MEMORY_TASKS:
+        rows.append(
+            ["seed 0 with masks that are all zero, sampled", f"{without_memory(env_id, 0, options.episodes):.2f}"]
+        )
+    table = Table(f"{env_id}, {options.episodes} episodes each", ["", "return"], rows)
+    table.print()
+    if options.record:
+        frames = preset(env_id)["total_timesteps"]
+        intro = f"`train.py --env-id {env_id}`, {frames:,} frames; deterministic episodes of the final policy."
+        record(f"Learning {env_id}", intro, [table])
+
+
 def main(options: Options) -> None:
-    rows, control = [], []
     for env_id in options.env_ids:
-        results = []
         with tempfile.TemporaryDirectory() as folder:
-            for seed in range(options.seeds):
-                results.append(train_and_evaluate(env_id, seed, options, Path(folder) / str(seed)))
-                print(f"{env_id} seed {seed}: {results[-1]['mean_reward']:.2f} +/- {results[-1]['std_reward']:.2f}")
+            learn(env_id, options, Path(folder))
             if options.picture is not None and env_id == options.env_ids[0]:
                 shutil.copy(Path(folder) / "0" / "learning_curve.png", options.picture)
-        means = [result["mean_reward"] for result in results]
-        each = ", ".join(f"{result['mean_reward']:.1f} +/- {result['std_reward']:.1f}" for result in results)
-        rows.append([env_id, each, f"{statistics.mean(means):.2f}", PUBLISHED.get(env_id, "")])
-        if env_id in MEMORY_TASKS:
-            control.append([env_id, f"{min(means):.2f}", f"{without_memory(env_id, 0, options.episodes):.2f}"])
-            print(f"{env_id} without memory: {control[-1][-1]}")
-    tables = [Table("Presets", ["environment", "each seed", "mean", "rl-baselines3-zoo"], rows)]
-    if control:
-        tables.append(Table("Memory", ["environment", "worst seed", "with all-zero masks, sampled"], control))
-    for table in tables:
-        table.print()
-    if options.record:
-        record(
-            "Learning",
-            f"`train.py` with its presets, seeds 0 to {options.seeds - 1}; {options.episodes} deterministic episodes "
-            "of each final policy. Published: the `ppo_lstm` table of rl-baselines3-zoo, the same frames.",
-            tables,
-        )
 
 
 if __name__ == "__main__":
