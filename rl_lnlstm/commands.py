@@ -251,6 +251,9 @@ def _import_tensorflow_quietly() -> None:
     try:
         os.dup2(silence, 2)
         import rl_lnlstm.layer  # noqa: F401
+    except ImportError as error:
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        raise UserError(f"Keras on TensorFlow is needed, got KERAS_BACKEND={backend}: {error}") from error
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

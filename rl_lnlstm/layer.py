@@ -13,7 +13,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.recurrence import State, Tensor, Weights
 
 if keras.backend.backend() != "tensorflow":
-    raise ImportError(
+    raise UserError(
         f"rl_lnlstm needs Keras on the TensorFlow backend, got {keras.backend.backend()!r}: "
         "set the environment variable KERAS_BACKEND=tensorflow before Keras is imported"
     )

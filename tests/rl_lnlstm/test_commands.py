@@ -165,6 +165,16 @@ def test_a_mistake_is_explained_without_a_traceback(mistake, run, tmp_path, caps
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+def test_another_keras_backend_is_explained_without_a_traceback():
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert "jax" in done.stderr
+    assert "TensorFlow" in done.stderr
+
+
 def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
     (tmp_path / "faulty_envs.py").write_text(
         "import gymnasium as gym\n"

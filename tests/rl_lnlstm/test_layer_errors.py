@@ -1,6 +1,5 @@
 """Mistakes in what the layer is given are named: the argument, what was got, what was expected."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -129,13 +128,11 @@ def test_shapes_that_are_unknown_when_tracing_are_checked_when_running(masks, h0
     [
         # Keras on Jax needs Jax; that Keras says it runs on Jax is all that matters here, and takes no installation.
         ("jax", "import keras; keras.config.backend = keras.backend.backend = lambda: 'jax'"),
-        ("torch", "import os; os.environ['KERAS_BACKEND'] = 'torch'"),
+        pytest.param("torch", "import os; os.environ['KERAS_BACKEND'] = 'torch'", marks=pytest.mark.peers),
     ],
     ids=["jax-pretended", "torch"],
 )
 def test_another_keras_backend_is_named(backend, prelude):
-    if backend == "torch" and importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
     program = f"""
 {prelude}
 try:
