@@ -61,6 +61,14 @@ class EvaluateOptions:
     """print one JSON object on standard output"""
 
 
+@dataclasses.dataclass(kw_only=True)
+class BuildKernelOptions:
+    """Compiles the CPU kernel ahead of its first use, for images, and prints where it is."""
+
+    force: bool = False
+    """build anew what is there already"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 failed, 2 a mistake of the user's, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -70,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _import_tensorflow_quietly()
             if isinstance(options, TrainOptions):
                 _train(options, interrupted)
-            else:
+            elif isinstance(options, EvaluateOptions):
                 _evaluate(options)
+            else:
+                _build_kernel(options)
         except UserError as error:
             messages.print(f"error: {error}", markup=False, soft_wrap=True)
             return EXIT_USAGE
@@ -85,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_INTERRUPTED if interrupted else 0
 
 
-def _parse(arguments: list[str]) -> TrainOptions | EvaluateOptions:
-    commands = {"train": TrainOptions, "evaluate": EvaluateOptions}
+def _parse(arguments: list[str]) -> TrainOptions | EvaluateOptions | BuildKernelOptions:
+    commands = {"train": TrainOptions, "evaluate": EvaluateOptions, "build-kernel": BuildKernelOptions}
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in commands:
         default = TrainOptions(**preset(_env_id(rest))) if command == "train" else None
@@ -219,6 +229,12 @@ def _progress(total: int) -> Iterator[Any]:
             )
 
         yield show
+
+
+def _build_kernel(options: BuildKernelOptions) -> None:
+    from rl_lnlstm.kernel.build import library
+
+    print(library(options.force))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from rl_lnlstm import recurrence
+from rl_lnlstm import kernel, recurrence
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.recurrence import State, Tensor, Weights
 
@@ -18,7 +18,7 @@ if keras.backend.backend() != "tensorflow":
         "set the environment variable KERAS_BACKEND=tensorflow before Keras is imported"
     )
 
-BACKENDS = ("auto", "while_loop")
+BACKENDS = ("auto", "while_loop", "kernel")
 
 Shape = Sequence[int | None]
 
@@ -188,7 +188,10 @@ class MaskedLNLSTM(_LNLSTMWeights):
         return_sequences: give the outputs of all steps, not of the last one only.
         return_state: give the final h and c as well.
         time_major: inputs, masks and outputs have time before batch.
-        backend: "while_loop" is the portable TensorFlow implementation, "auto" the fastest one that applies.
+        backend: "while_loop" is the portable TensorFlow implementation; "kernel", compiled for CPUs when it is first
+            used, takes its place for float32 outside XLA, and where there is a C++ compiler; "auto" is the fastest
+            one that applies. A function that is traced while its model is exported gets "while_loop"; to save a
+            `tf.function` that has run before, make it with "while_loop".
         kernel_initializer: of `kernel [features, 4 * units]`, gates in the order i, f, o, u.
         recurrent_initializer: of `recurrent_kernel [units, 4 * units]`.
         bias_initializer: of `bias [4 * units]`.
@@ -283,7 +286,8 @@ class MaskedLNLSTM(_LNLSTMWeights):
                 state = recurrence.reset(state, masks[0][:, tf.newaxis])
             state = recurrence.step(inputs[0], state, self._weights)
             return state.h[tf.newaxis], state
-        return recurrence.unroll(inputs, masks, state, self._weights)
+        compiled = self.backend != "while_loop" and kernel.applies(inputs)
+        return (kernel if compiled else recurrence).unroll(inputs, masks, state, self._weights)
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """The shapes of what a call returns."""

@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 EPSILON = 1e-5
+SECOND_DERIVATIVE = "the masked LN-LSTM has no second derivative: its first one is derived by hand"
 
 Tensor = Any  # a tf.Tensor; TensorFlow ships no types
 
@@ -73,8 +74,8 @@ def step(inputs: Tensor, state: State, weights: Weights) -> State:
     dtype, wide = inputs.dtype, _wide(inputs.dtype)
     weights = _cast(weights, wide)
     # Centring the product is cheaper here than centring the kernels, which `unroll` does once for many steps.
-    x_hat = _normalise(_centre(_matmul(inputs, weights.kernel, dtype)))
-    r_hat = _normalise(_centre(_matmul(state.h, weights.recurrent_kernel, dtype)))
+    x_hat = _normalise(centre(_matmul(inputs, weights.kernel, dtype)))
+    r_hat = _normalise(centre(_matmul(state.h, weights.recurrent_kernel, dtype)))
     state, _ = _advance(*_gates(x_hat, r_hat, weights), tf.cast(state.c, wide), weights)
     return State(tf.cast(state.h, dtype), tf.cast(state.c, dtype))
 
@@ -110,7 +111,7 @@ def _unroll(inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights
     @tf.custom_gradient
     def run(inputs: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
         initial, w = State(tf.cast(h, wide), tf.cast(c, wide)), Weights(*weights)
-        w = w._replace(kernel=_centre(w.kernel), recurrent_kernel=_centre(w.recurrent_kernel))
+        w = w._replace(kernel=centre(w.kernel), recurrent_kernel=centre(w.recurrent_kernel))
         x_hat, x_scale = _project_inputs(inputs, w)
         kept, final = _forward(x_hat, masks, initial, w, dtype)
 
@@ -130,7 +131,7 @@ def _unroll(inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights
 
 def _refuse_second_derivative(*_: Tensor) -> None:
     # TensorFlow would give one, and it would be wrong: it takes what the forward pass kept for constants.
-    raise NotImplementedError("the masked LN-LSTM has no second derivative: its first one is derived by hand")
+    raise NotImplementedError(SECOND_DERIVATIVE)
 
 
 @functools.cache
@@ -204,7 +205,7 @@ def _backward(
         entering = reset(entering, masks)
     i, f, o = tf.split(kept.sigmoids, 3, -1)
     u = kept.u
-    c_hat = _centre(kept.states.c[1:]) * kept.c_scale
+    c_hat = centre(kept.states.c[1:]) * kept.c_scale
     squashed_c = tf.tanh(c_hat * w.cell_gamma + w.cell_beta)
 
     # The local derivatives, so that the loop only multiplies them with what arrives from the step after.
@@ -274,12 +275,13 @@ def _advance(sigmoids: Tensor, u: Tensor, c: Tensor, w: Weights) -> tuple[State,
     """From the gates and the cell that entered, the state that leaves the step, and what scaled its cell."""
     i, f, o = tf.split(sigmoids, 3, -1)
     c = f * c + i * u
-    centred = _centre(c)
+    centred = centre(c)
     scale = _inverse_deviation(centred)
     return State(o * tf.tanh(centred * scale * w.cell_gamma + w.cell_beta), c), scale
 
 
-def _centre(v: Tensor) -> Tensor:
+def centre(v: Tensor) -> Tensor:
+    """Rows less their mean."""
     return v - tf.reduce_mean(v, -1, keepdims=True)
 
 
@@ -304,7 +306,7 @@ def _projection_gradient(
     # No mean of d_z * gamma is taken off: along it, a centred kernel is zero.
     d_product = tf.cast((d_z * gamma - hat * _row_mean(d_gain, gamma)) * scale, dtype)
     d_inputs = _time_major(_matmul(d_product, tf.transpose(centred_kernel), dtype), *_time_and_batch(inputs))
-    d_kernel = _centre(tf.cast(tf.matmul(_rows(inputs), d_product, transpose_a=True), hat.dtype))
+    d_kernel = centre(tf.cast(tf.matmul(_rows(inputs), d_product, transpose_a=True), hat.dtype))
     return tf.cast(d_inputs, dtype), d_kernel, tf.reduce_sum(d_gain, 0)
 
 
@@ -315,7 +317,7 @@ def _recurrent_weights_gradient(
     h_transposed = tf.transpose(_rows(h))
     d_gain = _matmul(h_transposed, _rows(d_z * scale), dtype)
     gram = _matmul(h_transposed, _rows(h * along), dtype)
-    d_kernel = _centre(d_gain * gamma - tf.matmul(gram, centred_kernel))
+    d_kernel = centre(d_gain * gamma - tf.matmul(gram, centred_kernel))
     return d_kernel, tf.reduce_sum(d_gain * centred_kernel, 0)
 
 

@@ -1,0 +1,84 @@
+// What the operation (op.cc) asks of the vector code (core.inc), which is compiled once for each instruction set.
+//
+// All arrays are float32 and row-major. Private ones are padded: each of the four gates to `width` columns, the units
+// rounded up to a multiple of 16, so that no loop over units has a remainder. Padding is zero where it is read.
+#ifndef RL_LNLSTM_KERNEL_CORE_H_
+#define RL_LNLSTM_KERNEL_CORE_H_
+
+#include <cstdint>
+
+namespace rl_lnlstm {
+
+constexpr int64_t kPad = 16;      // the widest vector
+constexpr int64_t kPanel = 32;    // what a packed matrix is padded to: the widest panel
+constexpr float kEpsilon = 1e-5f;
+
+inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+struct Sizes {
+  int64_t time, batch, features, units;
+  int64_t width() const { return RoundUp(units, kPad); }  // of a padded gate, or of a padded state
+  int64_t steps() const { return time * batch; }
+};
+
+// Gains and biases, padded: four gates, or one state, wide.
+struct Gains {
+  const float *kernel_gamma, *recurrent_gamma, *bias;  // [4 * width]
+  const float *cell_gamma, *cell_beta;                 // [width]
+  const float* valid;                                  // [width], 1 for a unit, 0 for padding
+};
+
+struct Forward {
+  Sizes sizes;
+  const float *inputs, *masks, *h0, *c0;  // [time, batch, features], [time, batch] or null, [batch, units] each
+  const float *kernel, *recurrent_kernel;  // packed, centred
+  Gains gains;
+  float *outputs, *h, *c;  // [time, batch, units], [batch, units] each
+  // What the backward pass needs; all null when there will be none.
+  float *x_hat, *x_scale;  // [time, batch, 4 * width], [time, batch]
+  float* gates;            // [time, batch, 4 * width]: i, f, o and u
+  float* cells;            // [time, batch, width]
+  float *r_scale, *c_scale;  // [time, batch]
+};
+
+struct Backward {
+  Sizes sizes;
+  const float *masks, *h0, *c0;
+  const float *recurrent_kernel_t;  // packed [4 * width, width]: transpose(recurrent_kernel * recurrent_gamma)
+  const float* gram;                // packed [units, width]: recurrent_kernel @ transpose(recurrent_kernel)
+  Gains gains;
+  const float *outputs, *x_hat, *x_scale, *gates, *cells, *r_scale, *c_scale;  // of the forward pass
+  const float *d_outputs, *d_h, *d_c;
+  float* d_product;   // [time, batch, 4 * width], of inputs @ kernel; may be x_hat's memory
+  float* d_gain;      // [time, batch, 4 * width], d_z * r_scale; may be that of the gates
+  float* entering_h;  // [time, batch, width], after the mask
+  float* along;       // [time, batch], how much of the gradient of h @ recurrent_kernel is along it
+  float *d_h0, *d_c0;
+};
+
+// Sums over the rows of a call, padded: [4 * width] twice, [width] twice.
+struct Sums {
+  float *bias, *kernel_gamma, *cell_gamma, *cell_beta;
+};
+
+// The functions of one instruction set. Rows are those of the batch, from `begin` to `end`.
+struct Core {
+  const char* name;
+  int64_t panel;  // columns of a packed panel
+  int64_t (*scratch)(const Sizes&, int64_t rows);  // floats that forward and backward want, 64-byte aligned
+  void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
+  void (*backward)(const Backward&, int64_t begin, int64_t end, const Sums&, float* scratch);
+};
+
+extern const Core kGeneric;
+#ifdef RL_LNLSTM_X86
+extern const Core kAvx2;
+extern const Core kAvx512;
+#endif
+
+// A matrix packed for Core: panels of `panel` columns, in each of which the rows follow one another.
+inline int64_t PackedSize(int64_t rows, int64_t columns) { return rows * RoundUp(columns, kPanel); }
+
+}  // namespace rl_lnlstm
+
+#endif  // RL_LNLSTM_KERNEL_CORE_H_
