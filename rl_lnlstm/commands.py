@@ -1,4 +1,4 @@
-"""The commands `train` and `evaluate`: the only place that wires everything together."""
+"""The commands `train`, `evaluate` and `build-kernel`: the only place that wires everything together."""
 
 from __future__ import annotations
 
