@@ -214,17 +214,26 @@ def our_layer(units: int) -> Any:
     return MaskedLNLSTM(units, return_sequences=True, backend="while_loop")
 
 
-OURS, OURS_JIT = "MaskedLNLSTM", "MaskedLNLSTM, jit_compile"
+def our_kernel(units: int) -> Any:
+    from rl_lnlstm import MaskedLNLSTM
+
+    return MaskedLNLSTM(units, return_sequences=True, backend="kernel")
+
+
+KERNEL = "MaskedLNLSTM, kernel"
+OURS, OURS_JIT = "MaskedLNLSTM, while_loop", "MaskedLNLSTM, jit_compile"
 STOCK, STOCK_JIT = "keras.layers.LSTM", "keras.layers.LSTM, jit_compile"
 NAIVE, TORCH = "naive LN-LSTM, unrolled", "torch.nn.LSTM"
 CANDIDATES: dict[str, tuple[Any, ...]] = {  # name: what makes it, and its arguments before the size
     STOCK: (TensorFlowCandidate, stock_layer, False, False),
+    KERNEL: (TensorFlowCandidate, our_kernel, True, False),
     OURS: (TensorFlowCandidate, our_layer, True, False),
     OURS_JIT: (TensorFlowCandidate, our_layer, True, True),
     STOCK_JIT: (TensorFlowCandidate, stock_layer, False, True),
     TORCH: (TorchCandidate,),
     NAIVE: (TensorFlowCandidate, NaiveLNLSTM, True, False),
 }
+GROWING = STOCK, KERNEL, OURS
 COLUMNS = {  # method: title
     "graph_forward": "graph, forward",
     "graph_training": "graph, training",
@@ -306,17 +315,29 @@ def bars_of(measured: Measurements, size: Size) -> list[Bar]:
         (OURS_JIT, "forward", 1.7),
         (OURS_JIT, "training", 1.7),
     ]
-    return [
+    large = size.time > 200
+    limits += [
+        (KERNEL, "graph_forward", 1.0),
+        (KERNEL, "graph_training", 1.0),
+        (KERNEL, "forward", 0.85 if large else 0.45),
+        (KERNEL, "training", 0.75 if large else 0.45),
+        (KERNEL, "memory", 1.0),
+    ]
+    bars = [
         Bar(f"{size}: {name}, {COLUMNS[method]}, to stock", measured.ratio(name, method, STOCK), limit)
         for name, method, limit in limits
     ]
+    to_torch = measured.ratio(KERNEL, "training", TORCH)
+    if not math.isnan(to_torch):
+        bars.append(Bar(f"{size}: {KERNEL}, training step, to {TORCH}", to_torch, 1.0))
+    return bars
 
 
 def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
     """What a longer sequence costs: its graph, and its training step."""
     measured = Measurements()
     lengths = size.time, 4 * size.time
-    workers = {(name, length): start(name, size._replace(time=length)) for name in (STOCK, OURS) for length in lengths}
+    workers = {(name, length): start(name, size._replace(time=length)) for name in GROWING for length in lengths}
     for worker in workers.values():
         for _ in range(2):
             worker.call("training")
@@ -324,7 +345,7 @@ def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
         wait()
         for (name, length), worker in workers.items():
             measured.add(name, f"training {length}", worker.call("training", 0.2))
-    for _, (name, time) in itertools.product(range(rounds), itertools.product((STOCK, OURS), (100, 10_000))):
+    for _, (name, time) in itertools.product(range(rounds), itertools.product(GROWING, (100, 10_000))):
         for what in ("graph_forward", "graph_training"):
             wait()
             measured.add(name, f"{what} {time}", workers[name, lengths[0]].call(what, time))
@@ -337,13 +358,13 @@ def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
         ("graph, forward", "graph_forward 100", "graph_forward 10000", (100, 10_000), 1.1),
         ("graph, training", "graph_training 100", "graph_training 10000", (100, 10_000), 1.1),
     ]
-    for name, (what, short, long, times, limit) in itertools.product((STOCK, OURS), pairs):
+    for name, (what, short, long, times, limit) in itertools.product(GROWING, pairs):
         ratio = measured.ratio(name, long, name, short)
         exponent = math.log(ratio) / math.log(times[1] / times[0])
         seconds = [f"{1000 * measured.median(name, method):.3g} ms" for method in (short, long)]
         rows.append([f"{name}, {what}", f"{times[0]} to {times[1]}", *seconds, f"{ratio:.2f}", f"{exponent:.2f}"])
-        if name == OURS:
-            bars.append(Bar(f"{what}, time {times[1]} to {times[0]}", ratio, limit))
+        if name != STOCK:
+            bars.append(Bar(f"{name}, {what}, time {times[1]} to {times[0]}", ratio, limit))
     columns = ["growth with time", "times", "shorter", "longer", "ratio", "exponent"]
     return Table(f"Growth with time, batch {size.batch}, {size.features} -> {size.units}", columns, rows), bars
 
