@@ -281,13 +281,14 @@ class MaskedLNLSTM(_LNLSTMWeights):
         return (outputs, *state) if self.return_state else outputs
 
     def _run(self, inputs: Tensor, masks: Tensor | None, state: State) -> tuple[Tensor, State]:
+        if self.backend != "while_loop" and kernel.applies(inputs):
+            return kernel.unroll(inputs, masks, state, self._weights)
         if inputs.shape[0] == 1:  # acting: no loop
             if masks is not None:
                 state = recurrence.reset(state, masks[0][:, tf.newaxis])
             state = recurrence.step(inputs[0], state, self._weights)
             return state.h[tf.newaxis], state
-        compiled = self.backend != "while_loop" and kernel.applies(inputs)
-        return (kernel if compiled else recurrence).unroll(inputs, masks, state, self._weights)
+        return recurrence.unroll(inputs, masks, state, self._weights)
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """The shapes of what a call returns."""

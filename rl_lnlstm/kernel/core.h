@@ -28,10 +28,17 @@ struct Gains {
   const float* valid;                                  // [width], 1 for a unit, 0 for padding
 };
 
+// A matrix in panels of columns: packed, its panels one after the other, or as it is, if it needs no padding.
+struct Matrix {
+  const float* data;
+  int64_t row, panel;  // from a row to the next, and from a panel to the next
+};
+
 struct Forward {
   Sizes sizes;
   const float *inputs, *masks, *h0, *c0;  // [time, batch, features], [time, batch] or null, [batch, units] each
-  const float *kernel, *recurrent_kernel;  // packed, centred
+  Matrix kernel, recurrent_kernel;
+  bool centred;  // those are: their products need not be
   Gains gains;
   float *outputs, *h, *c;  // [time, batch, units], [batch, units] each
   // What the backward pass needs; all null when there will be none.
@@ -44,8 +51,8 @@ struct Forward {
 struct Backward {
   Sizes sizes;
   const float *masks, *h0, *c0;
-  const float *recurrent_kernel_t;  // packed [4 * width, width]: transpose(recurrent_kernel * recurrent_gamma)
-  const float* gram;                // packed [units, width]: recurrent_kernel @ transpose(recurrent_kernel)
+  Matrix recurrent_kernel_t;  // [4 * width, width]: transpose(recurrent_kernel * recurrent_gamma)
+  Matrix gram;                // [units, width]: recurrent_kernel @ transpose(recurrent_kernel)
   Gains gains;
   const float *outputs, *x_hat, *x_scale, *gates, *cells, *r_scale, *c_scale;  // of the forward pass
   const float *d_outputs, *d_h, *d_c;

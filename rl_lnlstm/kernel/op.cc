@@ -25,7 +25,9 @@ using tensorflow::errors::InvalidArgument;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 
-constexpr double kWorkOfAThread = 2e5;  // multiplications below which one more thread costs more than it saves
+constexpr double kWorkOfAThread = 4e6;  // multiplications, some 50 us: to wake a thread takes as long
+
+constexpr int64_t kRowsNotWorthPacking = 64;  // acting: the matrices are used as they are, and products centred
 
 const Core& ChooseCore() {
   static const Core* const core = [] {
@@ -75,7 +77,8 @@ std::vector<float> Centred(const float* matrix, int64_t rows, int64_t columns) {
 }
 
 // Packs [rows, parts * count], each part padded to `width` columns, into panels of `panel` columns.
-void Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int64_t width, int64_t panel, float* packed) {
+Matrix Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int64_t width, int64_t panel,
+            float* packed) {
   std::memset(packed, 0, PackedSize(rows, parts * width) * sizeof(float));
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t j = 0; j < count;) {
@@ -87,6 +90,7 @@ void Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int64
         std::memcpy(to + i * panel, from + i * parts * count, run * sizeof(float));
       j += run;
     }
+  return {packed, panel, rows * panel};
 }
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
@@ -210,18 +214,24 @@ class ForwardOp : public OpKernel {
     Buffer packed_kernel, packed_recurrent, scratch;
     Blocks blocks(context, sizes);
     const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
-    OP_REQUIRES_OK(context, packed_kernel.Allocate(context, PackedSize(sizes.features, 4 * width)));
-    OP_REQUIRES_OK(context, packed_recurrent.Allocate(context, PackedSize(units, 4 * width)));
     OP_REQUIRES_OK(context, scratch.Allocate(context, scratch_size * blocks.count()));
-    Pack(Centred(Data(*kernel), sizes.features, 4 * units).data(), sizes.features, 4, units, width, core.panel,
-         packed_kernel.data());
-    Pack(Centred(Data(*recurrent_kernel), units, 4 * units).data(), units, 4, units, width, core.panel,
-         packed_recurrent.data());
 
     Forward f;
+    f.centred = width != units || sizes.steps() > kRowsNotWorthPacking;
+    if (f.centred) {
+      OP_REQUIRES_OK(context, packed_kernel.Allocate(context, PackedSize(sizes.features, 4 * width)));
+      OP_REQUIRES_OK(context, packed_recurrent.Allocate(context, PackedSize(units, 4 * width)));
+      f.kernel = Pack(Centred(Data(*kernel), sizes.features, 4 * units).data(), sizes.features, 4, units, width,
+                      core.panel, packed_kernel.data());
+      f.recurrent_kernel = Pack(Centred(Data(*recurrent_kernel), units, 4 * units).data(), units, 4, units, width,
+                                core.panel, packed_recurrent.data());
+    } else {
+      f.kernel = {Data(*kernel), 4 * units, core.panel};
+      f.recurrent_kernel = {Data(*recurrent_kernel), 4 * units, core.panel};
+    }
     f.sizes = sizes;
     f.inputs = Data(*inputs), f.masks = masked_ ? Data(*masks) : nullptr, f.h0 = Data(*h0), f.c0 = Data(*c0);
-    f.kernel = packed_kernel.data(), f.recurrent_kernel = packed_recurrent.data(), f.gains = gains.gains;
+    f.gains = gains.gains;
     f.outputs = Data(*outputs), f.h = Data(*h), f.c = Data(*c);
     f.x_hat = keep_ ? Data(*x_hat) : nullptr, f.x_scale = keep_ ? Data(*x_scale) : nullptr;
     f.gates = keep_ ? Data(*gates) : nullptr, f.cells = keep_ ? Data(*cells) : nullptr;
@@ -292,10 +302,9 @@ class BackwardOp : public OpKernel {
     OP_REQUIRES_OK(context, scratch.Allocate(context, scratch_size * blocks.count()));
     OP_REQUIRES_OK(context, sums.Allocate(context, sums_size * std::max<int64_t>(1, blocks.count())));
     std::memset(sums.data(), 0, sums_size * std::max<int64_t>(1, blocks.count()) * sizeof(float));
-    PackTransposed(Centred(Data(*kernel), units, 4 * units), Data(*gamma), units, width, core.panel,
-                   packed_kernel.data());
-    Pack(Data(*gram), units, 1, units, width, core.panel, packed_gram.data());
-    b.recurrent_kernel_t = packed_kernel.data(), b.gram = packed_gram.data();
+    b.recurrent_kernel_t = PackTransposed(Centred(Data(*kernel), units, 4 * units), Data(*gamma), units, width,
+                                          core.panel, packed_kernel.data());
+    b.gram = Pack(Data(*gram), units, 1, units, width, core.panel, packed_gram.data());
 
     // In place of what they come from, if nobody else wants that: two arrays of this size less in memory.
     const auto forwarded = [&](const char* input, int output, const TensorShape& shape, float** data) {
@@ -341,8 +350,8 @@ class BackwardOp : public OpKernel {
 
 
   // transpose(kernel * gamma), [4 * width, width].
-  static void PackTransposed(const std::vector<float>& kernel, const float* gamma, int64_t units, int64_t width,
-                             int64_t panel, float* packed) {
+  static Matrix PackTransposed(const std::vector<float>& kernel, const float* gamma, int64_t units, int64_t width,
+                               int64_t panel, float* packed) {
     std::memset(packed, 0, PackedSize(4 * width, width) * sizeof(float));
     for (int64_t u = 0; u < units; ++u) {
       float* to = packed + u / panel * 4 * width * panel + u % panel;
@@ -350,6 +359,7 @@ class BackwardOp : public OpKernel {
         for (int64_t j = 0; j < units; ++j)
           to[(gate * width + j) * panel] = kernel[u * 4 * units + gate * units + j] * gamma[gate * units + j];
     }
+    return {packed, panel, 4 * width * panel};
   }
 
   bool masked_;
