@@ -264,7 +264,9 @@ class MaskedLNLSTM(_LNLSTMWeights):
         if initial_state is not None and self._is_pair(initial_state):
             initial_state = [tf.cast(tf.convert_to_tensor(part), inputs.dtype) for part in initial_state]
         self._check_shapes(inputs, masks, initial_state)
-        self._check_dynamic_shapes(inputs, masks, initial_state)
+        compiled = self.backend != "while_loop" and kernel.applies(inputs)
+        if not compiled:  # the operation itself checks what is known only when it runs
+            self._check_dynamic_shapes(inputs, masks, initial_state)
 
         if masks is not None:
             masks = tf.cast(masks, inputs.dtype)
@@ -273,22 +275,22 @@ class MaskedLNLSTM(_LNLSTMWeights):
             masks = None if masks is None else tf.transpose(masks)
         if initial_state is None:
             initial_state = [tf.zeros([tf.shape(inputs)[1], self.units], inputs.dtype)] * 2
-        outputs, state = self._run(inputs, masks, State(*initial_state))
+        run = kernel.unroll if compiled else self._run
+        outputs, state = run(inputs, masks, State(*initial_state), self._weights)
         if not self.return_sequences:
             outputs = state.h
         elif not self.time_major:
             outputs = tf.transpose(outputs, [1, 0, 2])
         return (outputs, *state) if self.return_state else outputs
 
-    def _run(self, inputs: Tensor, masks: Tensor | None, state: State) -> tuple[Tensor, State]:
-        if self.backend != "while_loop" and kernel.applies(inputs):
-            return kernel.unroll(inputs, masks, state, self._weights)
+    @staticmethod
+    def _run(inputs: Tensor, masks: Tensor | None, state: State, weights: Weights) -> tuple[Tensor, State]:
         if inputs.shape[0] == 1:  # acting: no loop
             if masks is not None:
                 state = recurrence.reset(state, masks[0][:, tf.newaxis])
-            state = recurrence.step(inputs[0], state, self._weights)
+            state = recurrence.step(inputs[0], state, weights)
             return state.h[tf.newaxis], state
-        return recurrence.unroll(inputs, masks, state, self._weights)
+        return recurrence.unroll(inputs, masks, state, weights)
 
     def compute_output_shape(self, input_shape: Shape) -> Any:
         """The shapes of what a call returns."""

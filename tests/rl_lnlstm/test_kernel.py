@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 
 from rl_lnlstm import MaskedLNLSTM, kernel, recurrence
-from rl_lnlstm.errors import UserError
 from rl_lnlstm.recurrence import State, Weights
 
 pytestmark = pytest.mark.skipif(kernel.operations() is None, reason="no C++ compiler")
@@ -242,59 +241,3 @@ def test_exported_models_do_not_depend_on_the_kernel(tmp_path):
         np.testing.assert_allclose(model.serve(given["xs"]), given["ys"], atol=1e-5)
     """
     run_fresh(program)
-
-
-def test_the_cache_is_refused_when_others_may_write_to_it(source, cache):
-    from rl_lnlstm.kernel.build import Unit, build
-
-    cache.chmod(0o777)
-    with pytest.raises(UserError, match="others may write"):
-        build([Unit(source, ())], [], [], cache, "1")
-
-
-@pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "one.cc"
-    path.write_text('extern "C" int one() { return 1; }')
-    return path
-
-
-@pytest.fixture
-def cache(tmp_path):
-    folder = tmp_path / "cache"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-def test_a_library_is_built_once(source, cache):
-    from rl_lnlstm.kernel.build import Unit, build
-
-    first = build([Unit(source, ("-fPIC",))], [], [], cache, "1")
-    built = first.stat().st_mtime_ns
-    assert build([Unit(source, ("-fPIC",))], [], [], cache, "1").stat().st_mtime_ns == built
-    assert build([Unit(source, ("-fPIC",))], [], [], cache, "2") != first
-    assert build([Unit(source, ("-fPIC",))], [], [], cache, "1", force=True).stat().st_mtime_ns != built
-
-
-def test_processes_that_build_at_once_all_get_the_whole_library(source, cache):
-    program = f"""
-        import ctypes
-        from pathlib import Path
-        from rl_lnlstm.kernel.build import Unit, build
-        path = build([Unit(Path({str(source)!r}), ("-fPIC",))], [], [], Path({str(cache)!r}), "1")
-        assert ctypes.CDLL(str(path)).one() == 1
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    processes = [subprocess.Popen(command) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
-    assert len(list(cache.glob("*/*.so"))) == 1
-    assert not list(cache.glob("*/build-*"))
-
-
-def test_what_the_compiler_says_is_in_the_error_and_nothing_is_left(source, cache):
-    from rl_lnlstm.kernel.build import Unit, build
-
-    source.write_text("this is no C++")
-    with pytest.raises(UserError, match="error:"):
-        build([Unit(source, ())], [], [], cache, "1")
-    assert {path.name for path in cache.glob("*/*")} == {"lock"}
