@@ -347,8 +347,6 @@ class BackwardOp : public OpKernel {
   }
 
  private:
-
-
   // transpose(kernel * gamma), [4 * width, width].
   static Matrix PackTransposed(const std::vector<float>& kernel, const float* gamma, int64_t units, int64_t width,
                                int64_t panel, float* packed) {
