@@ -1,6 +1,6 @@
 # `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format bench learning test-peers clean
+.PHONY: help train test lint format bench learning sanitize test-peers clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,6 +38,19 @@ format: $(VENV)/.installed  ## bring the code into form
 
 test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, which are large
 	$(BIN)/python -m pytest -m peers $(ARGS)
+
+# Python is not built for a sanitizer: its library has to be loaded first, and that of C++, whose throw it replaces. UndefinedBehaviorSanitizer without the checks
+# that TensorFlow's own headers fail to compile under.
+SANITIZED_TESTS := tests/rl_lnlstm/test_kernel.py tests/policies/test_policies.py -p no:cacheprovider
+
+sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, some 10 minutes
+	RL_LNLSTM_CACHE=$(CURDIR)/build/asan LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 RL_LNLSTM_CXXFLAGS='-fsanitize=address -g' \
+	$(BIN)/python -m pytest $(SANITIZED_TESTS)
+	RL_LNLSTM_CACHE=$(CURDIR)/build/ubsan LD_PRELOAD="$$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	RL_LNLSTM_CXXFLAGS='-fsanitize=undefined -fno-sanitize=null,nonnull-attribute,returns-nonnull-attribute -fno-sanitize-recover=undefined -g' \
+	$(BIN)/python -m pytest $(SANITIZED_TESTS)
 
 bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/layer.py --record

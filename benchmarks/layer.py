@@ -53,11 +53,15 @@ class TensorFlowCandidate:
         masked: the layer takes masks.
         jit_compile: as for `tf.function`.
         size: of what is measured.
+        threads: of an operation; 0 is one for each core.
     """
 
-    def __init__(self, make_layer: Callable[[int], Any], masked: bool, jit_compile: bool, size: Size) -> None:
+    def __init__(
+        self, make_layer: Callable[[int], Any], masked: bool, jit_compile: bool, size: Size, threads: int = 0
+    ) -> None:
         import tensorflow as tf
 
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
         self._make_layer, self._masked, self._size = make_layer, masked, size
         self._function = functools.partial(tf.function, autograph=False, jit_compile=jit_compile)
         self._signature = [tf.TensorSpec(size[:3]), tf.TensorSpec(size[:2])]
@@ -116,6 +120,15 @@ class TensorFlowCandidate:
     def memory(self) -> float:
         """What three training steps, tracing and compiling included, add to the process at their worst."""
         return added_memory(self.training)
+
+    def matmul_rate(self, n: int = 1024) -> float:
+        """Multiplications with addition, per second, of a product of matrices that suits the machine."""
+        import tensorflow as tf
+
+        matrix = tf.random.normal([n, n])
+        product = tf.function(lambda: tf.matmul(matrix, matrix))
+        product()
+        return n**3 / seconds_of(product, 0.3)
 
 
 class TorchCandidate:
@@ -221,13 +234,15 @@ def our_kernel(units: int) -> Any:
 
 
 KERNEL = "MaskedLNLSTM, kernel"
-OURS, OURS_JIT = "MaskedLNLSTM, while_loop", "MaskedLNLSTM, jit_compile"
+KERNEL_JIT = "MaskedLNLSTM, kernel, jit_compile"
+OURS, OURS_JIT = "MaskedLNLSTM, while_loop", "MaskedLNLSTM, while_loop, jit_compile"
 STOCK, STOCK_JIT = "keras.layers.LSTM", "keras.layers.LSTM, jit_compile"
 NAIVE, TORCH = "naive LN-LSTM, unrolled", "torch.nn.LSTM"
 CANDIDATES: dict[str, tuple[Any, ...]] = {  # name: what makes it, and its arguments before the size
     STOCK: (TensorFlowCandidate, stock_layer, False, False),
     KERNEL: (TensorFlowCandidate, our_kernel, True, False),
     OURS: (TensorFlowCandidate, our_layer, True, False),
+    KERNEL_JIT: (TensorFlowCandidate, our_kernel, True, True),
     OURS_JIT: (TensorFlowCandidate, our_layer, True, True),
     STOCK_JIT: (TensorFlowCandidate, stock_layer, False, True),
     TORCH: (TorchCandidate,),
@@ -262,9 +277,9 @@ class Measurements:
         return statistics.median(a / b for a, b in zip(values, reference))  # noqa: B905, fewer rounds of slow ones
 
 
-def start(name: str, size: Size) -> Worker:
+def start(name: str, size: Size, *options: Any) -> Worker:
     factory, *arguments = CANDIDATES[name]
-    return Worker(factory, *arguments, size)
+    return Worker(factory, *arguments, size, *options)
 
 
 def compare(names: Iterable[str], size: Size, rounds: int, wait: Patience) -> Measurements:
@@ -369,6 +384,70 @@ def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
     return Table(f"Growth with time, batch {size.batch}, {size.features} -> {size.units}", columns, rows), bars
 
 
+def growth_with_sizes(size: Size, rounds: int, wait: Patience, factor: int = 4) -> Table:
+    """What the kernel's training step costs when one of the sizes grows."""
+    measured = Measurements()
+    sizes = {axis: size._replace(**{axis: factor * getattr(size, axis)}) for axis in Size._fields}
+    workers = {axis: start(KERNEL, grown) for axis, grown in {"": size, **sizes}.items()}
+    for worker in workers.values():
+        worker.call("training")
+    for _ in range(rounds):
+        wait()
+        for axis, worker in workers.items():
+            measured.add(axis, "training", worker.call("training", 0.2))
+    for worker in workers.values():
+        worker.close()
+    rows = []
+    for axis, grown in sizes.items():
+        ratio = measured.ratio(axis, "training", "")
+        milliseconds = [f"{1000 * measured.median(name, 'training'):.3g} ms" for name in ("", axis)]
+        rows.append([axis, f"{grown}", *milliseconds, f"{ratio:.2f}", f"{math.log(ratio, factor):.2f}"])
+    columns = ["what grows", "to", "before", "after", "ratio", "exponent"]
+    return Table(f"{KERNEL}: growth of the training step from {size}, {factor} times each", columns, rows)
+
+
+def multiplications(size: Size) -> dict[str, int]:
+    """Those of the matrix products in a forward pass and in a training step, Gram matrices included."""
+    batch, time, features, units = size
+    forward = 4 * units * (features + units)
+    backward = 4 * units * (2 * features + 2 * units) + 2 * units * units
+    return {"forward": batch * time * forward, "training": batch * time * (forward + backward)}
+
+
+def threads_and_rate(size: Size, rounds: int, wait: Patience) -> Table:
+    """Forward pass and training step on one thread and on two, and their part of the rate that a product reaches."""
+    measured, cases = Measurements(), list(itertools.product((STOCK, KERNEL), (1, 2)))
+    methods = "matmul_rate", "forward", "training"
+    workers = {case: start(case[0], size, case[1]) for case in cases}
+    for worker, method in itertools.product(workers.values(), methods):
+        worker.call(method)
+    for _ in range(rounds):
+        wait()
+        for (name, threads), worker in workers.items():
+            measured.add(name, f"matmul_rate {threads}", worker.call("matmul_rate"))
+            for method in methods[1:]:
+                measured.add(name, f"{method} {threads}", worker.call(method, 0.2))
+    for worker in workers.values():
+        worker.close()
+    rows = []
+    for name, threads in cases:
+        rate = measured.median(name, f"matmul_rate {threads}")
+        row = [f"{name}, {threads} thread{'s' * (threads > 1)}", f"{rate / 1e9:.0f}"]
+        for method, count in multiplications(size).items():
+            seconds = measured.median(name, f"{method} {threads}")
+            row += [f"{1000 * seconds:.3g} ms", f"{count / seconds / rate:.0%}" if name == KERNEL else "-"]
+        rows.append(row)
+    columns = [
+        "candidate",
+        "matmul, 10^9 multiplications/s",
+        "forward",
+        "of that rate",
+        "training step",
+        "of that rate",
+    ]
+    return Table(f"Threads, and the part of the machine's matmul rate, {size}", columns, rows)
+
+
 @dataclasses.dataclass
 class Options:
     sizes: tuple[str, ...] = ("64,1000,256,126", "16,128,64,128")
@@ -378,7 +457,7 @@ class Options:
     naive: bool = True
     """measure the unrolled LN-LSTM as well: minutes, and gigabytes, at 1000 steps"""
     growth: bool = True
-    """measure growth with time as well"""
+    """measure growth with the sizes, and threads, as well"""
     patience: float = 0
     """seconds to spend, in all, on waiting for others to leave the machine alone"""
     record: bool = False
@@ -400,8 +479,13 @@ def main(options: Options) -> None:
         bars += bars_of(measured, size)
     if options.growth:
         table, more = growth(sizes[0], options.rounds, wait)
-        tables.append(table)
-        tables[-1].print()
+        tables += [
+            table,
+            growth_with_sizes(sizes[-1], options.rounds, wait),
+            *(threads_and_rate(size, options.rounds, wait) for size in sizes),
+        ]
+        for table in tables[-2 - len(sizes) :]:
+            table.print()
         bars += more
     tables.append(Table.of_bars(bars))
     tables[-1].print()

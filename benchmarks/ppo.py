@@ -3,9 +3,10 @@
     python benchmarks/ppo.py [--env-id CartPole-v1] [--num-envs 8] [--iterations 20] [--rounds 5] [--record]
 
 Every run is a process of its own, and the runs alternate. Both train the same network (an LSTM on the observation that
-actor and critic share, and two tanh layers of 64 in front of each head) with the same hyperparameters. Frames are the
-steps that the environments made: ours has steps that only reset an environment, and does not count them. The peer runs
-with PyTorch's own number of threads and, since that is faster for some small networks, with one.
+actor and critic share, and two tanh layers of 64 in front of each head; ours sees the observation there as well) with
+the same hyperparameters. Frames are the steps that the environments made: ours has steps that only reset an
+environment, and does not count them. The peer runs with PyTorch's own number of threads and, since that is faster for
+some small networks, with one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-from measure import Bar, Patience, Table, Worker, record
+import numpy as np
+from measure import Bar, Patience, Table, Worker, record, seconds_of
 
 HEAD_LAYERS = [64, 64]  # RecurrentPPO's default
+MANY_ENVS = 64
 
 
 @dataclasses.dataclass
@@ -149,6 +152,62 @@ class StableBaselines:
         return run
 
 
+BATCHES = 1, 8, 64
+
+
+class Acting:
+    """Seconds of one `predict` of an untrained policy, ours or sb3-contrib's, by batch size."""
+
+    def __init__(self, ours: bool, options: Options) -> None:
+        import gymnasium as gym
+
+        env = gym.make(options.env_id)
+        if ours:
+            from rl_lnlstm.policies import MlpLnLstmPolicy
+
+            self._policy: Any = MlpLnLstmPolicy(
+                env.observation_space,
+                env.action_space,
+                units=options.units,
+                encoder_layers=(),
+                head_layers=tuple(HEAD_LAYERS),
+            )
+        else:
+            from sb3_contrib import RecurrentPPO
+
+            lstm = {"lstm_hidden_size": options.units, "shared_lstm": True, "enable_critic_lstm": False}
+            self._policy = RecurrentPPO(
+                "MlpLstmPolicy", env, policy_kwargs={**lstm, "net_arch": HEAD_LAYERS}, device="cpu"
+            )
+        rng = np.random.default_rng(0)
+        shape = env.observation_space.shape
+        self._observations = {batch: rng.standard_normal((batch, *shape), np.float32) for batch in BATCHES}
+
+    def predict(self, batch: int) -> float:
+        observations, starts = self._observations[batch], np.zeros(batch, bool)
+        _, state = self._policy.predict(observations, episode_start=starts)
+        return seconds_of(lambda: self._policy.predict(observations, state, starts), 0.2)
+
+
+def acting_table(options: Options, wait: Patience) -> tuple[Table, list[Bar]]:
+    workers = {ours: Worker(Acting, ours, options) for ours in (True, False)}
+    rows, bars = [], []
+    for batch in BATCHES:
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(options.rounds + 1):
+            wait()
+            for ours, worker in workers.items():
+                times[ours].append(worker.call("predict", batch))
+        ratio = statistics.median(a / b for a, b in list(zip(times[True], times[False], strict=True))[1:])
+        microseconds = [f"{1e6 * statistics.median(times[ours][1:]):.0f} us" for ours in (True, False)]
+        rows.append([f"{batch}", *microseconds, f"{ratio:.2f}"])
+        if batch == 8:
+            bars.append(Bar("predict, batch 8, ours to RecurrentPPO", ratio, 0.5))
+    for worker in workers.values():
+        worker.close()
+    return Table("One call of predict", ["batch", "ours", "sb3-contrib RecurrentPPO", "ratio"], rows), bars
+
+
 class Rates(NamedTuple):
     """Of one run: frames per second, and seconds of an iteration."""
 
@@ -198,6 +257,15 @@ def main(options: Options) -> None:
         return text if name == OURS else f"{text} ({ratio(name, field):.2f})"
 
     peer = max((name for name in CANDIDATES if name != OURS), key=lambda name: median(name, "steady"))
+    acting, acting_bars = acting_table(options, wait)
+    wide = [rates(OURS, dataclasses.replace(options, num_envs=MANY_ENVS), seed) for seed in range(options.rounds)]
+    many = statistics.median(a.steady / b.steady for a, b in zip(wide, measured[OURS], strict=True))
+    wide_row = [f"{statistics.median(getattr(run, field) for run in wide):,.3g}" for field in Rates._fields]
+    more = Table(
+        f"The same of ours with {MANY_ENVS} environments",
+        ["", "frames/s", "frames/s with start-up", "rollout, s", "update, s"],
+        [[OURS, *wide_row]],
+    )
     tables = [
         Table(
             f"{options.env_id}, {options.num_envs} environments x {options.num_steps} steps, "
@@ -205,7 +273,15 @@ def main(options: Options) -> None:
             ["(ratio of ours to it)", "frames/s", "frames/s with start-up", "rollout", "update"],
             [[name, *(cell(name, field) for field in Rates._fields)] for name in CANDIDATES],
         ),
-        Table.of_bars([Bar(f"frames/s, ours to {peer}", ratio(peer, "steady"), 2.5, at_least=True)]),
+        more,
+        acting,
+        Table.of_bars(
+            [
+                Bar(f"frames/s, ours to {peer}", ratio(peer, "steady"), 8, at_least=True),
+                Bar(f"frames/s, {MANY_ENVS} environments to {options.num_envs}", many, 2.5, at_least=True),
+                *acting_bars,
+            ]
+        ),
     ]
     for table in tables:
         table.print()

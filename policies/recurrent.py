@@ -14,20 +14,25 @@ import tensorflow as tf
 
 from rl_lnlstm.distributions import Distribution
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.kernel.acting import compiled_step
 from rl_lnlstm.layer import MaskedLNLSTM
 from rl_lnlstm.normalization import RunningStatistics
 from rl_lnlstm.policies.heads import action_head
 from rl_lnlstm.recurrence import State
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
+# Normalised sums with a gain of 1 saturate gates, and gradients vanish: Cooijmans et al. (2017), "Recurrent batch
+# normalization", section 4.
+CORE_GAIN = 0.3
 
 
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
     Observations are normalised (if wanted), encoded, run through the recurrent core and, for each of actor and critic,
-    through a small network of its own. Weights are initialised orthogonally: hidden layers with gain sqrt(2), the
-    action head with 0.01, the value head with 1.
+    through a small network of its own, which sees the core's output and the encoded observation. Weights are
+    initialised orthogonally: hidden layers with gain sqrt(2), the action head with 0.01, the value head with 1; the
+    gains of the core's layer normalisation with 0.3.
 
     Args:
         observation_space: of a single environment; `Box`.
@@ -80,8 +85,7 @@ class RecurrentPolicy(keras.layers.Layer):
             "log_std_init": log_std_init,
         }
         seeds = seed_sequence(seed)
-        # By key: from_seed takes the seed for the counter, and neighbouring seeds for the same numbers, shifted.
-        self.generator = tf.random.Generator.from_key_counter(next(seeds), [0, 0], "philox")
+        self.generator = np.random.default_rng(next(seeds))
 
         self.observation_statistics = RunningStatistics(observation_space.shape) if normalize_observations else None
         self.return_statistics = RunningStatistics() if normalize_rewards else None
@@ -94,6 +98,7 @@ class RecurrentPolicy(keras.layers.Layer):
                 time_major=True,
                 kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
                 recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
+                gamma_initializer=keras.initializers.Constant(CORE_GAIN),
                 name=name,
             )
             for name in (("core",) if shared_lstm else ("actor_core", "critic_core"))
@@ -107,37 +112,42 @@ class RecurrentPolicy(keras.layers.Layer):
             1, kernel_initializer=keras.initializers.Orthogonal(1.0, next(seeds)), name="value_head"
         )
 
-        self._step_function  # noqa: B018  traced now, which builds all weights
+        self._run_step(
+            tf.zeros([1, *observation_space.shape], observation_space.dtype),
+            *self.initial_state(1),
+            tf.ones(1, tf.bool),
+        )  # builds all weights
         self.built = True
 
     @functools.cached_property
-    def _step_function(self) -> Callable:
-        return self._compiled(self._step_graph)
-
-    @functools.cached_property
-    def _mode_function(self) -> Callable:
-        return self._compiled(self._mode_graph)
-
-    @functools.cached_property
-    def _value_function(self) -> Callable:
-        return self._compiled(self._value_graph)
-
-    def _compiled(self, graph: Callable) -> Callable:
-        state = tf.TensorSpec([None, self.state_size], tf.float32)
-        function = tf.function(graph, autograph=False).get_concrete_function(
-            tf.TensorSpec([None, *self.observation_space.shape], self.observation_space.dtype),
-            state,
-            state,
-            tf.TensorSpec([None], tf.bool),
+    def _step_function(self) -> Callable[..., tuple[np.ndarray, ...]]:
+        """Observations, h, c, episode starts and noise to actions, values, log-probabilities, h and c."""
+        graph = ("_run", "_heads", "_run_step", "_step_graph")
+        as_written = all(
+            getattr(getattr(self, name), "__func__", None) is getattr(RecurrentPolicy, name) for name in graph
         )
+        return (compiled_step(self) if as_written else None) or self._graph_step()
+
+    def _graph_step(self) -> Callable[..., tuple[np.ndarray, ...]]:
+        state = tf.TensorSpec([None, self.state_size], tf.float32)
+        specs = (
+            tf.TensorSpec([None, *self.observation_space.shape], self.observation_space.dtype),
+            *(state, state),
+            tf.TensorSpec([None], tf.bool),
+            tf.TensorSpec([None, self.action_head.size], tf.float32),
+        )
+        dtypes = [spec.dtype for spec in specs]
+        function = tf.function(self._step_graph, autograph=False).get_concrete_function(*specs)
 
         # Called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
-        def call(observations: Any, state: State, episode_starts: Any) -> Any:
-            observations = tf.convert_to_tensor(observations, self.observation_space.dtype)
-            h, c = (tf.convert_to_tensor(part, tf.float32) for part in state)
-            return function(observations, h, c, tf.convert_to_tensor(episode_starts, tf.bool))
+        def call(*arguments: Any) -> tuple[np.ndarray, ...]:
+            return tuple(result.numpy() for result in function(*map(tf.convert_to_tensor, arguments, dtypes)))
 
         return call
+
+    def _act(self, observations: Any, state: State, episode_starts: Any, noise: np.ndarray) -> tuple[Any, ...]:
+        actions, values, log_probs, h, c = self._step_function(observations, *state, episode_starts, noise)
+        return self.action_head.to_space(actions), values, log_probs, State(h, c)
 
     @property
     def state_size(self) -> int:
@@ -146,8 +156,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
     def initial_state(self, batch_size: int) -> State:
         """The state before an episode: zeros, h and c each `[batch_size, state_size]` float32."""
-        zeros = tf.zeros([batch_size, self.state_size])
-        return State(zeros, zeros)
+        return State(*np.zeros((2, batch_size, self.state_size), np.float32))
 
     def step(
         self, observations: np.ndarray, state: State, episode_starts: np.ndarray
@@ -163,12 +172,11 @@ class RecurrentPolicy(keras.layers.Layer):
             Actions `[batch, *action_space.shape]` as sampled (see `legal_actions`), values `[batch]`,
             log-probabilities `[batch]`, and the state after the step.
         """
-        actions, values, log_probs, h, c = self._step_function(observations, state, episode_starts)
-        return actions.numpy(), values.numpy(), log_probs.numpy(), State(h, c)
+        return self._act(observations, state, episode_starts, self.action_head.noise(self.generator, len(observations)))
 
     def value(self, observations: np.ndarray, state: State, episode_starts: np.ndarray) -> np.ndarray:
         """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
-        return self._value_function(observations, state, episode_starts).numpy()
+        return self._act(observations, state, episode_starts, self.action_head.no_noise(len(observations)))[1]
 
     def evaluate_actions(
         self, observations: Any, actions: Any, state: State, masks: Any
@@ -224,12 +232,14 @@ class RecurrentPolicy(keras.layers.Layer):
             expected, got = [len(batch), self.state_size], [list(np.shape(part)) for part in state]
             raise UserError(f"state must be (h, c), each {expected}, got {got}")
         starts = np.zeros(len(batch), bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
-        if deterministic:
-            actions, h, c = self._mode_function(batch, state, starts)
-        else:
-            actions, _, _, h, c = self._step_function(batch, state, starts)
-        actions = self.legal_actions(actions.numpy())
-        return actions[0] if single else actions, (h.numpy(), c.numpy())
+        noise = (
+            self.action_head.no_noise(len(batch))
+            if deterministic
+            else self.action_head.noise(self.generator, len(batch))
+        )
+        actions, _, _, new_state = self._act(batch, State(*state), starts, noise)
+        actions = self.legal_actions(actions)
+        return actions[0] if single else actions, tuple(new_state)
 
     def legal_actions(self, actions: np.ndarray) -> np.ndarray:
         """What to send to the environments for sampled `actions`: within bounds, of the space's dtype."""
@@ -237,7 +247,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
     def seed(self, seed: int) -> None:
         """Decides the actions that will be sampled from now on."""
-        self.generator.reset_from_key_counter(seed, [0, 0])
+        self.generator = np.random.default_rng(seed)
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
@@ -255,16 +265,18 @@ class RecurrentPolicy(keras.layers.Layer):
         size = int(np.prod(self.observation_space.shape))
         features = tf.reshape(frames, [-1, size]) if self.encoder is None else self.encoder(frames)
         static = observations.shape[0]
-        # The core's layer normalisation discards its inputs' magnitude, unless something constant is beside them.
-        features = tf.concat([features, tf.ones_like(features[:, :1])], -1)
         features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
+        # A core's layer normalisation discards its inputs' magnitude, unless something constant is beside them.
+        inputs = tf.concat([features, tf.ones_like(features[..., :1])], -1)
 
         parts = zip(*(tf.split(part, len(self.cores), -1) for part in state), strict=True)
         runs = [
-            core(features, masks=masks, initial_state=list(part)) for core, part in zip(self.cores, parts, strict=True)
+            core(inputs, masks=masks, initial_state=list(part)) for core, part in zip(self.cores, parts, strict=True)
         ]
         outputs, hs, cs = zip(*runs, strict=True)
-        return (outputs[0], outputs[-1]), State(tf.concat(hs, -1), tf.concat(cs, -1))
+        # What the moment shows reaches the heads directly: the core is for what was before.
+        seen = [tf.concat([output, features], -1) for output in outputs]
+        return (seen[0], seen[-1]), State(tf.concat(hs, -1), tf.concat(cs, -1))
 
     def _heads(self, actor: Any, critic: Any) -> tuple[Distribution, Any]:
         for layer in self.actor_layers:
@@ -278,17 +290,12 @@ class RecurrentPolicy(keras.layers.Layer):
         (actor, critic), state = self._run(observations[tf.newaxis], State(h, c), masks[tf.newaxis])
         return *self._heads(actor[0], critic[0]), state
 
-    def _step_graph(self, *arguments: Any) -> tuple[Any, ...]:
-        distribution, values, state = self._run_step(*arguments)
-        actions = distribution.sample(self.generator)
-        return self.action_head.to_space(actions), values, distribution.log_prob(actions), *state
-
-    def _mode_graph(self, *arguments: Any) -> tuple[Any, ...]:
-        distribution, _, state = self._run_step(*arguments)
-        return self.action_head.to_space(distribution.mode()), *state
-
-    def _value_graph(self, *arguments: Any) -> Any:
-        return self._run_step(*arguments)[1]
+    def _step_graph(
+        self, observations: Any, h: Any, c: Any, episode_starts: Any, noise: Any
+    ) -> tuple[Any, Any, Any, Any, Any]:
+        distribution, values, state = self._run_step(observations, h, c, episode_starts)
+        actions = distribution.sample(noise)
+        return actions, values, distribution.log_prob(actions), *state
 
 
 def seed_sequence(seed: int | None) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -260,17 +261,23 @@ def _interrupts() -> Iterator[list[bool]]:
 
 
 def _import_tensorflow_quietly() -> None:
-    """TensorFlow writes to the file descriptor, past its own log level, until it is imported."""
+    """TensorFlow writes to the file descriptor, past its own log level, until it is imported.
+
+    The garbage collector sleeps meanwhile, and from then on leaves aside what stays for the life of the process.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(silence, 2)
+        gc.disable()
         import rl_lnlstm.layer  # noqa: F401
     except ImportError as error:
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         raise UserError(f"Keras on TensorFlow is needed, got KERAS_BACKEND={backend}: {error}") from error
     finally:
+        gc.enable()
+        gc.freeze()
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(silence)

@@ -64,6 +64,12 @@ class PPOConfig:
     normalize_rewards: bool = False
     """divide rewards by the running deviation of the discounted returns"""
 
+    eval_interval: int = 0
+    """iterations between evaluations with the most probable actions, after the last of which the policy that did best
+    is the one that is kept; 0 evaluates never and keeps the last"""
+    n_eval_episodes: int = 100
+    """episodes of each of these evaluations; their frames do not count"""
+
     jit_compile: bool = True
     """compile the update with XLA: some seconds at the start, then a third of the time"""
 
@@ -83,7 +89,15 @@ class PPOConfig:
     """logarithm of the first standard deviation of continuous actions"""
 
     def __post_init__(self) -> None:
-        for name in ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "units"):
+        for name in (
+            "total_timesteps",
+            "num_envs",
+            "num_steps",
+            "num_minibatches",
+            "update_epochs",
+            "units",
+            "n_eval_episodes",
+        ):
             value = getattr(self, name)
             self._require(name, isinstance(value, numbers.Integral) and int(value) >= 1, "an integer of at least 1")
         for name in ("gamma", "gae_lambda"):
@@ -94,6 +108,8 @@ class PPOConfig:
             self._require(name, self._is_number(name) and 0 <= getattr(self, name) < math.inf, "at least 0")
         positive = self.target_kl is None or (self._is_number("target_kl") and self.target_kl > 0)
         self._require("target_kl", positive, "greater than 0")
+        valid = isinstance(self.eval_interval, numbers.Integral) and self.eval_interval >= 0
+        self._require("eval_interval", valid, "an integer of at least 0")
         self._require("seed", isinstance(self.seed, numbers.Integral) and self.seed >= 0, "an integer of at least 0")
         length = self.bptt_steps
         if not isinstance(length, numbers.Integral) or length < 1 or self.num_steps % length:

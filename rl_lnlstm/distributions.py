@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 Tensor = Any  # a tf.Tensor; TensorFlow ships no types
@@ -13,11 +15,12 @@ Tensor = Any  # a tf.Tensor; TensorFlow ships no types
 class Distribution(Protocol):
     """What a policy needs of the distribution that its action head gives."""
 
-    def sample(self, generator: tf.random.Generator) -> Tensor:
-        """Actions drawn with the generator's next numbers."""
+    @staticmethod
+    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """What `sample` makes random actions of, float32 `shape`, of the parameters' shape."""
 
-    def mode(self) -> Tensor:
-        """The most probable actions."""
+    def sample(self, noise: Any) -> Tensor:
+        """Actions; of a noise of zeros, the most probable ones."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability (or log-density) of `actions`, in nats, `[...]`."""
@@ -31,15 +34,14 @@ class Categorical(NamedTuple):
 
     logits: Tensor
 
-    def sample(self, generator: tf.random.Generator) -> Tensor:
-        """Gumbel-max: argmax(logits + g), with g = -log(-log u), is distributed as softmax(logits)."""
-        # Away from 0, whose logarithm is infinite: an action of probability 0 would tie with the others.
-        u = generator.uniform(tf.shape(self.logits), minval=1e-20, dtype=self.logits.dtype)
-        return tf.argmax(self.logits - tf.math.log(-tf.math.log(u)), -1)
+    @staticmethod
+    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """Standard Gumbel: -log of a standard exponential, which is kept away from 0."""
+        return -np.log(np.maximum(generator.standard_exponential(shape, np.float32), np.float32(1e-20)))
 
-    def mode(self) -> Tensor:
-        """The most probable action."""
-        return tf.argmax(self.logits, -1)
+    def sample(self, noise: Any) -> Tensor:
+        """Gumbel-max: argmax(logits + noise) is distributed as softmax(logits)."""
+        return tf.argmax(self.logits + noise, -1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability of `actions`, integers `[...]`."""
@@ -57,13 +59,14 @@ class DiagonalGaussian(NamedTuple):
     mean: Tensor
     log_std: Tensor
 
-    def sample(self, generator: tf.random.Generator) -> Tensor:
-        """Mean + std * a standard normal draw."""
-        return self.mean + tf.exp(self.log_std) * generator.normal(self._shape(), dtype=self.mean.dtype)
+    @staticmethod
+    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal."""
+        return generator.standard_normal(shape, np.float32)
 
-    def mode(self) -> Tensor:
-        """The mean."""
-        return self.mean
+    def sample(self, noise: Any) -> Tensor:
+        """Mean + std * noise."""
+        return self.mean + tf.exp(self.log_std) * noise
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-density of `actions`, summed over the last axis."""
@@ -73,7 +76,5 @@ class DiagonalGaussian(NamedTuple):
     def entropy(self) -> Tensor:
         """The sum of the components' log(std * sqrt(2 pi e))."""
         per_component = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return tf.reduce_sum(tf.broadcast_to(per_component, self._shape()), -1)
-
-    def _shape(self) -> Tensor:
-        return tf.broadcast_dynamic_shape(tf.shape(self.mean), tf.shape(self.log_std))
+        shape = tf.broadcast_dynamic_shape(tf.shape(self.mean), tf.shape(self.log_std))
+        return tf.reduce_sum(tf.broadcast_to(per_component, shape), -1)

@@ -22,6 +22,7 @@ from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.recurrence import State
 from rl_lnlstm.returns import discounted_sums, explained_variance, generalized_advantages
 from rl_lnlstm.rollout import Rollout, RolloutRunner
+from rl_lnlstm.selection import BestPolicy
 from rl_lnlstm.stepping import Episode
 
 Metrics = dict[str, float]
@@ -29,6 +30,7 @@ Callback = Callable[[Metrics], bool | None]
 
 ADAM_EPSILON = 1e-5  # OpenAI baselines' PPO2, where TensorFlow's default is 1e-7
 EPISODES_IN_MEAN = 100
+EVALUATED_TOGETHER = 100  # environments: acting costs about the same for few as for many
 
 
 class Sequences(NamedTuple):
@@ -79,6 +81,8 @@ class PPO:
         self.policy = policy if isinstance(policy, RecurrentPolicy) else self._make_policy()
         check_spaces(self.policy, self.envs)
 
+        self._selection = self._make_selection(env) if self.config.eval_interval else None
+
         self.num_timesteps = 0
         self.iteration = 0
         self._runner = RolloutRunner(
@@ -101,6 +105,17 @@ class PPO:
             **self.config.policy_arguments,
         )
 
+    def _make_selection(self, env: str | Callable[..., gym.Env] | VectorEnv) -> BestPolicy:
+        config = self.config
+        if isinstance(env, VectorEnv):
+            raise UserError(
+                f"eval_interval is {config.eval_interval}, but evaluation needs environments of its own: expected env "
+                "to be an id or a function that makes an environment, got a VectorEnv"
+            )
+        vectorization = "sync" if config.vectorization == "async" else config.vectorization
+        envs = make_vec(env, min(config.n_eval_episodes, EVALUATED_TOGETHER), vectorization=vectorization)
+        return BestPolicy(self.policy, envs, config.n_eval_episodes, config.seed + config.num_envs)
+
     def learn(self, total_timesteps: int | None = None, callback: Callback | Iterable[Callback] = ()) -> PPO:
         """Trains for `total_timesteps` more frames (as configured, if None), to the end of a rollout.
 
@@ -109,7 +124,7 @@ class PPO:
             callback: called after each iteration with its metrics; training stops when one returns False.
 
         Returns:
-            The trainer itself.
+            The trainer itself. With an `eval_interval`, its policy is the best that was evaluated.
         """
         callbacks = [callback] if callable(callback) else list(callback)
         start = self.num_timesteps
@@ -123,6 +138,11 @@ class PPO:
             self.iteration += 1
             self._episodes += rollout.episodes
             losses = self._learn_from(rollout, remaining)
+            evaluated = {}
+            if self._selection is not None:
+                if self.iteration % self.config.eval_interval == 0 or self.num_timesteps >= target:
+                    self._selection.evaluate()
+                evaluated["eval/mean_reward"] = self._selection.mean_reward
             elapsed = time.perf_counter() - started
             metrics = {
                 "rollout/ep_rew_mean": _mean([episode.ret for episode in self._episodes]),
@@ -131,11 +151,14 @@ class PPO:
                 "time/total_timesteps": self.num_timesteps,
                 "time/time_elapsed": elapsed,
                 "time/fps": (self.num_timesteps - start) / elapsed,
+                **evaluated,
                 **losses,
             }
             # All are called, also when one of them stops the run.
             answers = [called(metrics) for called in callbacks]
             proceed = not any(answer is False for answer in answers)
+        if self._selection is not None:
+            self._selection.restore()
         return self
 
     def save(self, path: str | os.PathLike) -> None:

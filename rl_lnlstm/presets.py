@@ -13,7 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_steps": 64,
         "num_minibatches": 2,
         "update_epochs": 10,
-        "learning_rate": 5e-4,
+        "learning_rate": 7e-4,
         "anneal_clip": True,
         "gamma": 0.995,
         "gae_lambda": 0.8,

@@ -6,10 +6,14 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.eager import record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
@@ -20,31 +24,54 @@ LOGGER = logging.getLogger("rl_lnlstm")
 PAD = 16  # kPad of core.h
 
 
-@functools.cache
 def operations() -> Any:
-    """The module of the two operations, or None where there are none; what was chosen is logged once."""
+    """The module of the operations, or None where there are none; what was chosen is logged once."""
+    return _loaded()[0]
+
+
+def path() -> Path:
+    """The library that `operations` are of."""
+    return _loaded()[1]
+
+
+@functools.cache
+def _loaded() -> tuple[Any, Any]:
     if os.environ.get("RL_LNLSTM_KERNEL") == "0":
         LOGGER.info("backend: while_loop, because RL_LNLSTM_KERNEL is 0")
-        return None
+        return None, None
     try:
-        path = library()
-        module = tf.load_op_library(str(path))
+        built = library()
+        module = tf.load_op_library(str(built))
+        if hasattr(module, "rl_lnlstm_use_threads"):
+            with tf.init_scope():
+                module.rl_lnlstm_use_threads()
     except (BuildError, tf.errors.NotFoundError) as error:
         LOGGER.warning("backend: while_loop, because the kernel cannot be built: %s", error)
-        return None
-    LOGGER.info("backend: kernel, %s", path)
-    return module
+        return None, None
+    LOGGER.info("backend: kernel, %s", built)
+    return module, built
 
 
 def applies(inputs: Tensor) -> bool:
-    """The operations can stand where `inputs`, `[time, batch, features]`, is: float32, on a CPU, not for XLA."""
+    """The operations can stand where `inputs`, `[time, batch, features]`, is: float32, on a CPU, not to be saved.
+
+    XLA has to know the sizes.
+    """
     return (
         inputs.dtype == tf.float32
         and not _exporting()
-        and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-        and not tf.config.list_logical_devices("GPU")
-        and operations() is not None
+        and available()
+        and (not _under_xla() or (inputs.shape.is_fully_defined() and hasattr(operations(), "rl_lnlstm_use_threads")))
     )
+
+
+def _under_xla() -> bool:
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def available() -> bool:
+    """There are operations, and no GPU that tensors would have to leave for them."""
+    return not tf.config.list_logical_devices("GPU") and operations() is not None
 
 
 def _exporting() -> bool:
@@ -63,38 +90,80 @@ def _exporting() -> bool:
 def unroll(inputs: Tensor, masks: Tensor | None, state: State, weights: Weights) -> tuple[Tensor, State]:
     """As `recurrence.unroll`, for what `applies`."""
     masked = masks is not None
-    keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
     weights = Weights(*(tf.cast(weight, tf.float32) for weight in weights))
-    outputs, h, c, *_ = operations().rl_lnlstm_forward(
-        inputs, masks if masked else tf.zeros([0, 0]), *state, *weights, masked=masked, keep=keep
-    )
+    arguments = inputs, masks if masked else tf.zeros([0, 0]), *state, *weights
+    if _under_xla():
+        outputs, h, c = _unroll_under_xla(masked, *arguments)
+    else:
+        keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
+        outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, masked=masked, keep=keep)
     return outputs, State(h, c)
 
 
 @tf.RegisterGradient("RlLnlstm>Forward")
-def _gradient(operation: tf.Operation, d_outputs: Tensor, d_h: Tensor, d_c: Tensor, *_: Any) -> tuple[Any, ...]:
+def _gradient(operation: tf.Operation, *d_outputs: Tensor) -> tuple[Any, ...]:
     if not tf.executing_eagerly():
         # Only now is it known that there is a backward pass. TensorFlow's own while and cond change their nodes alike.
         operation.outputs[0].op._set_attr("keep", attr_value_pb2.AttrValue(b=True))
-    inputs, masks, h0, c0, *weights = operation.inputs
-    outputs, _, _, *kept = operation.outputs
+    backward = functools.partial(operations().rl_lnlstm_backward, masked=operation.get_attr("masked"))
+    return _gradients(operation.inputs, operation.outputs, d_outputs[:3], backward)
+
+
+def _unroll_under_xla(masked: bool, inputs: Tensor, masks: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The operations as custom calls (xla.cc): XLA has no place for TensorFlow's."""
+    (time, batch, features), units = inputs.shape, others[0].shape[-1]
+    width = padded(units)
+
+    def call(name: str, operands: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], keep: bool) -> list[Tensor]:
+        sizes = f"{time} {batch} {features} {units} {int(masked)} {int(keep)}"
+        return gen_xla_ops.xla_custom_call_v2(operands, name, sizes, False, [tf.float32] * len(shapes), shapes)
+
+    def forward(arguments: Sequence[Tensor], keep: bool) -> list[Tensor]:
+        kept = time if keep else 0
+        gates, numbers = (kept, batch, 4 * width), (kept, batch)
+        shapes = (time, batch, units), (batch, units), (batch, units), gates, numbers, gates, (kept, batch, width)
+        return call("rl_lnlstm_forward", arguments, (*shapes, numbers, numbers), keep)
+
+    def backward(*operands: Tensor) -> list[Tensor]:
+        gates, state = (time, batch, 4 * width), (batch, units)
+        shapes = gates, gates, (time, batch, width), (time, batch), state, state
+        return call("rl_lnlstm_backward", operands, (*shapes, *[(4 * units,)] * 2, *[(units,)] * 2), True)
+
+    @tf.custom_gradient
+    def run(inputs: Tensor, *others: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
+        arguments = inputs, masks, *others
+        keep = record.could_possibly_record()  # a tape is here; if it is outside, the forward pass is run once more
+        outputs = forward(arguments, keep)
+
+        @tf.custom_gradient
+        def grad(*d_outputs: Tensor) -> tuple[tuple[Any, ...], Callable]:
+            kept = outputs if keep else forward(arguments, True)
+            d_inputs, _, *d_others = _gradients(arguments, kept, d_outputs, backward)
+            return (d_inputs, *d_others), _second_derivative
+
+        return tuple(outputs[:3]), grad
+
+    return run(inputs, *others)
+
+
+def padded(units: int) -> int:
+    """What a gate of so many units is wide where the operations keep it."""
+    return -(-units // PAD) * PAD
+
+
+def _gradients(
+    arguments: Sequence[Tensor], results: Sequence[Tensor], d_results: Sequence[Tensor], backward: Callable
+) -> tuple[Any, ...]:
+    """The gradients of the forward operation's arguments: the `backward` operation, and the products over all steps."""
+    inputs, masks, h0, c0, *weights = arguments
+    outputs, _, _, *kept = results
     w = Weights(*weights)
-    units, width = w.cell_gamma.shape[0], -(-w.cell_gamma.shape[0] // PAD) * PAD
+    units = w.cell_gamma.shape[0]
+    width = padded(units)
     kernel, recurrent_kernel = centre(w.kernel), centre(w.recurrent_kernel)
-    d_product, d_gain, entering_h, along, d_h0, d_c0, d_bias, d_kernel_gamma, d_cell_gamma, d_cell_beta = (
-        operations().rl_lnlstm_backward(
-            masks,
-            h0,
-            c0,
-            *w[1:],
-            outputs,
-            *kept,
-            tf.matmul(recurrent_kernel, recurrent_kernel, transpose_b=True),
-            d_outputs,
-            d_h,
-            d_c,
-            masked=operation.get_attr("masked"),
-        )
+    gram = tf.matmul(recurrent_kernel, recurrent_kernel, transpose_b=True)
+    d_product, d_gain, entering_h, along, d_h0, d_c0, d_bias, d_kernel_gamma, d_cell_gamma, d_cell_beta = backward(
+        masks, h0, c0, *w[1:], outputs, *kept, gram, *d_results
     )
     rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
     d_product, d_gain, entering_h = (
@@ -115,8 +184,8 @@ def _gradient(operation: tf.Operation, d_outputs: Tensor, d_h: Tensor, d_c: Tens
     d_inputs = tf.reshape(tf.matmul(d_product, padded_kernel, transpose_b=True), tf.shape(inputs))
     d_kernel = centre(units_of(tf.matmul(rows, d_product, transpose_a=True)))
     gain = units_of(tf.matmul(entering_h, d_gain, transpose_a=True)[:units])
-    gram = tf.matmul(entering_h, entering_h * tf.reshape(along, [-1, 1]), transpose_a=True)[:units, :units]
-    d_recurrent_kernel = centre(gain * w.recurrent_gamma - tf.matmul(gram, recurrent_kernel))
+    squares = tf.matmul(entering_h, entering_h * tf.reshape(along, [-1, 1]), transpose_a=True)[:units, :units]
+    d_recurrent_kernel = centre(gain * w.recurrent_gamma - tf.matmul(squares, recurrent_kernel))
     d_recurrent_gamma = tf.reduce_sum(gain * recurrent_kernel, 0)
     d_weights = Weights(
         d_kernel, d_recurrent_kernel, d_kernel_gamma, d_recurrent_gamma, d_bias, d_cell_gamma, d_cell_beta

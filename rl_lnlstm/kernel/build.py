@@ -50,23 +50,26 @@ def library(force: bool = False) -> Path:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     extra = tuple(_words("RL_LNLSTM_CXXFLAGS"))
     avx512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
+    # So named on Linux, where it has XLA's registry of custom calls.
+    xla = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
+    defined = [f"-DRL_LNLSTM_{name}" for name, holds in (("X86", x86), ("XLA", xla.exists())) if holds]
     # In this order: of an inline function that several units have, the linker keeps the first, which must run anywhere.
     units = [
-        Unit(SOURCES / "op.cc", (*tf.sysconfig.get_compile_flags(), *["-DRL_LNLSTM_X86"] * x86)),
+        Unit(SOURCES / "tensorflow.cc", (*tf.sysconfig.get_compile_flags(), *defined)),
         Unit(SOURCES / "core_generic.cc", ()),
     ]
     if x86:
         units += [Unit(SOURCES / "core_avx2.cc", ("-mavx2", "-mfma")), Unit(SOURCES / "core_avx512.cc", avx512)]
-    headers = [*SOURCES.glob("*.h"), *SOURCES.glob("*.inc")]
-    link = (*tf.sysconfig.get_link_flags(), *extra)
+    included = [path for pattern in ("*.h", "*.inc", "*.cc") for path in SOURCES.glob(pattern)]
+    link = (*tf.sysconfig.get_link_flags(), *[f"-l:{xla.name}"] * xla.exists(), *extra)
     units = [Unit(unit.source, (*FLAGS, *unit.flags, *extra)) for unit in units]
-    return build(units, headers, link, _cache(), tf.__version__, force)
+    return build(units, included, link, _cache(), tf.__version__, force)
 
 
 def build(
-    units: Sequence[Unit], headers: Sequence[Path], link: Sequence[str], cache: Path, version: str, force: bool = False
+    units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], cache: Path, version: str, force: bool = False
 ) -> Path:
-    """Compiles `units`, which include `headers`, to a shared library in `cache`, unless one of just these is there.
+    """Compiles `units` and what they have `included` to a library in `cache`, unless one of just these is there.
 
     Several processes may do so at once: one builds, the others wait for it. What is in the cache is always whole.
 
@@ -80,7 +83,7 @@ def build(
 
     compiler = _compiler()
     try:
-        folder = _private(_private(cache) / _key(units, headers, link, version, compiler))
+        folder = _private(_private(cache) / _key(units, included, link, version, compiler))
         path = folder / LIBRARY
         if path.exists() and not force:  # whole, whoever holds the lock; the cache may even be read-only
             return path
@@ -98,11 +101,11 @@ def build(
 
 
 def _key(
-    units: Sequence[Unit], headers: Sequence[Path], link: Sequence[str], version: str, compiler: Sequence[str]
+    units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], version: str, compiler: Sequence[str]
 ) -> str:
     """Another one for whatever may make another library."""
     parts = [version, platform.machine(), *compiler, _run_all([[*compiler, "--version"]])[0], *link]
-    sources = sorted([*headers, *(unit.source for unit in units)])
+    sources = sorted({*included, *(unit.source for unit in units)})
     parts += [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
     parts += [f"{unit.source.name} {shlex.join(unit.flags)}" for unit in units]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -68,6 +68,15 @@ struct Sums {
   float *bias, *kernel_gamma, *cell_gamma, *cell_beta;
 };
 
+enum class Activation { kLinear, kTanh, kRelu, kSigmoid };
+
+// A fully connected layer: activation(inputs @ kernel + bias).
+struct Dense {
+  int64_t inputs, outputs;
+  const float *kernel, *bias;  // [inputs, outputs], [outputs]
+  Activation activation;
+};
+
 // The functions of one instruction set. Rows are those of the batch, from `begin` to `end`.
 struct Core {
   const char* name;
@@ -75,6 +84,8 @@ struct Core {
   int64_t (*scratch)(const Sizes&, int64_t rows);  // floats that forward and backward want, 64-byte aligned
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
   void (*backward)(const Backward&, int64_t begin, int64_t end, const Sums&, float* scratch);
+  // From rows of `x_row` floats to rows of `y_row`, which have room for the outputs rounded up to kPad.
+  void (*dense)(const Dense&, int64_t rows, const float* x, int64_t x_row, float* y, int64_t y_row);
 };
 
 extern const Core kGeneric;

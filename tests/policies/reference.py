@@ -60,7 +60,7 @@ def run(policy, observations, masks=None, state=None, weights: Arrays | None = N
     features = _dense_layers(features, weights, "encoder/encoder_")
 
     # A constant beside the features, for what layer normalisation would lose of them
-    features = np.concatenate([features, np.ones((batch, time, 1))], -1)
+    inputs = np.concatenate([features, np.ones((batch, time, 1))], -1)
 
     cores = sorted({path.split("/")[0] for path in weights if "core" in path})
     units = weights[f"{cores[0]}/cell_gamma"].size
@@ -72,9 +72,9 @@ def run(policy, observations, masks=None, state=None, weights: Arrays | None = N
         own = slice(index * units, (index + 1) * units)
         h, c = (np.asarray(part, np.float64)[:, own] for part in state)
         own_weights = Weights(*(weights[f"{core}/{name}"] for name in Weights._fields))
-        outputs.append(masked_ln_lstm(own_weights, features, masks, h, c)[0])
-    actor = _dense_layers(outputs[0], weights, "actor_")
-    critic = _dense_layers(outputs[-1], weights, "critic_")
+        outputs.append(masked_ln_lstm(own_weights, inputs, masks, h, c)[0])
+    actor = _dense_layers(np.concatenate([outputs[0], features], -1), weights, "actor_")
+    critic = _dense_layers(np.concatenate([outputs[-1], features], -1), weights, "critic_")
     head = "action_head/logits" if "action_head/logits/kernel" in weights else "action_head/mean"
     return Run(
         actor=actor @ weights[f"{head}/kernel"] + weights[f"{head}/bias"],

@@ -8,6 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from rl_lnlstm import UserError
+from rl_lnlstm.kernel import acting, available
 from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 from tests.policies import reference
 
@@ -19,6 +20,13 @@ ACTION_SPACES = {
     "bounded box": gym.spaces.Box(np.array([-0.1, 0.0]), np.array([0.1, 0.3]), dtype=np.float64),
     "scalar box": gym.spaces.Box(-1, 1, (), np.float32),
     "box of rank 2": gym.spaces.Box(-1, 1, (2, 3), np.float32),
+}
+COMPILED = {
+    "tanh": {},
+    "relu, separate cores": {"activation": "relu", "shared_lstm": False, "units": 16},
+    "normalised, wide": {"normalize_observations": True, "encoder_layers": (40, 33), "head_layers": (64, 17)},
+    "no layers": {"encoder_layers": (), "head_layers": ()},
+    "sigmoid": {"activation": "sigmoid"},
 }
 SMALL = {"units": 5, "encoder_layers": (6,), "head_layers": (4,), "seed": 0}
 
@@ -97,6 +105,48 @@ def test_acting_and_evaluating(action_space, shared_lstm):
     else:
         means = expected.actor[:, 0].reshape(batch, *action_space.shape)
         np.testing.assert_allclose(best, np.clip(means, action_space.low, action_space.high), atol=1e-5)
+
+
+@pytest.mark.skipif(not available(), reason="no kernel")
+@pytest.mark.parametrize("arguments", COMPILED.values(), ids=COMPILED)
+@each_action_space
+def test_the_compiled_step_is_that_of_the_graph(action_space, arguments):
+    space = gym.spaces.Box(-9, 9, (2, 3), np.float64)
+    policy = reference.randomise(policy_for(space, action_space, **arguments))
+    if policy.observation_statistics is not None:
+        policy.observation_statistics.update(observations_of(space, 50, seed=1))
+    compiled, graph = acting.compiled_step(policy), policy._graph_step()
+    rng = np.random.default_rng(0)
+    for batch in (0, 1, 3, 70):
+        state = rng.normal(size=(2, batch, policy.state_size)).astype(np.float32)
+        noise = policy.action_head.noise(rng, batch)
+        given = observations_of(space, batch), *state, rng.random(batch) < 0.5, noise
+        for one, other in zip(compiled(*given), graph(*given), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_compiled_step_cannot_do_is_left_to_the_graph():
+    assert acting.compiled_step(policy_for(activation="gelu")) is None
+    convolution = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 2), keras.layers.Flatten()])
+    images = gym.spaces.Box(0, 255, (4, 4, 1), np.uint8)
+    policy = RecurrentPolicy(images, ACTION_SPACES["box"], convolution, units=3)
+    assert acting.compiled_step(policy) is None
+    actions, values, _, _ = policy.step(observations_of(images, 2), policy.initial_state(2), np.zeros(2, bool))
+    assert actions.shape == (2, 2)
+    assert values.shape == (2,)
+
+
+def test_a_subclass_that_runs_otherwise_acts_otherwise():
+    class Memoryless(MlpLnLstmPolicy):
+        def _run(self, observations, state, masks):
+            return super()._run(observations, state, tf.zeros_like(masks))
+
+    policy = reference.randomise(Memoryless(OBSERVATIONS, ACTION_SPACES["box"], **SMALL))
+    observations = observations_of(OBSERVATIONS, 3)
+    state = policy.step(observations, policy.initial_state(3), np.ones(3, bool))[3]
+    remembering = policy.value(observations, state, np.zeros(3, bool))
+    np.testing.assert_array_equal(remembering, policy.value(observations, state, np.ones(3, bool)))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +314,7 @@ def kernels_of(policy):
 
 @pytest.mark.parametrize("name", ["discrete", "box"])
 def test_weights_start_orthogonal_with_the_usual_gains(name):
-    """Rows or columns, whichever are fewer, are orthogonal and of length gain; biases and log_std as asked."""
+    """Rows or columns, whichever are fewer, are orthogonal and of length gain; biases, gains and log_std as asked."""
     policy = policy_for(action_space=ACTION_SPACES[name], log_std_init=-0.7, shared_lstm=False)
     for path, kernel in kernels_of(policy).items():
         head = path.startswith("action_head")
@@ -275,6 +325,8 @@ def test_weights_start_orthogonal_with_the_usual_gains(name):
     for path, weights in others.items():
         if path.endswith("log_std"):
             np.testing.assert_allclose(weights, -0.7, atol=1e-6)
+        elif "gamma" in path:
+            np.testing.assert_allclose(weights, 0.3, atol=1e-6)
         elif "core" not in path:
             np.testing.assert_array_equal(weights, np.zeros_like(weights), err_msg=path)
     shapes = {weights.shape for path, weights in kernels_of(policy).items() if "actor_core" in path}
@@ -297,7 +349,7 @@ def test_seeds_decide_weights_and_samples():
     for path, kernel in kernels_of(one).items():
         assert (kernel != kernels_of(other)[path]).any()
         assert (kernel != kernels_of(drawn)[path]).any()
-    same_shape = [kernel for kernel in kernels_of(one).values() if kernel.shape == (5, 4)]
+    same_shape = [kernel for kernel in kernels_of(one).values() if kernel.shape == (11, 4)]
     assert len(same_shape) >= 2
     assert (same_shape[0] != same_shape[1]).any()  # layers alike do not start alike
 

@@ -70,6 +70,39 @@ def test_equals_while_loop_for_any_shape(sizes, masked, seed, graph):
     assert_equal(run(kernel.unroll), case.run(recurrence.unroll), 5e-5)
 
 
+@hypothesis.given(sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000))
+@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
+def test_equals_while_loop_for_any_shape_under_xla(sizes, masked, seed):
+    case = Case(*sizes, masked=masked, seed=seed)
+    run = tf.function(case.run, autograph=False, jit_compile=True)
+    assert_equal(run(kernel.unroll), case.run(recurrence.unroll), 5e-5)
+
+
+def test_under_xla_a_tape_may_be_outside():
+    """The forward pass has kept nothing then, and is run again."""
+    case = Case(6, 3, 4, 20)
+    compiled = tf.function(
+        lambda inputs, h, c, *weights: kernel.unroll(inputs, case.masks, State(h, c), Weights(*weights)),
+        autograph=False,
+        jit_compile=True,
+    )
+    outside = case.run(lambda inputs, _, state, weights: compiled(inputs, *state, *weights))
+    assert_equal(outside, case.run(recurrence.unroll))
+
+
+def test_several_compiled_calls_at_once():
+    """More than there are threads, each of which wants several: none may wait for a thread that another one holds."""
+    case = Case(60, 64, 16, 64)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def many(inputs):
+        return [kernel.unroll(inputs + i, case.masks, case.state, case.weights)[0] for i in range(8)]
+
+    for i, outputs in enumerate(many(case.inputs)):
+        expected, _ = kernel.unroll(case.inputs + i, case.masks, case.state, case.weights)
+        np.testing.assert_allclose(outputs, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("sizes", [(100, 64, 8, 126), (128, 2, 65, 128), (50, 16, 64, 128)], ids=str)
 def test_equals_while_loop_at_the_sizes_of_use(sizes):
     case = Case(*sizes)
@@ -180,10 +213,11 @@ def test_wrong_shapes_are_errors_of_the_operation(argument, shape):
         kernel.operations().rl_lnlstm_forward(**arguments, masked=True, keep=True)
 
 
-def test_there_is_no_second_derivative():
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_there_is_no_second_derivative(jit_compile):
     case = Case(3, 2, 4, 8)
 
-    @tf.function
+    @tf.function(jit_compile=jit_compile)
     def second():
         with tf.GradientTape() as outer:
             outer.watch(case.inputs)
@@ -197,22 +231,23 @@ def test_there_is_no_second_derivative():
         second()
 
 
-def operations_of(layer: MaskedLNLSTM, dtype="float32", **kwargs) -> set[str]:
+def operations_of(layer: MaskedLNLSTM, dtype="float32", shape=(2, 5, 3), **kwargs) -> set[str]:
     function = tf.function(lambda xs: layer(xs), autograph=False, **kwargs)
-    graph = function.get_concrete_function(tf.TensorSpec([2, 5, 3], dtype)).graph
+    graph = function.get_concrete_function(tf.TensorSpec(shape, dtype)).graph
     return {operation.type for operation in graph.get_operations()}
 
 
 @pytest.mark.parametrize("backend", ["auto", "kernel"])
 def test_the_layer_uses_the_kernel_just_where_it_applies(backend):
     assert "RlLnlstm>Forward" in operations_of(MaskedLNLSTM(4, backend=backend))
+    assert "XlaCustomCallV2" in operations_of(MaskedLNLSTM(4, backend=backend), jit_compile=True)
     for other in (
-        operations_of(MaskedLNLSTM(4, backend=backend), jit_compile=True),
+        operations_of(MaskedLNLSTM(4, backend=backend), shape=(2, None, 3), jit_compile=True),
         operations_of(MaskedLNLSTM(4, backend=backend, dtype="float64"), "float64"),
         operations_of(MaskedLNLSTM(4, backend=backend, dtype="mixed_bfloat16")),
         operations_of(MaskedLNLSTM(4, backend="while_loop")),
     ):
-        assert "RlLnlstm>Forward" not in other
+        assert not other & {"RlLnlstm>Forward", "XlaCustomCallV2"}
 
 
 def test_without_the_kernel_while_loop_takes_its_place():

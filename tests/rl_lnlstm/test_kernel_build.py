@@ -236,7 +236,7 @@ def test_a_missing_compiler_is_told(project, monkeypatch):
 
 def test_the_cache_is_where_the_environment_says(project, monkeypatch):
     places = []
-    monkeypatch.setattr(module, "build", lambda units, headers, link, cache, *_: places.append(cache))
+    monkeypatch.setattr(module, "build", lambda units, included, link, cache, *_: places.append(cache))
     for variable in ("HOME", "XDG_CACHE_HOME", "RL_LNLSTM_CACHE"):
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False) if variable == "HOME" else None
         monkeypatch.setenv(variable, str(project.folder / variable))
@@ -249,17 +249,17 @@ def test_each_source_has_its_own_flags_and_the_users(monkeypatch):
     calls = []
     monkeypatch.setenv("RL_LNLSTM_CXXFLAGS", "-fsanitize=address -g")
     monkeypatch.setattr(module, "build", lambda *arguments: calls.append(arguments))
-    for machine, expected in (("x86_64", {"op", "core_generic", "core_avx2", "core_avx512"}), ("arm64", None)):
+    for machine, expected in (("x86_64", {"tensorflow", "core_generic", "core_avx2", "core_avx512"}), ("arm64", None)):
         monkeypatch.setattr(module.platform, "machine", lambda machine=machine: machine)
         library()
-        units, headers, link, *_ = calls.pop()
+        units, included, link, *_ = calls.pop()
         flags = {unit.source.stem: unit.flags for unit in units}
-        assert set(flags) == (expected or {"op", "core_generic"})
-        assert not any(flag.startswith("-m") for name in ("op", "core_generic") for flag in flags[name])
-        assert ("-DRL_LNLSTM_X86" in flags["op"]) == (machine == "x86_64")
+        assert set(flags) == (expected or {"tensorflow", "core_generic"})
+        assert not any(flag.startswith("-m") for name in ("tensorflow", "core_generic") for flag in flags[name])
+        assert ("-DRL_LNLSTM_X86" in flags["tensorflow"]) == (machine == "x86_64")
         assert all(these[-2:] == ("-fsanitize=address", "-g") for these in (*flags.values(), link))
         assert all("-ffast-math" not in these for these in flags.values())
-        assert {path.name for path in headers} == {"core.h", "core.inc"}
+        assert {"core.h", "core.inc", "launch.h", "op.cc", "act.cc"} < {path.name for path in included}
         assert all(unit.source.exists() for unit in units)
 
 

@@ -1,0 +1,351 @@
+// Acts: one step of a policy whose encoder is a perceptron, as a plain C function on arrays. An operation would cost some
+// 30 us a tensor in TensorFlow's runtime. The weights are read where TensorFlow's variables have them, at each call.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "launch.h"
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
+
+// The arrays of a call; `Arrays` of acting.py.
+extern "C" struct RlLnlstmArrays {
+  int64_t batch;
+  const double* observations;     // [batch, observation_size]
+  const float *h, *c;             // [batch, cores * units]
+  const uint8_t* episode_starts;  // [batch]
+  const float* noise;             // [batch, parameters of the distribution]
+  int64_t* numbered_actions;      // [batch]; this or the next is null
+  float* actions;                 // [batch, parameters of the distribution]
+  float *values, *log_probs;      // [batch]
+  float *new_h, *new_c;           // as h and c
+};
+
+namespace rl_lnlstm {
+namespace {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::errors::InvalidArgument;
+
+void CopyColumns(int64_t rows, int64_t columns, const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * to_row, from + i * from_row, columns * sizeof(float));
+}
+
+// What is known when a policy is made.
+struct Design {
+  int64_t observation_size, units, cores;
+  bool normalized;
+  float clip, epsilon;                        // of the observations' normalisation
+  std::vector<Activation> encoder, heads;     // of each layer
+};
+
+// The variables' tensors, one after the other.
+class WeightReader {
+ public:
+  explicit WeightReader(const std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>>& variables) {
+    for (const auto& variable : variables) {
+      tensorflow::tf_shared_lock lock(*variable->mu());
+      tensors_.push_back(*variable->tensor());  // held: an assignment meanwhile takes other memory
+    }
+  }
+
+  absl::Status Next(const TensorShape& shape, const float** data) {
+    const Tensor* tensor;
+    TF_RETURN_IF_ERROR(Take(tensorflow::DT_FLOAT, &tensor));
+    TF_RETURN_IF_ERROR(ExpectShape("a weight", *tensor, shape));
+    *data = Data(*tensor);
+    return absl::OkStatus();
+  }
+
+  // Of observations of that size, whatever their shape.
+  absl::Status NextStatistic(int64_t size, const double** data) {
+    const Tensor* tensor;
+    TF_RETURN_IF_ERROR(Take(tensorflow::DT_DOUBLE, &tensor));
+    if (tensor->NumElements() != size)
+      return InvalidArgument("a statistic must have ", size, " elements, got ", tensor->NumElements());
+    *data = tensor->flat<double>().data();
+    return absl::OkStatus();
+  }
+
+  // A kernel, whose columns say how many outputs there are, and its bias.
+  absl::Status NextDense(int64_t inputs, Activation activation, Dense* layer) {
+    const int64_t outputs = next_ < tensors_.size() && tensors_[next_].dims() == 2 ? tensors_[next_].dim_size(1) : 0;
+    layer->inputs = inputs, layer->outputs = outputs, layer->activation = activation;
+    TF_RETURN_IF_ERROR(Next(Shape({inputs, outputs}), &layer->kernel));
+    return Next(Shape({outputs}), &layer->bias);
+  }
+
+  absl::Status NextCore(const Sizes& sizes, Weights* weights) {
+    const int64_t units = sizes.units;
+    TF_RETURN_IF_ERROR(Next(Shape({sizes.features, 4 * units}), &weights->kernel));
+    TF_RETURN_IF_ERROR(Next(Shape({units, 4 * units}), &weights->recurrent_kernel));
+    for (const float** gates : {&weights->kernel_gamma, &weights->recurrent_gamma, &weights->bias})
+      TF_RETURN_IF_ERROR(Next(Shape({4 * units}), gates));
+    for (const float** cell : {&weights->cell_gamma, &weights->cell_beta})
+      TF_RETURN_IF_ERROR(Next(Shape({units}), cell));
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Take(tensorflow::DataType dtype, const Tensor** tensor) {
+    if (next_ == tensors_.size()) return InvalidArgument("weights: ", tensors_.size(), " are too few");
+    *tensor = &tensors_[next_++];
+    if ((*tensor)->dtype() == dtype) return absl::OkStatus();
+    return InvalidArgument("a weight must be ", DataTypeString(dtype), ", got ", DataTypeString((*tensor)->dtype()));
+  }
+
+  std::vector<Tensor> tensors_;
+  size_t next_ = 0;
+};
+
+// Rows of floats with room for whole panels after each.
+class Rows {
+ public:
+  absl::Status Allocate(int64_t rows, int64_t columns) {
+    columns_ = columns, stride_ = RoundUp(columns, kPanel);
+    return buffer_.Allocate(rows * stride_);
+  }
+  float* operator[](int64_t row) const { return buffer_.data() + row * stride_; }
+  int64_t columns() const { return columns_; }
+  int64_t stride() const { return stride_; }
+
+ private:
+  Buffer buffer_;
+  int64_t columns_ = 0, stride_ = 0;
+};
+
+class Network {
+ public:
+  Network(Design design, std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables, ThreadPool* threads)
+      : design_(std::move(design)), variables_(std::move(variables)), threads_(threads) {}
+
+  absl::Status Act(const RlLnlstmArrays& arrays) const {
+    WeightReader weights(variables_);
+    const int64_t batch = arrays.batch;
+    Rows features;
+    TF_RETURN_IF_ERROR(Normalize(arrays, weights, features));
+    TF_RETURN_IF_ERROR(Apply(batch, design_.encoder, weights, features));
+    Rows outputs[2];
+    TF_RETURN_IF_ERROR(Remember(arrays, weights, features, outputs));
+
+    Rows &actor = outputs[0], &critic = outputs[1];
+    for (Rows* rows : {&actor, &critic}) TF_RETURN_IF_ERROR(Apply(batch, design_.heads, weights, *rows));
+    TF_RETURN_IF_ERROR(Apply(batch, {Activation::kLinear}, weights, actor));
+    if (arrays.numbered_actions != nullptr) {
+      SampleCategorical(arrays, actor);
+    } else {
+      const float* log_std;
+      TF_RETURN_IF_ERROR(weights.Next(Shape({actor.columns()}), &log_std));
+      SampleGaussian(arrays, actor, log_std);
+    }
+    TF_RETURN_IF_ERROR(Apply(batch, {Activation::kLinear}, weights, critic));
+    for (int64_t i = 0; i < batch; ++i) arrays.values[i] = critic[i][0];
+    return absl::OkStatus();
+  }
+
+ private:
+  // As RunningStatistics.normalize, or to float32 only.
+  absl::Status Normalize(const RlLnlstmArrays& arrays, WeightReader& weights, Rows& rows) const {
+    const int64_t size = design_.observation_size;
+    TF_RETURN_IF_ERROR(rows.Allocate(arrays.batch, size));
+    const double *mean = nullptr, *variance = nullptr;
+    if (design_.normalized) {
+      TF_RETURN_IF_ERROR(weights.NextStatistic(size, &mean));
+      TF_RETURN_IF_ERROR(weights.NextStatistic(size, &variance));
+    }
+    const double clip = design_.clip;
+    for (int64_t i = 0; i < arrays.batch; ++i)
+      for (int64_t j = 0; j < size; ++j) {
+        double value = arrays.observations[i * size + j];
+        if (design_.normalized) {
+          value = (value - mean[j]) / std::sqrt(variance[j] + design_.epsilon);
+          value = value > clip ? clip : value < -clip ? -clip : value;
+        }
+        rows[i][j] = value;
+      }
+    return absl::OkStatus();
+  }
+
+  // Dense layers, from `rows` to `rows`.
+  static absl::Status Apply(int64_t batch, const std::vector<Activation>& activations, WeightReader& weights,
+                            Rows& rows) {
+    for (const Activation activation : activations) {
+      Dense layer;
+      TF_RETURN_IF_ERROR(weights.NextDense(rows.columns(), activation, &layer));
+      Rows outputs;
+      TF_RETURN_IF_ERROR(outputs.Allocate(batch, layer.outputs));
+      ChooseCore().dense(layer, batch, rows[0], rows.stride(), outputs[0], outputs.stride());
+      rows = std::move(outputs);
+    }
+    return absl::OkStatus();
+  }
+
+  // The cores, and what the heads of actor and critic see: a core's output, and the features.
+  absl::Status Remember(const RlLnlstmArrays& arrays, WeightReader& weights, const Rows& features,
+                        Rows (&outputs)[2]) const {
+    const int64_t batch = arrays.batch, units = design_.units, state = design_.cores * units;
+    const int64_t size = features.columns() + 1;  // with the constant beside them
+    Buffer inputs, masks, parts;
+    TF_RETURN_IF_ERROR(inputs.Allocate(batch * size));
+    TF_RETURN_IF_ERROR(masks.Allocate(batch));
+    TF_RETURN_IF_ERROR(parts.Allocate(5 * batch * units));
+    CopyColumns(batch, size - 1, features[0], features.stride(), inputs.data(), size);
+    for (int64_t i = 0; i < batch; ++i) {
+      inputs.data()[i * size + size - 1] = 1.0f;
+      masks.data()[i] = arrays.episode_starts[i] ? 0.0f : 1.0f;
+    }
+    float *h0 = parts.data(), *c0 = h0 + batch * units, *output = c0 + batch * units;
+    float *h = output + batch * units, *c = h + batch * units;
+    for (int64_t index = 0; index < 2; ++index) {
+      Rows& rows = outputs[index];
+      TF_RETURN_IF_ERROR(rows.Allocate(batch, units + size - 1));
+      if (index < design_.cores) {
+        const int64_t column = index * units;
+        CopyColumns(batch, units, arrays.h + column, state, h0, units);
+        CopyColumns(batch, units, arrays.c + column, state, c0, units);
+        Weights of_core;
+        Forward pass{};
+        pass.sizes = {1, batch, size, units};
+        TF_RETURN_IF_ERROR(weights.NextCore(pass.sizes, &of_core));
+        pass.inputs = inputs.data(), pass.masks = masks.data(), pass.h0 = h0, pass.c0 = c0;
+        pass.outputs = output, pass.h = h, pass.c = c;
+        TF_RETURN_IF_ERROR(LaunchForward(threads_, of_core, pass));
+        CopyColumns(batch, units, h, units, arrays.new_h + column, state);
+        CopyColumns(batch, units, c, units, arrays.new_c + column, state);
+      }
+      CopyColumns(batch, units, output, units, rows[0], rows.stride());
+      CopyColumns(batch, size - 1, features[0], features.stride(), rows[0] + units, rows.stride());
+    }
+    return absl::OkStatus();
+  }
+
+  // As Categorical of distributions.py.
+  static void SampleCategorical(const RlLnlstmArrays& arrays, const Rows& logits) {
+    const int64_t size = logits.columns();
+    for (int64_t i = 0; i < arrays.batch; ++i) {
+      const float *row = logits[i], *noise = arrays.noise + i * size;
+      int64_t best = 0;
+      for (int64_t j = 1; j < size; ++j)
+        if (row[j] + noise[j] > row[best] + noise[best]) best = j;
+      const float most = *std::max_element(row, row + size);
+      float sum = 0;
+      for (int64_t j = 0; j < size; ++j) sum += std::exp(row[j] - most);
+      arrays.numbered_actions[i] = best;
+      arrays.log_probs[i] = row[best] - most - std::log(sum);
+    }
+  }
+
+  // As DiagonalGaussian of distributions.py.
+  static void SampleGaussian(const RlLnlstmArrays& arrays, const Rows& mean, const float* log_std) {
+    constexpr float kHalfLogTwoPi = 0.918938533f;
+    const int64_t size = mean.columns();
+    for (int64_t i = 0; i < arrays.batch; ++i) {
+      float log_prob = 0;
+      for (int64_t j = 0; j < size; ++j) {
+        const float action = mean[i][j] + std::exp(log_std[j]) * arrays.noise[i * size + j];
+        const float z = (action - mean[i][j]) * std::exp(-log_std[j]);
+        arrays.actions[i * size + j] = action;
+        log_prob -= 0.5f * z * z + log_std[j] + kHalfLogTwoPi;
+      }
+      arrays.log_probs[i] = log_prob;
+    }
+  }
+
+  Design design_;
+  std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables_;
+  ThreadPool* threads_;
+};
+
+// Makes a network, and gives its address to those who call rl_lnlstm_act.
+class NetworkOp : public OpKernel {
+ public:
+  explicit NetworkOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("observation_size", &design_.observation_size));
+    OP_REQUIRES_OK(context, context->GetAttr("units", &design_.units));
+    OP_REQUIRES_OK(context, context->GetAttr("cores", &design_.cores));
+    OP_REQUIRES(context, design_.cores == 1 || design_.cores == 2, InvalidArgument("cores must be 1 or 2"));
+    OP_REQUIRES_OK(context, context->GetAttr("normalized", &design_.normalized));
+    OP_REQUIRES_OK(context, context->GetAttr("clip", &design_.clip));
+    OP_REQUIRES_OK(context, context->GetAttr("epsilon", &design_.epsilon));
+    OP_REQUIRES_OK(context, Activations(context, "encoder", &design_.encoder));
+    OP_REQUIRES_OK(context, Activations(context, "heads", &design_.heads));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    tensorflow::OpInputList handles;
+    OP_REQUIRES_OK(context, context->input_list("weights", &handles));
+    std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables(handles.size());
+    for (int i = 0; i < handles.size(); ++i)
+      OP_REQUIRES_OK(context,
+                     LookupResource(context, handles[i].scalar<tensorflow::ResourceHandle>()(), &variables[i]));
+    Tensor* address;
+    OP_REQUIRES_OK(context, context->allocate_output(0, Shape({}), &address));
+    address->scalar<int64_t>()() =
+        reinterpret_cast<intptr_t>(new Network(design_, std::move(variables), Threads(context)));
+  }
+
+ private:
+  static absl::Status Activations(OpKernelConstruction* context, const char* name, std::vector<Activation>* values) {
+    const std::map<std::string, Activation> known{{"linear", Activation::kLinear},
+                                                  {"tanh", Activation::kTanh},
+                                                  {"relu", Activation::kRelu},
+                                                  {"sigmoid", Activation::kSigmoid}};
+    std::vector<std::string> names;
+    TF_RETURN_IF_ERROR(context->GetAttr(name, &names));
+    for (const std::string& given : names) {
+      const auto found = known.find(given);
+      if (found == known.end()) return InvalidArgument("no activation ", given);
+      values->push_back(found->second);
+    }
+    return absl::OkStatus();
+  }
+
+  Design design_;
+};
+
+}  // namespace
+
+// `weights` are the variables: mean and variance of the observations if `normalized`; kernel and bias of each layer of
+// the encoder; the seven of each core; kernel and bias of the actor's layers, then of the critic's; the action head's
+// kernel and bias, and log_std unless actions are numbered; the value head's kernel and bias.
+REGISTER_OP("RlLnlstm>Network")
+    .Input("weights: count * resource")
+    .Attr("count: int >= 1")
+    .Attr("observation_size: int")
+    .Attr("units: int >= 1")
+    .Attr("cores: int")
+    .Attr("normalized: bool")
+    .Attr("clip: float")
+    .Attr("epsilon: float")
+    .Attr("encoder: list(string)")  // the layers' activations
+    .Attr("heads: list(string)")
+    .Output("address: int64")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape);
+
+REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Network").Device(tensorflow::DEVICE_CPU), NetworkOp);
+
+}  // namespace rl_lnlstm
+
+// Returns 0, or writes what went wrong to `message`.
+extern "C" int rl_lnlstm_act(const void* network, const RlLnlstmArrays* arrays, char* message, int64_t message_size) {
+  const absl::Status status = static_cast<const rl_lnlstm::Network*>(network)->Act(*arrays);
+  if (status.ok()) return 0;
+  const std::string text(status.message());
+  std::memcpy(message, text.c_str(), std::min<int64_t>(message_size, text.size() + 1));
+  message[message_size - 1] = '\0';
+  return 1;
+}
+
+extern "C" void rl_lnlstm_free(void* network) { delete static_cast<rl_lnlstm::Network*>(network); }

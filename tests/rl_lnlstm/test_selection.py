@@ -1,0 +1,49 @@
+"""Evaluation during training: which policy is kept, and that it changes nothing else."""
+
+import numpy as np
+import pytest
+
+from rl_lnlstm import PPO, UserError
+from rl_lnlstm.envs import make_vec
+
+SMALL = {"num_envs": 2, "num_steps": 32, "num_minibatches": 1, "units": 8, "jit_compile": False, "seed": 0}
+
+
+def train(**config):
+    ppo = PPO("MlpLnLstmPolicy", "CartPole-v1", **SMALL, learning_rate=0.01, **config)
+    seen = []
+    ppo.learn(64 * 9, lambda metrics: seen.append((metrics, ppo.policy.get_weights())))
+    return ppo, seen
+
+
+def test_the_policy_that_evaluated_best_is_kept():
+    ppo, seen = train(eval_interval=2, n_eval_episodes=3)
+    scores = [metrics["eval/mean_reward"] for metrics, _ in seen]
+    evaluated = [i for i in range(len(seen)) if i % 2 == 1 or i == len(seen) - 1]
+    assert np.isnan(scores[0])
+    assert scores[2] == scores[1]  # the last known, in between
+    best = max(evaluated, key=lambda i: (scores[i], i))
+    assert len({scores[i] for i in evaluated}) > 1  # or there was nothing to choose
+    for kept, then in zip(ppo.policy.get_weights(), seen[best][1], strict=True):
+        np.testing.assert_array_equal(kept, then)
+
+
+def test_evaluating_does_not_change_training():
+    _, plain = train()
+    _, evaluated = train(eval_interval=3, n_eval_episodes=2)
+    for (metrics, weights), (others, same) in zip(plain, evaluated, strict=True):
+        assert "eval/mean_reward" not in metrics
+        assert metrics["train/loss"] == others["train/loss"]
+        for one, other in zip(weights, same, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_vector_env_cannot_be_made_again():
+    with pytest.raises(UserError, match=r"eval_interval is 5.*got a VectorEnv"):
+        PPO("MlpLnLstmPolicy", make_vec("CartPole-v1", 2), **SMALL, eval_interval=5)
+
+
+@pytest.mark.parametrize(("option", "value"), [("eval_interval", -1), ("eval_interval", 1.5), ("n_eval_episodes", 0)])
+def test_options_out_of_range(option, value):
+    with pytest.raises(UserError, match=f"{option} must be"):
+        PPO("MlpLnLstmPolicy", "CartPole-v1", **{option: value})
