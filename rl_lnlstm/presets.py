@@ -6,14 +6,15 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     # A smaller discount does not look as far ahead as it takes the cart to drift out of bounds; a larger lambda is
-    # noise. Ends at exactly 500 on 7 of 10 seeds (3 of 7 at lambda 0.95, 6 of 9 at twice this learning rate).
+    # noise; twice the epochs at a smaller rate learn in fewer frames, but still sway at the end. The last policy is
+    # worth exactly 500 on 19 of 20 seeds, the one that the few evaluations keep on 20 of 20.
     "CartPoleNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 8,
         "num_steps": 64,
         "num_minibatches": 2,
-        "update_epochs": 10,
-        "learning_rate": 7e-4,
+        "update_epochs": 5,
+        "learning_rate": 1e-3,
         "anneal_clip": True,
         "gamma": 0.995,
         "gae_lambda": 0.8,
@@ -21,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_lstm": False,
         "normalize_observations": True,
         "normalize_rewards": True,
+        "eval_interval": 40,
     },
     # More or longer updates than these make its first tens of thousands of frames slower, not faster.
     "PendulumNoVel-v1": {
