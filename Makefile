@@ -40,10 +40,16 @@ test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, 
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
 # Python is not built for a sanitizer: its library has to be loaded first, and that of C++, whose throw it replaces. UndefinedBehaviorSanitizer without the checks
-# that TensorFlow's own headers fail to compile under.
+# that TensorFlow's own headers fail to compile under. ThreadSanitizer sees only threads that are compiled for it, which TensorFlow's are not: a program has its own.
 SANITIZED_TESTS := tests/rl_lnlstm/test_kernel.py tests/policies/test_policies.py -p no:cacheprovider
+TF_FLAGS = $(shell TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c "import tensorflow as tf; c = tf.sysconfig; \
+	print(*c.get_compile_flags(), *c.get_link_flags(), '-Wl,-rpath,' + c.get_lib())" 2>/dev/null)
 
 sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, some 10 minutes
+	mkdir -p build/tsan
+	cd rl_lnlstm/kernel && $(CXX) ../../tests/rl_lnlstm/kernel_threads.cc launch.cc core_generic.cc -std=c++17 -O1 -g -w -DNDEBUG -fsanitize=thread -pthread $(TF_FLAGS) \
+		-o $(CURDIR)/build/tsan/kernel_threads
+	build/tsan/kernel_threads
 	RL_LNLSTM_CACHE=$(CURDIR)/build/asan LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 RL_LNLSTM_CXXFLAGS='-fsanitize=address -g' \
 	$(BIN)/python -m pytest $(SANITIZED_TESTS)

