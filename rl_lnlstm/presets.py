@@ -24,8 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_rewards": True,
         "eval_interval": 40,
     },
-    # Ten epochs pay only with a clipping range that shrinks. Of 10 seeds all end above the published -217.9, at -185.5 on
-    # average; with tanh or a single layer in the heads some of them do not.
+    # Ten epochs pay only with a clipping range that shrinks. All of 10 seeds end above the published -217.9, at -185.5
+    # on average; with tanh or a single layer in the heads some of them do not.
     "PendulumNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 4,
