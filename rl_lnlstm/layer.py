@@ -270,21 +270,23 @@ class MaskedLNLSTM(_LNLSTMWeights):
 
         if masks is not None:
             masks = tf.cast(masks, inputs.dtype)
-        if not self.time_major:
-            inputs = tf.transpose(inputs, [1, 0, 2])
-            masks = None if masks is None else tf.transpose(masks)
         if initial_state is None:
-            initial_state = [tf.zeros([tf.shape(inputs)[1], self.units], inputs.dtype)] * 2
+            batch = tf.shape(inputs)[1 if self.time_major else 0]
+            initial_state = [tf.zeros([batch, self.units], inputs.dtype)] * 2
         run = kernel.unroll if compiled else self._run
-        outputs, state = run(inputs, masks, State(*initial_state), self._weights)
+        outputs, state = run(inputs, masks, State(*initial_state), self._weights, self.time_major)
         if not self.return_sequences:
             outputs = state.h
-        elif not self.time_major:
-            outputs = tf.transpose(outputs, [1, 0, 2])
         return (outputs, *state) if self.return_state else outputs
 
     @staticmethod
-    def _run(inputs: Tensor, masks: Tensor | None, state: State, weights: Weights) -> tuple[Tensor, State]:
+    def _run(
+        inputs: Tensor, masks: Tensor | None, state: State, weights: Weights, time_major: bool
+    ) -> tuple[Tensor, State]:
+        if not time_major:
+            masks = None if masks is None else tf.transpose(masks)
+            outputs, state = MaskedLNLSTM._run(tf.transpose(inputs, [1, 0, 2]), masks, state, weights, True)
+            return tf.transpose(outputs, [1, 0, 2]), state
         if inputs.shape[0] == 1:  # acting: no loop
             if masks is not None:
                 state = recurrence.reset(state, masks[0][:, tf.newaxis])

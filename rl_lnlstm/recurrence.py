@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 EPSILON = 1e-5
 SECOND_DERIVATIVE = "the masked LN-LSTM has no second derivative: its first one is derived by hand"
@@ -76,7 +77,7 @@ def step(inputs: Tensor, state: State, weights: Weights) -> State:
     # Centring the product is cheaper here than centring the kernels, which `unroll` does once for many steps.
     x_hat = _normalise(centre(_matmul(inputs, weights.kernel, dtype)))
     r_hat = _normalise(centre(_matmul(state.h, weights.recurrent_kernel, dtype)))
-    state, _ = _advance(*_gates(x_hat, r_hat, weights), tf.cast(state.c, wide), weights)
+    state, _ = _advance(*_gates(_shifted(x_hat, weights), r_hat, weights), tf.cast(state.c, wide), weights)
     return State(tf.cast(state.h, dtype), tf.cast(state.c, dtype))
 
 
@@ -93,16 +94,20 @@ def unroll(inputs: Tensor, masks: Tensor | None, state: State, weights: Weights)
         The outputs `[time, batch, U]` and the final state, of the compute dtype. Masks get no gradient, and second
         derivatives raise NotImplementedError.
     """
+    # Is there a tape that may want a gradient? What is traced without one computes what it needs for one again.
+    keep = record.could_possibly_record()
     if tf.inside_function():
-        outputs, h, c = _unroll(inputs, masks, *state, *weights)
+        outputs, h, c = _unroll(keep, inputs, masks, *state, *weights)
     else:
         # Called eagerly, a while_loop is a Python loop; as a function it is one graph, for every length and batch.
-        run = _unroll_function(inputs.dtype, masks is not None, tuple((w.shape, w.dtype) for w in weights))
+        run = _unroll_function(keep, inputs.dtype, masks is not None, tuple((w.shape, w.dtype) for w in weights))
         outputs, h, c = run(inputs, *(() if masks is None else (masks,)), *state, *weights)
     return outputs, State(h, c)
 
 
-def _unroll(inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+def _unroll(
+    keep: bool, inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights: Tensor
+) -> tuple[Tensor, ...]:
     dtype, wide = inputs.dtype, _wide(inputs.dtype)
     if masks is not None:
         masks = tf.expand_dims(tf.cast(masks, wide), -1)
@@ -113,18 +118,19 @@ def _unroll(inputs: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, *weights
         initial, w = State(tf.cast(h, wide), tf.cast(c, wide)), Weights(*weights)
         w = w._replace(kernel=centre(w.kernel), recurrent_kernel=centre(w.recurrent_kernel))
         x_hat, x_scale = _project_inputs(inputs, w)
-        kept, final = _forward(x_hat, masks, initial, w, dtype)
+        outputs, final, kept = _forward(x_hat, masks, initial, w, dtype, keep)
 
         @tf.custom_gradient
         def grad(d_hs: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
             d_final = State(tf.cast(d_h, wide), tf.cast(d_c, wide))
+            needed = kept or _forward(x_hat, masks, initial, w, dtype, keep=True)[-1]
             d_inputs, d_initial, d_weights = _backward(
-                inputs, masks, w, x_hat, x_scale, kept, tf.cast(d_hs, wide), d_final
+                inputs, masks, w, x_hat, x_scale, needed, tf.cast(d_hs, wide), d_final
             )
             first = d_inputs, tf.cast(d_initial.h, dtype), tf.cast(d_initial.c, dtype), *d_weights
             return first, _refuse_second_derivative
 
-        return (tf.cast(kept.states.h[1:], dtype), tf.cast(final.h, dtype), tf.cast(final.c, dtype)), grad
+        return (tf.cast(outputs, dtype), tf.cast(final.h, dtype), tf.cast(final.c, dtype)), grad
 
     return run(inputs, h, c, *weights)
 
@@ -135,7 +141,9 @@ def _refuse_second_derivative(*_: Tensor) -> None:
 
 
 @functools.cache
-def _unroll_function(dtype: tf.DType, masked: bool, weights: tuple[tuple[tf.TensorShape, tf.DType], ...]) -> Callable:
+def _unroll_function(
+    keep: bool, dtype: tf.DType, masked: bool, weights: tuple[tuple[tf.TensorShape, tf.DType], ...]
+) -> Callable:
     features, units = weights[0][0][0], weights[-1][0][0]
     signature = [
         tf.TensorSpec([None, None, features], dtype),
@@ -145,7 +153,7 @@ def _unroll_function(dtype: tf.DType, masked: bool, weights: tuple[tuple[tf.Tens
     ]
 
     def run(inputs: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        return _unroll(inputs, *rest) if masked else _unroll(inputs, None, *rest)
+        return _unroll(keep, inputs, *rest) if masked else _unroll(keep, inputs, None, *rest)
 
     return tf.function(run, input_signature=signature, autograph=False)
 
@@ -157,30 +165,37 @@ def _project_inputs(inputs: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
     return _time_major(product * scale, *_time_and_batch(inputs)), scale
 
 
-def _forward(x_hat: Tensor, masks: Tensor | None, initial: State, w: Weights, dtype: tf.DType) -> tuple[Kept, State]:
-    """The loop forward, and the final state."""
+def _forward(
+    x_hat: Tensor, masks: Tensor | None, initial: State, w: Weights, dtype: tf.DType, keep: bool
+) -> tuple[Tensor, State, Any]:
+    """The loop forward: outputs, the final state and, to `keep` for the backward loop, `Kept`, otherwise None."""
     recurrent_kernel = tf.cast(w.recurrent_kernel, dtype)
-    units, (time, batch) = w.cell_gamma.shape[0], _time_and_batch(x_hat)
+    units, (time, batch), shifted = w.cell_gamma.shape[0], _time_and_batch(x_hat), _shifted(x_hat, w)
+    kept_states = 2 if keep else 1  # h alone is the output
+    widths = (3 * units, units, 1, 1) if keep else ()
 
-    def body(t: Tensor, h: Tensor, c: Tensor, hs: Tensor, cs: Tensor, *lists: Tensor) -> tuple[Tensor, ...]:
+    def body(t: Tensor, h: Tensor, c: Tensor, *lists: Tensor) -> tuple[Tensor, ...]:
         state, at = State(h, c), _reader(t)
         if masks is not None:
             state = reset(state, at(masks))
         r = _matmul(state.h, recurrent_kernel, dtype)
         r_scale = _inverse_deviation(r)
-        sigmoids, u = _gates(at(x_hat), r * r_scale, w)
+        sigmoids, u = _gates(at(shifted), r * r_scale, w)
         state, c_scale = _advance(sigmoids, u, state.c, w)
         state = _same_shape(state, initial)
-        lists = tuple(_put(steps, t, v) for steps, v in zip(lists, (sigmoids, u, r_scale, c_scale), strict=True))
+        states, others = lists[:kept_states], lists[kept_states:]
+        made = (sigmoids, u, r_scale, c_scale)[: len(others)]
+        others = tuple(_put(steps, t, v) for steps, v in zip(others, made, strict=True))
         t += 1
-        return t, *state, _put(hs, t, state.h), _put(cs, t, state.c), *lists
+        states = tuple(_put(steps, t, v) for steps, v in zip(states, state[:kept_states], strict=True))
+        return t, *state, *states, *others
 
     new, stack = _lists(batch, initial.h.dtype)
-    states = (_put(new(time + 1, units), 0, part) for part in initial)
-    start = 0, *initial, *states, new(time, 3 * units), new(time, units), new(time, 1), new(time, 1)
+    states = (_put(new(time + 1, units), 0, part) for part in initial[:kept_states])
+    start = 0, *initial, *states, *(new(time, width) for width in widths)
     _, h, c, *lists = tf.while_loop(lambda t, *_: t < time, body, start)
-    hs, cs, *rest = map(stack, lists, (units, units, 3 * units, units, 1, 1))
-    return Kept(State(hs, cs), *rest), State(h, c)
+    hs, *others = map(stack, lists, (*[units] * kept_states, *widths))
+    return hs[1:], State(h, c), Kept(State(hs, others[0]), *others[1:]) if keep else None
 
 
 def _backward(
@@ -263,11 +278,15 @@ def _backward(
 # The equations' parts, on rows: `[..., n]`.
 
 
-def _gates(x_hat: Tensor, r_hat: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
-    """From the two normalised products, the gates i, f and o, `[..., 3U]`, and u."""
+def _shifted(x_hat: Tensor, w: Weights) -> Tensor:
+    """The part of z, `[..., 4U]`, that needs no state."""
+    return tf.nn.bias_add(x_hat * w.kernel_gamma, w.bias)
+
+
+def _gates(shifted: Tensor, r_hat: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
+    """From the part of z that needs no state and the recurrent product, the gates i, f and o, `[..., 3U]`, and u."""
     units = w.cell_gamma.shape[0]
-    z = tf.nn.bias_add(r_hat * w.recurrent_gamma, w.bias) + x_hat * w.kernel_gamma
-    sigmoids, u = tf.split(z, [3 * units, units], -1)
+    sigmoids, u = tf.split(r_hat * w.recurrent_gamma + shifted, [3 * units, units], -1)
     return tf.sigmoid(sigmoids), tf.tanh(u)
 
 

@@ -87,16 +87,18 @@ def _exporting() -> bool:
     return False
 
 
-def unroll(inputs: Tensor, masks: Tensor | None, state: State, weights: Weights) -> tuple[Tensor, State]:
-    """As `recurrence.unroll`, for what `applies`."""
+def unroll(
+    inputs: Tensor, masks: Tensor | None, state: State, weights: Weights, time_major: bool = True
+) -> tuple[Tensor, State]:
+    """As `recurrence.unroll`, for what `applies`; unless `time_major`, inputs, masks and outputs are batch-major."""
     masked = masks is not None
     weights = Weights(*(tf.cast(weight, tf.float32) for weight in weights))
     arguments = inputs, masks if masked else tf.zeros([0, 0]), *state, *weights
     if _under_xla():
-        outputs, h, c = _unroll_under_xla(masked, *arguments)
+        outputs, h, c = _unroll_under_xla(time_major, masked, *arguments)
     else:
         keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
-        outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, masked=masked, keep=keep)
+        outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, time_major=time_major, masked=masked, keep=keep)
     return outputs, State(h, c)
 
 
@@ -105,28 +107,32 @@ def _gradient(operation: tf.Operation, *d_outputs: Tensor) -> tuple[Any, ...]:
     if not tf.executing_eagerly():
         # Only now is it known that there is a backward pass. TensorFlow's own while and cond change their nodes alike.
         operation.outputs[0].op._set_attr("keep", attr_value_pb2.AttrValue(b=True))
-    backward = functools.partial(operations().rl_lnlstm_backward, masked=operation.get_attr("masked"))
+    attributes = {name: operation.get_attr(name) for name in ("time_major", "masked")}
+    backward = functools.partial(operations().rl_lnlstm_backward, **attributes)
     return _gradients(operation.inputs, operation.outputs, d_outputs[:3], backward)
 
 
-def _unroll_under_xla(masked: bool, inputs: Tensor, masks: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def _unroll_under_xla(
+    time_major: bool, masked: bool, inputs: Tensor, masks: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
     """The operations as custom calls (xla.cc): XLA has no place for TensorFlow's."""
-    (time, batch, features), units = inputs.shape, others[0].shape[-1]
+    (outer, inner, features), units = inputs.shape, others[0].shape[-1]
+    time, batch = (outer, inner) if time_major else (inner, outer)
     width = padded(units)
 
     def call(name: str, operands: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], keep: bool) -> list[Tensor]:
-        sizes = f"{time} {batch} {features} {units} {int(masked)} {int(keep)}"
+        sizes = f"{time} {batch} {features} {units} {int(time_major)} {int(masked)} {int(keep)}"
         return gen_xla_ops.xla_custom_call_v2(operands, name, sizes, False, [tf.float32] * len(shapes), shapes)
 
     def forward(arguments: Sequence[Tensor], keep: bool) -> list[Tensor]:
-        kept = time if keep else 0
-        gates, numbers = (kept, batch, 4 * width), (kept, batch)
-        shapes = (time, batch, units), (batch, units), (batch, units), gates, numbers, gates, (kept, batch, width)
+        kept = outer if keep else 0
+        gates, numbers = (kept, inner, 4 * width), (kept, inner)
+        shapes = (outer, inner, units), (batch, units), (batch, units), gates, numbers, gates, (kept, inner, width)
         return call("rl_lnlstm_forward", arguments, (*shapes, numbers, numbers), keep)
 
     def backward(*operands: Tensor) -> list[Tensor]:
-        gates, state = (time, batch, 4 * width), (batch, units)
-        shapes = gates, gates, (time, batch, width), (time, batch), state, state
+        gates, cells, state = (outer, inner, 4 * width), (outer, inner, width), (batch, units)
+        shapes = gates, gates, cells, cells, state, state
         return call("rl_lnlstm_backward", operands, (*shapes, *[(4 * units,)] * 2, *[(units,)] * 2), True)
 
     @tf.custom_gradient
@@ -162,13 +168,12 @@ def _gradients(
     width = padded(units)
     kernel, recurrent_kernel = centre(w.kernel), centre(w.recurrent_kernel)
     gram = tf.matmul(recurrent_kernel, recurrent_kernel, transpose_b=True)
-    d_product, d_gain, entering_h, along, d_h0, d_c0, d_bias, d_kernel_gamma, d_cell_gamma, d_cell_beta = backward(
+    d_product, d_gain, entering_h, along_h, d_h0, d_c0, d_bias, d_kernel_gamma, d_cell_gamma, d_cell_beta = backward(
         masks, h0, c0, *w[1:], outputs, *kept, gram, *d_results
     )
     rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    d_product, d_gain, entering_h = (
-        tf.reshape(v, [-1, n]) for v, n in ((d_product, 4 * width), (d_gain, 4 * width), (entering_h, width))
-    )
+    d_product, d_gain = (tf.reshape(v, [-1, 4 * width]) for v in (d_product, d_gain))
+    entering_h, along_h = (tf.reshape(v, [-1, width]) for v in (entering_h, along_h))
 
     def units_of(columns: Tensor) -> Tensor:
         """Without the padding of each gate."""
@@ -184,7 +189,7 @@ def _gradients(
     d_inputs = tf.reshape(tf.matmul(d_product, padded_kernel, transpose_b=True), tf.shape(inputs))
     d_kernel = centre(units_of(tf.matmul(rows, d_product, transpose_a=True)))
     gain = units_of(tf.matmul(entering_h, d_gain, transpose_a=True)[:units])
-    squares = tf.matmul(entering_h, entering_h * tf.reshape(along, [-1, 1]), transpose_a=True)[:units, :units]
+    squares = tf.matmul(entering_h, along_h, transpose_a=True)[:units, :units]
     d_recurrent_kernel = centre(gain * w.recurrent_gamma - tf.matmul(squares, recurrent_kernel))
     d_recurrent_gamma = tf.reduce_sum(gain * recurrent_kernel, 0)
     d_weights = Weights(

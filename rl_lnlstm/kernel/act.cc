@@ -216,7 +216,7 @@ class Network {
         CopyColumns(batch, units, arrays.c + column, state, c0, units);
         Weights of_core;
         Forward pass{};
-        pass.sizes = {1, batch, size, units};
+        pass.sizes = {1, batch, size, units, true};
         TF_RETURN_IF_ERROR(weights.NextCore(pass.sizes, &of_core));
         pass.inputs = inputs.data(), pass.masks = masks.data(), pass.h0 = h0, pass.c0 = c0;
         pass.outputs = output, pass.h = h, pass.c = c;

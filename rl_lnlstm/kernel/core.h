@@ -17,8 +17,10 @@ inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) 
 
 struct Sizes {
   int64_t time, batch, features, units;
+  bool time_major;  // else batch before time: all that has a row for each step is laid out as the inputs are
   int64_t width() const { return RoundUp(units, kPad); }  // of a padded gate, or of a padded state
   int64_t steps() const { return time * batch; }
+  int64_t step(int64_t t, int64_t row) const { return time_major ? t * batch + row : row * time + t; }
 };
 
 // Gains and biases, padded: four gates, or one state, wide.
@@ -36,16 +38,16 @@ struct Matrix {
 
 struct Forward {
   Sizes sizes;
-  const float *inputs, *masks, *h0, *c0;  // [time, batch, features], [time, batch] or null, [batch, units] each
+  const float *inputs, *masks, *h0, *c0;  // [steps, features], [steps] or null, [batch, units] each
   Matrix kernel, recurrent_kernel;
   bool centred;  // those are: their products need not be
   Gains gains;
-  float *outputs, *h, *c;  // [time, batch, units], [batch, units] each
+  float *outputs, *h, *c;  // [steps, units], [batch, units] each
   // What the backward pass needs; all null when there will be none.
-  float *x_hat, *x_scale;  // [time, batch, 4 * width], [time, batch]
-  float* gates;            // [time, batch, 4 * width]: i, f, o and u
-  float* cells;            // [time, batch, width]
-  float *r_scale, *c_scale;  // [time, batch]
+  float *x_hat, *x_scale;  // [steps, 4 * width], [steps]
+  float* gates;            // [steps, 4 * width]: i, f, o and u
+  float* cells;            // [steps, width]
+  float *r_scale, *c_scale;  // [steps]
 };
 
 struct Backward {
@@ -56,10 +58,10 @@ struct Backward {
   Gains gains;
   const float *outputs, *x_hat, *x_scale, *gates, *cells, *r_scale, *c_scale;  // of the forward pass
   const float *d_outputs, *d_h, *d_c;
-  float* d_product;   // [time, batch, 4 * width], of inputs @ kernel; may be x_hat's memory
-  float* d_gain;      // [time, batch, 4 * width], d_z * r_scale; may be that of the gates
-  float* entering_h;  // [time, batch, width], after the mask
-  float* along;       // [time, batch], how much of the gradient of h @ recurrent_kernel is along it
+  float* d_product;   // [steps, 4 * width], of inputs @ kernel; may be x_hat's memory
+  float* d_gain;      // [steps, 4 * width], d_z * r_scale; may be that of the gates
+  float* entering_h;  // [steps, width], after the mask
+  float* along_h;     // [steps, width], entering_h times how much of the gradient of h @ recurrent_kernel is along it
   float *d_h0, *d_c0;
 };
 

@@ -36,6 +36,7 @@ absl::Status ReadWeights(OpKernelContext* context, const Sizes& sizes, Weights* 
 class ForwardOp : public OpKernel {
  public:
   explicit ForwardOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("time_major", &time_major_));
     OP_REQUIRES_OK(context, context->GetAttr("masked", &masked_));
     OP_REQUIRES_OK(context, context->GetAttr("keep", &keep_));
   }
@@ -45,15 +46,18 @@ class ForwardOp : public OpKernel {
     OP_REQUIRES_OK(context, context->input("inputs", &inputs));
     OP_REQUIRES_OK(context, context->input("c0", &c0));
     OP_REQUIRES(context, inputs->dims() == 3,
-                InvalidArgument("inputs must have shape [time, batch, features], got ", inputs->shape().DebugString()));
+                InvalidArgument("inputs must have shape [time, batch, features], or batch first, got ",
+                                inputs->shape().DebugString()));
     OP_REQUIRES(context, c0->dims() == 2 && c0->dim_size(1) > 0,
                 InvalidArgument("c0 must have shape [batch, units], got ", c0->shape().DebugString()));
-    const Sizes sizes{inputs->dim_size(0), inputs->dim_size(1), inputs->dim_size(2), c0->dim_size(1)};
-    const int64_t time = sizes.time, batch = sizes.batch, units = sizes.units, width = sizes.width();
+    const int64_t outer = inputs->dim_size(0), inner = inputs->dim_size(1);
+    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, inputs->dim_size(2), c0->dim_size(1),
+                      time_major_};
+    const int64_t batch = sizes.batch, units = sizes.units, width = sizes.width();
     Forward f{};
     f.sizes = sizes;
     f.inputs = Data(*inputs);
-    OP_REQUIRES_OK(context, Expect(context, "masks", masked_ ? Shape({time, batch}) : Shape({0, 0}), &f.masks));
+    OP_REQUIRES_OK(context, Expect(context, "masks", masked_ ? Shape({outer, inner}) : Shape({0, 0}), &f.masks));
     if (!masked_) f.masks = nullptr;
     OP_REQUIRES_OK(context, Expect(context, "h0", Shape({batch, units}), &f.h0));
     OP_REQUIRES_OK(context, Expect(context, "c0", Shape({batch, units}), &f.c0));
@@ -61,32 +65,33 @@ class ForwardOp : public OpKernel {
     OP_REQUIRES_OK(context, Expect(context, "kernel", Shape({sizes.features, 4 * units}), &weights.kernel));
     OP_REQUIRES_OK(context, ReadWeights(context, sizes, &weights));
 
-    const int64_t kept = keep_ ? time : 0;
+    const int64_t kept = keep_ ? outer : 0;
     const auto allocate = [&](int index, const TensorShape& shape, float** data) {
       Tensor* tensor = nullptr;
       const absl::Status status = context->allocate_output(index, shape, &tensor);
       if (status.ok() && (index < 3 || keep_)) *data = Data(*tensor);
       return status;
     };
-    OP_REQUIRES_OK(context, allocate(0, Shape({time, batch, units}), &f.outputs));
+    OP_REQUIRES_OK(context, allocate(0, Shape({outer, inner, units}), &f.outputs));
     OP_REQUIRES_OK(context, allocate(1, Shape({batch, units}), &f.h));
     OP_REQUIRES_OK(context, allocate(2, Shape({batch, units}), &f.c));
-    OP_REQUIRES_OK(context, allocate(3, Shape({kept, batch, 4 * width}), &f.x_hat));
-    OP_REQUIRES_OK(context, allocate(4, Shape({kept, batch}), &f.x_scale));
-    OP_REQUIRES_OK(context, allocate(5, Shape({kept, batch, 4 * width}), &f.gates));
-    OP_REQUIRES_OK(context, allocate(6, Shape({kept, batch, width}), &f.cells));
-    OP_REQUIRES_OK(context, allocate(7, Shape({kept, batch}), &f.r_scale));
-    OP_REQUIRES_OK(context, allocate(8, Shape({kept, batch}), &f.c_scale));
+    OP_REQUIRES_OK(context, allocate(3, Shape({kept, inner, 4 * width}), &f.x_hat));
+    OP_REQUIRES_OK(context, allocate(4, Shape({kept, inner}), &f.x_scale));
+    OP_REQUIRES_OK(context, allocate(5, Shape({kept, inner, 4 * width}), &f.gates));
+    OP_REQUIRES_OK(context, allocate(6, Shape({kept, inner, width}), &f.cells));
+    OP_REQUIRES_OK(context, allocate(7, Shape({kept, inner}), &f.r_scale));
+    OP_REQUIRES_OK(context, allocate(8, Shape({kept, inner}), &f.c_scale));
     OP_REQUIRES_OK(context, LaunchForward(Threads(context), weights, f));
   }
 
  private:
-  bool masked_, keep_;
+  bool time_major_, masked_, keep_;
 };
 
 class BackwardOp : public OpKernel {
  public:
   explicit BackwardOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("time_major", &time_major_));
     OP_REQUIRES_OK(context, context->GetAttr("masked", &masked_));
   }
 
@@ -96,29 +101,30 @@ class BackwardOp : public OpKernel {
     OP_REQUIRES_OK(context, context->input("cells", &cells));
     OP_REQUIRES_OK(context, context->input("c0", &c0));
     OP_REQUIRES(context, cells->dims() == 3 && c0->dims() == 2 && c0->dim_size(1) > 0,
-                InvalidArgument("c0 must have shape [batch, units] and cells [time, batch, width], got ",
+                InvalidArgument("c0 must have shape [batch, units] and cells [time, batch, width], or batch first, got ",
                                 c0->shape().DebugString(), " and ", cells->shape().DebugString()));
-    const Sizes sizes{cells->dim_size(0), cells->dim_size(1), 0, c0->dim_size(1)};
-    const int64_t time = sizes.time, batch = sizes.batch, units = sizes.units, width = sizes.width();
+    const int64_t outer = cells->dim_size(0), inner = cells->dim_size(1);
+    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, 0, c0->dim_size(1), time_major_};
+    const int64_t batch = sizes.batch, units = sizes.units, width = sizes.width();
 
     Backward b;
     b.sizes = sizes;
     const float* gram;
-    OP_REQUIRES_OK(context, Expect(context, "masks", masked_ ? Shape({time, batch}) : Shape({0, 0}), &b.masks));
+    OP_REQUIRES_OK(context, Expect(context, "masks", masked_ ? Shape({outer, inner}) : Shape({0, 0}), &b.masks));
     if (!masked_) b.masks = nullptr;
     Weights weights{};
     OP_REQUIRES_OK(context, ReadWeights(context, sizes, &weights));
     OP_REQUIRES_OK(context, Expect(context, "gram", Shape({units, units}), &gram));
     OP_REQUIRES_OK(context, Expect(context, "h0", Shape({batch, units}), &b.h0));
     OP_REQUIRES_OK(context, Expect(context, "c0", Shape({batch, units}), &b.c0));
-    OP_REQUIRES_OK(context, Expect(context, "outputs", Shape({time, batch, units}), &b.outputs));
-    OP_REQUIRES_OK(context, Expect(context, "x_hat", Shape({time, batch, 4 * width}), &b.x_hat));
-    OP_REQUIRES_OK(context, Expect(context, "x_scale", Shape({time, batch}), &b.x_scale));
-    OP_REQUIRES_OK(context, Expect(context, "gates", Shape({time, batch, 4 * width}), &b.gates));
-    OP_REQUIRES_OK(context, Expect(context, "cells", Shape({time, batch, width}), &b.cells));
-    OP_REQUIRES_OK(context, Expect(context, "r_scale", Shape({time, batch}), &b.r_scale));
-    OP_REQUIRES_OK(context, Expect(context, "c_scale", Shape({time, batch}), &b.c_scale));
-    OP_REQUIRES_OK(context, Expect(context, "d_outputs", Shape({time, batch, units}), &b.d_outputs));
+    OP_REQUIRES_OK(context, Expect(context, "outputs", Shape({outer, inner, units}), &b.outputs));
+    OP_REQUIRES_OK(context, Expect(context, "x_hat", Shape({outer, inner, 4 * width}), &b.x_hat));
+    OP_REQUIRES_OK(context, Expect(context, "x_scale", Shape({outer, inner}), &b.x_scale));
+    OP_REQUIRES_OK(context, Expect(context, "gates", Shape({outer, inner, 4 * width}), &b.gates));
+    OP_REQUIRES_OK(context, Expect(context, "cells", Shape({outer, inner, width}), &b.cells));
+    OP_REQUIRES_OK(context, Expect(context, "r_scale", Shape({outer, inner}), &b.r_scale));
+    OP_REQUIRES_OK(context, Expect(context, "c_scale", Shape({outer, inner}), &b.c_scale));
+    OP_REQUIRES_OK(context, Expect(context, "d_outputs", Shape({outer, inner, units}), &b.d_outputs));
     OP_REQUIRES_OK(context, Expect(context, "d_h", Shape({batch, units}), &b.d_h));
     OP_REQUIRES_OK(context, Expect(context, "d_c", Shape({batch, units}), &b.d_c));
 
@@ -138,10 +144,10 @@ class BackwardOp : public OpKernel {
       return absl::OkStatus();
     };
     Sums gradients;
-    OP_REQUIRES_OK(context, forwarded("x_hat", 0, Shape({time, batch, 4 * width}), &b.d_product));
-    OP_REQUIRES_OK(context, forwarded("gates", 1, Shape({time, batch, 4 * width}), &b.d_gain));
-    OP_REQUIRES_OK(context, allocated(2, Shape({time, batch, width}), &b.entering_h));
-    OP_REQUIRES_OK(context, allocated(3, Shape({time, batch}), &b.along));
+    OP_REQUIRES_OK(context, forwarded("x_hat", 0, Shape({outer, inner, 4 * width}), &b.d_product));
+    OP_REQUIRES_OK(context, forwarded("gates", 1, Shape({outer, inner, 4 * width}), &b.d_gain));
+    OP_REQUIRES_OK(context, allocated(2, Shape({outer, inner, width}), &b.entering_h));
+    OP_REQUIRES_OK(context, allocated(3, Shape({outer, inner, width}), &b.along_h));
     OP_REQUIRES_OK(context, allocated(4, Shape({batch, units}), &b.d_h0));
     OP_REQUIRES_OK(context, allocated(5, Shape({batch, units}), &b.d_c0));
     OP_REQUIRES_OK(context, allocated(6, Shape({4 * units}), &gradients.bias));
@@ -153,25 +159,28 @@ class BackwardOp : public OpKernel {
   }
 
  private:
-  bool masked_;
+  bool time_major_, masked_;
 };
 
 absl::Status ForwardShapes(InferenceContext* c) {
   const auto inputs = c->input(0), state = c->input(3);
   if (!c->RankKnown(inputs) || !c->RankKnown(state)) return tensorflow::shape_inference::UnknownShape(c);
-  const DimensionHandle time = c->Dim(inputs, 0), batch = c->Dim(inputs, 1), units = c->Dim(state, 1);
+  bool time_major;
+  TF_RETURN_IF_ERROR(c->GetAttr("time_major", &time_major));
+  const DimensionHandle outer = c->Dim(inputs, 0), inner = c->Dim(inputs, 1);
+  const DimensionHandle batch = time_major ? inner : outer, units = c->Dim(state, 1);
   const DimensionHandle kept = c->UnknownDim();  // the gradient may still set `keep`
   DimensionHandle width = c->UnknownDim(), gates = c->UnknownDim();
   if (c->ValueKnown(units)) width = c->MakeDim(RoundUp(c->Value(units), kPad)), gates = c->MakeDim(4 * c->Value(width));
-  c->set_output(0, c->MakeShape({time, batch, units}));
+  c->set_output(0, c->MakeShape({outer, inner, units}));
   c->set_output(1, c->MakeShape({batch, units}));
   c->set_output(2, c->MakeShape({batch, units}));
-  c->set_output(3, c->MakeShape({kept, batch, gates}));
-  c->set_output(4, c->MakeShape({kept, batch}));
-  c->set_output(5, c->MakeShape({kept, batch, gates}));
-  c->set_output(6, c->MakeShape({kept, batch, width}));
-  c->set_output(7, c->MakeShape({kept, batch}));
-  c->set_output(8, c->MakeShape({kept, batch}));
+  c->set_output(3, c->MakeShape({kept, inner, gates}));
+  c->set_output(4, c->MakeShape({kept, inner}));
+  c->set_output(5, c->MakeShape({kept, inner, gates}));
+  c->set_output(6, c->MakeShape({kept, inner, width}));
+  c->set_output(7, c->MakeShape({kept, inner}));
+  c->set_output(8, c->MakeShape({kept, inner}));
   return absl::OkStatus();
 }
 
@@ -180,7 +189,7 @@ absl::Status BackwardShapes(InferenceContext* c) {
   c->set_output(0, x_hat);
   c->set_output(1, x_hat);
   c->set_output(2, cells);
-  c->set_output(3, c->input(11));
+  c->set_output(3, cells);
   c->set_output(4, state);
   c->set_output(5, state);
   c->set_output(6, gamma);
@@ -205,6 +214,7 @@ REGISTER_OP("RlLnlstm>Forward")
     .Input("bias: float")
     .Input("cell_gamma: float")
     .Input("cell_beta: float")
+    .Attr("time_major: bool")
     .Attr("masked: bool")
     .Attr("keep: bool")
     .Output("outputs: float")
@@ -240,11 +250,12 @@ REGISTER_OP("RlLnlstm>Backward")
     .Input("d_outputs: float")
     .Input("d_h: float")
     .Input("d_c: float")
+    .Attr("time_major: bool")
     .Attr("masked: bool")
     .Output("d_product: float")
     .Output("d_gain: float")
     .Output("entering_h: float")
-    .Output("along: float")
+    .Output("along_h: float")
     .Output("d_h0: float")
     .Output("d_c0: float")
     .Output("d_bias: float")

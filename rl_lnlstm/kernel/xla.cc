@@ -39,10 +39,11 @@ struct Call {
 // From what kernel/__init__.py writes.
 Call Parse(const char* text, size_t size) {
   long long time, batch, features, units;
+  int time_major;
   Call call{};
-  std::sscanf(std::string(text, size).c_str(), "%lld %lld %lld %lld %d %d", &time, &batch, &features, &units,
-              &call.masked, &call.keep);
-  call.sizes = {time, batch, features, units};
+  std::sscanf(std::string(text, size).c_str(), "%lld %lld %lld %lld %d %d %d", &time, &batch, &features, &units,
+              &time_major, &call.masked, &call.keep);
+  call.sizes = {time, batch, features, units, time_major != 0};
   return call;
 }
 
@@ -77,7 +78,7 @@ void CallBackward(void* out, const void** in, const char* text, size_t size, Xla
   const Weights weights{nullptr, input(3), input(4), input(5), input(6), input(7), input(8)};
   b.outputs = input(9), b.x_hat = input(10), b.x_scale = input(11), b.gates = input(12), b.cells = input(13);
   b.r_scale = input(14), b.c_scale = input(15), b.d_outputs = input(17), b.d_h = input(18), b.d_c = input(19);
-  b.d_product = output(0), b.d_gain = output(1), b.entering_h = output(2), b.along = output(3);
+  b.d_product = output(0), b.d_gain = output(1), b.entering_h = output(2), b.along_h = output(3);
   b.d_h0 = output(4), b.d_c0 = output(5);
   NanUnless(LaunchBackward(threads, weights, input(16), b, {output(6), output(7), output(8), output(9)}), b.d_product,
             b.sizes.steps() * 4 * b.sizes.width());

@@ -80,7 +80,7 @@ std::vector<Floats> Rows(tensorflow::thread::ThreadPool* threads, const Sizes& s
   const Floats d_outputs = Random(steps * units, 7);
   Floats outputs(steps * units), h(states), c(states), x_hat(steps * 4 * width), x_scale(steps), kept(steps * 4 * width);
   Floats cells(steps * width), r_scale(steps), c_scale(steps), d_product(steps * 4 * width), d_gain(steps * 4 * width);
-  Floats entering(steps * width), along(steps), d_h0(states), d_c0(states);
+  Floats entering(steps * width), along(steps * width), d_h0(states), d_c0(states);
   Floats d_bias(gates), d_kernel_gamma(gates), d_cell_gamma(units), d_cell_beta(units);
 
   const rl_lnlstm::Weights weights{kernel.data(), recurrent.data(), gains.data(), gains.data(),
@@ -113,7 +113,7 @@ std::vector<Floats> Rows(tensorflow::thread::ThreadPool* threads, const Sizes& s
   backward.d_product = d_product.data();
   backward.d_gain = d_gain.data();
   backward.entering_h = entering.data();
-  backward.along = along.data();
+  backward.along_h = along.data();
   backward.d_h0 = d_h0.data();
   backward.d_c0 = d_c0.data();
 
@@ -133,7 +133,7 @@ int main() {
   tensorflow::thread::ThreadPool alone(&one), shared(&four);
   int failures = 0;
   // Work enough for two, three and four threads.
-  for (const Sizes& sizes : {Sizes{100, 16, 30, 24}, Sizes{600, 3, 20, 40}, Sizes{400, 9, 30, 33}}) {
+  for (const Sizes& sizes : {Sizes{100, 16, 30, 24, true}, Sizes{600, 3, 20, 40, false}, Sizes{400, 9, 30, 33, true}}) {
     const std::vector<Floats> expected = Rows(&alone, sizes);
     std::vector<std::vector<Floats>> got(3);
     std::vector<std::thread> callers;

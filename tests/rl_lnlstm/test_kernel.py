@@ -53,6 +53,16 @@ class Case:
         return [outputs, *final, *tape.gradient(loss, sources)]
 
 
+def batch_major(inputs, masks, state, weights):
+    """The kernel on arrays that have batch before time."""
+    masks = None if masks is None else tf.transpose(masks)
+    outputs, final = kernel.unroll(tf.transpose(inputs, [1, 0, 2]), masks, state, weights, time_major=False)
+    return tf.transpose(outputs, [1, 0, 2]), final
+
+
+UNROLLS = st.sampled_from([kernel.unroll, batch_major])
+
+
 def assert_equal(got, expected, tolerance=1e-5):
     """To `tolerance` of a tensor's largest element, or of 0.1: a gradient that vanishes is a difference."""
     names = ("outputs", "h", "c", "inputs", "h0", "c0", *Weights._fields)
@@ -62,20 +72,20 @@ def assert_equal(got, expected, tolerance=1e-5):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-@hypothesis.given(sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000), graph=st.booleans())
+@hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000), graph=st.booleans())
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
-def test_equals_while_loop_for_any_shape(sizes, masked, seed, graph):
+def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
     case = Case(*sizes, masked=masked, seed=seed)
     run = tf.function(case.run, autograph=False) if graph else case.run
-    assert_equal(run(kernel.unroll), case.run(recurrence.unroll), 5e-5)
+    assert_equal(run(unroll), case.run(recurrence.unroll), 5e-5)
 
 
-@hypothesis.given(sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000))
+@hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000))
 @hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
-def test_equals_while_loop_for_any_shape_under_xla(sizes, masked, seed):
+def test_equals_while_loop_for_any_shape_under_xla(unroll, sizes, masked, seed):
     case = Case(*sizes, masked=masked, seed=seed)
     run = tf.function(case.run, autograph=False, jit_compile=True)
-    assert_equal(run(kernel.unroll), case.run(recurrence.unroll), 5e-5)
+    assert_equal(run(unroll), case.run(recurrence.unroll), 5e-5)
 
 
 def test_under_xla_a_tape_may_be_outside():
@@ -210,7 +220,7 @@ def test_wrong_shapes_are_errors_of_the_operation(argument, shape):
     arguments = dict(zip(names, (case.inputs, case.masks, *case.state, *case.weights), strict=True))
     arguments[argument] = tf.zeros(shape)
     with pytest.raises(tf.errors.InvalidArgumentError, match="must have shape"):
-        kernel.operations().rl_lnlstm_forward(**arguments, masked=True, keep=True)
+        kernel.operations().rl_lnlstm_forward(**arguments, time_major=True, masked=True, keep=True)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

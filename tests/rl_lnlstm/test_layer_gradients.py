@@ -294,6 +294,24 @@ def test_second_derivatives_are_right_or_refused():
     np.testing.assert_allclose(got, expected, atol=1e-8)
 
 
+def test_a_function_that_was_traced_without_a_tape_has_the_same_gradient():
+    """Its forward pass keeps nothing for a backward one."""
+    case = random_case(3, 6, 2, 5, masks="random")
+    layer = layer_for(case)
+    arguments = [tf.constant(array) for array in case[1:]]
+    function = tf.function(lambda xs, masks, h0, c0: layer(xs, masks=masks, initial_state=[h0, c0]), autograph=False)
+    function(*arguments)
+
+    def gradients(run):
+        with tf.GradientTape() as tape:
+            loss = loss_of_tensors(run(*arguments), loss_weights(case))
+        return tape.gradient(loss, layer.trainable_variables)
+
+    for one, other in zip(gradients(function), gradients(function.python_function), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    assert function.experimental_get_tracing_count() == 1
+
+
 def test_a_nan_in_one_row_leaves_the_input_gradients_of_the_others():
     case = random_case(3, 6, 2, 5, masks="random")
     expected = gradients_by_autodiff(case)
