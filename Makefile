@@ -18,7 +18,7 @@ $(VENV)/.installed: $(PACKAGE_FILES)
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,box2d,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,box2d,mujoco,atari,minigrid,bench]'
 	@touch $@
 
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." are handed on
