@@ -191,7 +191,7 @@ class _GuardedVectorEnv(VectorWrapper):
 
     def __init__(self, env: VectorEnv, name: str) -> None:
         super().__init__(env)
-        self._name = name
+        self.name = name
         self._steps = 0
         self._float_paths = list(_float_paths(env.single_observation_space))
 
@@ -238,7 +238,7 @@ class _GuardedVectorEnv(VectorWrapper):
         index, *component = np.argwhere(~np.isfinite(values))[0].tolist()
         where = f"[{', '.join(map(str, component))}]" if component else ""
         raise EnvironmentFailure(
-            f"{self._name} (environment {first + index} in 0..{self.num_envs - 1}) returned "
+            f"{self.name} (environment {first + index} in 0..{self.num_envs - 1}) returned "
             f"{values[(index, *component)]} in {what}{where} ({when} {self._steps})"
         )
 
@@ -251,7 +251,7 @@ class _GuardedVectorEnv(VectorWrapper):
         if isinstance(self.env, AsyncVectorEnv) and isinstance(error, EOFError | ConnectionError):
             what = f"lost a worker process: {_dead_workers(self.env)}"
             self.env.close(terminate=True)  # the others may hold answers that nobody will fetch
-        raise EnvironmentFailure(f"{self._name} {what} ({when} {self._steps})") from error
+        raise EnvironmentFailure(f"{self.name} {what} ({when} {self._steps})") from error
 
 
 def _dead_workers(vector_env: AsyncVectorEnv) -> str:

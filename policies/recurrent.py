@@ -12,12 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.action_masks import checked_masks
 from rl_lnlstm.distributions import Distribution
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.kernel.acting import compiled_step
 from rl_lnlstm.layer import MaskedLNLSTM
 from rl_lnlstm.normalization import RunningStatistics
-from rl_lnlstm.policies.heads import action_head
+from rl_lnlstm.policies.heads import Deviation, action_head
 from rl_lnlstm.recurrence import State
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
@@ -36,7 +37,8 @@ class RecurrentPolicy(keras.layers.Layer):
 
     Args:
         observation_space: of a single environment; `Box`.
-        action_space: of a single environment; `Discrete`, or `Box` of floats.
+        action_space: of a single environment; `Discrete`, `MultiDiscrete`, `MultiBinary`, `Box` of floats, and
+            `Dict` and `Tuple` of these.
         encoder: a Keras model from `[batch, *observation_space.shape]` float32 to `[batch, features]`. None flattens.
         units: of each recurrent core.
         shared_lstm: actor and critic share one core; if false each has its own.
@@ -45,6 +47,9 @@ class RecurrentPolicy(keras.layers.Layer):
         normalize_observations: keep running statistics of the observations, and normalise by them.
         normalize_rewards: keep running statistics of the discounted returns, for training to scale rewards with.
         log_std_init: for `Box` actions, the logarithm of the first standard deviation.
+        state_dependent_std: for `Box` actions, the network gives their deviations; otherwise they are weights.
+        use_sde: for `Box` actions, generalised state-dependent exploration: noise that is a function of what the actor
+            sees, and stays the same from step to step until `reset_noise`.
         seed: decides the initial weights and the actions that are sampled. None draws one.
 
     The state is `(h, c)`, each `[batch, units]`, or `[batch, 2 * units]` when actor and critic have cores of their
@@ -66,6 +71,8 @@ class RecurrentPolicy(keras.layers.Layer):
         normalize_observations: bool = False,
         normalize_rewards: bool = False,
         log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
+        use_sde: bool = False,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -83,6 +90,8 @@ class RecurrentPolicy(keras.layers.Layer):
             "normalize_observations": normalize_observations,
             "normalize_rewards": normalize_rewards,
             "log_std_init": log_std_init,
+            "state_dependent_std": state_dependent_std,
+            "use_sde": use_sde,
         }
         seeds = seed_sequence(seed)
         self.generator = np.random.default_rng(next(seeds))
@@ -107,7 +116,7 @@ class RecurrentPolicy(keras.layers.Layer):
             [dense(width, activation, next(seeds), f"{role}_{i}") for i, width in enumerate(head_layers)]
             for role in ("actor", "critic")
         )
-        self.action_head = action_head(action_space, next(seeds), log_std_init)
+        self.action_head = action_head(action_space, next(seeds), Deviation(log_std_init, state_dependent_std, use_sde))
         self.value_head = keras.layers.Dense(
             1, kernel_initializer=keras.initializers.Orthogonal(1.0, next(seeds)), name="value_head"
         )
@@ -118,9 +127,11 @@ class RecurrentPolicy(keras.layers.Layer):
             tf.ones(1, tf.bool),
         )  # builds all weights
         self.built = True
+        self._held_columns = self.action_head.held()
+        self._held_noise = np.zeros((0, self.action_head.noise_size), np.float32)
 
     @functools.cached_property
-    def _step_function(self) -> Callable[..., tuple[np.ndarray, ...]]:
+    def _step_function(self) -> Callable[..., tuple[Any, ...]]:
         """Observations, h, c, episode starts and noise to actions, values, log-probabilities, h and c."""
         graph = ("_run", "_heads", "_run_step", "_step_graph")
         as_written = all(
@@ -128,25 +139,39 @@ class RecurrentPolicy(keras.layers.Layer):
         )
         return (compiled_step(self) if as_written else None) or self._graph_step()
 
-    def _graph_step(self) -> Callable[..., tuple[np.ndarray, ...]]:
+    @functools.cached_property
+    def _masked_step_function(self) -> Callable[..., tuple[Any, ...]]:
+        """The same with action masks as last argument."""
+        return self._graph_step(masked=True)
+
+    def _graph_step(self, masked: bool = False) -> Callable[..., tuple[Any, ...]]:
         state = tf.TensorSpec([None, self.state_size], tf.float32)
-        specs = (
+        specs = [
             tf.TensorSpec([None, *self.observation_space.shape], self.observation_space.dtype),
             *(state, state),
             tf.TensorSpec([None], tf.bool),
-            tf.TensorSpec([None, self.action_head.size], tf.float32),
-        )
+            tf.TensorSpec([None, self.action_head.noise_size], tf.float32),
+            *([tf.TensorSpec([None, None], tf.bool)] if masked else []),
+        ]
         dtypes = [spec.dtype for spec in specs]
         function = tf.function(self._step_graph, autograph=False).get_concrete_function(*specs)
 
         # Called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
-        def call(*arguments: Any) -> tuple[np.ndarray, ...]:
-            return tuple(result.numpy() for result in function(*map(tf.convert_to_tensor, arguments, dtypes)))
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            results = function(*map(tf.convert_to_tensor, arguments, dtypes))
+            return tf.nest.map_structure(lambda result: result.numpy(), results)
 
         return call
 
-    def _act(self, observations: Any, state: State, episode_starts: Any, noise: np.ndarray) -> tuple[Any, ...]:
-        actions, values, log_probs, h, c = self._step_function(observations, *state, episode_starts, noise)
+    def _act(
+        self, observations: Any, state: State, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
+    ) -> tuple[Any, ...]:
+        given = [observations, *state, episode_starts, noise]
+        if action_masks is None:
+            actions, values, log_probs, h, c = self._step_function(*given)
+        else:
+            masks = checked_masks(action_masks, self.action_space, len(observations))
+            actions, values, log_probs, h, c = self._masked_step_function(*given, masks)
         return self.action_head.to_space(actions), values, log_probs, State(h, c)
 
     @property
@@ -159,43 +184,65 @@ class RecurrentPolicy(keras.layers.Layer):
         return State(*np.zeros((2, batch_size, self.state_size), np.float32))
 
     def step(
-        self, observations: np.ndarray, state: State, episode_starts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, State]:
+        self, observations: np.ndarray, state: State, episode_starts: np.ndarray, action_masks: Any = None
+    ) -> tuple[Any, np.ndarray, np.ndarray, State]:
         """Acts: samples an action for each environment.
 
         Args:
             observations: `[batch, *observation_space.shape]`.
             state: what the last step returned, or `initial_state`.
             episode_starts: `[batch]` bool, the observation is an episode's first: its state is reset before.
+            action_masks: false where an action is illegal, which then is never taken. `Discrete`: `[batch, n]`;
+                `MultiDiscrete`: `[batch, sum(nvec)]`, component after component. None: all are legal.
 
         Returns:
-            Actions `[batch, *action_space.shape]` as sampled (see `legal_actions`), values `[batch]`,
-            log-probabilities `[batch]`, and the state after the step.
+            Actions as sampled (see `legal_actions`), in the action space's structure, each array
+            `[batch, *shape]`; values `[batch]`, log-probabilities `[batch]`, and the state after the step.
+
+        Raises:
+            UserError: masks of another shape, or one that allows nothing.
         """
-        return self._act(observations, state, episode_starts, self.action_head.noise(self.generator, len(observations)))
+        noise = self._noise(len(observations))
+        return self._act(observations, state, episode_starts, noise, action_masks)
+
+    def _noise(self, batch_size: int) -> np.ndarray:
+        """What the next step samples with; what exploration holds is what it was."""
+        noise = self.action_head.noise(self.generator, batch_size)
+        if self._held_columns.any():
+            if len(self._held_noise) != batch_size:
+                self.reset_noise(batch_size)
+            noise[:, self._held_columns] = self._held_noise[:, self._held_columns]
+        return noise
+
+    def reset_noise(self, batch_size: int) -> None:
+        """With `use_sde`, draws the noise anew that `step` holds for each of `batch_size` environments."""
+        self._held_noise = self.action_head.noise(self.generator, batch_size)
 
     def value(self, observations: np.ndarray, state: State, episode_starts: np.ndarray) -> np.ndarray:
         """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
         return self._act(observations, state, episode_starts, self.action_head.no_noise(len(observations)))[1]
 
     def evaluate_actions(
-        self, observations: Any, actions: Any, state: State, masks: Any
+        self, observations: Any, actions: Any, state: State, masks: Any, action_masks: Any = None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Re-computes, differentiably, what acting recorded for sequences.
 
         Args:
             observations: `[batch, time, *observation_space.shape]`.
-            actions: `[batch, time, *action_space.shape]`, as `step` returned them.
+            actions: as `step` returned them, each array `[batch, time, *shape]`.
             state: the state each sequence started from.
             masks: `[batch, time]`, 0 where the observation was an episode's first, otherwise 1.
+            action_masks: those that `step` was given, `[batch, time, size]`; None if there were none.
 
         Returns:
             Log-probabilities, entropies and values, each `[batch, time]`.
         """
         masks = tf.transpose(tf.cast(masks, tf.float32))
         (actor, critic), _ = self._run(_swap_batch_and_time(tf.convert_to_tensor(observations)), State(*state), masks)
-        distribution, values = self._heads(actor, critic)
-        actions = self.action_head.to_distribution(_swap_batch_and_time(tf.convert_to_tensor(actions)))
+        legal = () if action_masks is None else (_swap_batch_and_time(tf.convert_to_tensor(action_masks)),)
+        distribution, values = self._heads(actor, critic, *legal)
+        actions = tf.nest.map_structure(lambda part: _swap_batch_and_time(tf.convert_to_tensor(part)), actions)
+        actions = self.action_head.to_distribution(actions)
         results = distribution.log_prob(actions), distribution.entropy(), values
         return tuple(tf.transpose(result) for result in results)
 
@@ -205,7 +252,8 @@ class RecurrentPolicy(keras.layers.Layer):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        action_masks: Any = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...]]:
         """The actions to take, as `predict` of Stable-Baselines3.
 
         Args:
@@ -213,6 +261,7 @@ class RecurrentPolicy(keras.layers.Layer):
             state: what the last call returned, None at the start.
             episode_start: `[batch]` bool, the observation is an episode's first. None: no.
             deterministic: take the most probable action rather than sample.
+            action_masks: as for `step`, without the batch axis for a single observation.
 
         Returns:
             Actions within the space's bounds, without the batch axis for a single observation, and the new state.
@@ -237,11 +286,15 @@ class RecurrentPolicy(keras.layers.Layer):
             if deterministic
             else self.action_head.noise(self.generator, len(batch))
         )
-        actions, _, _, new_state = self._act(batch, State(*state), starts, noise)
+        if action_masks is not None and single:
+            action_masks = np.reshape(action_masks, (1, -1))
+        actions, _, _, new_state = self._act(batch, State(*state), starts, noise, action_masks)
         actions = self.legal_actions(actions)
-        return actions[0] if single else actions, tuple(new_state)
+        if single:
+            actions = tf.nest.map_structure(lambda part: part[0], actions)
+        return actions, tuple(new_state)
 
-    def legal_actions(self, actions: np.ndarray) -> np.ndarray:
+    def legal_actions(self, actions: Any) -> Any:
         """What to send to the environments for sampled `actions`: within bounds, of the space's dtype."""
         return self.action_head.legal(actions)
 
@@ -278,22 +331,24 @@ class RecurrentPolicy(keras.layers.Layer):
         seen = [tf.concat([output, features], -1) for output in outputs]
         return (seen[0], seen[-1]), State(tf.concat(hs, -1), tf.concat(cs, -1))
 
-    def _heads(self, actor: Any, critic: Any) -> tuple[Distribution, Any]:
+    def _heads(self, actor: Any, critic: Any, *action_masks: Any) -> tuple[Distribution, Any]:
         for layer in self.actor_layers:
             actor = layer(actor)
         for layer in self.critic_layers:
             critic = layer(critic)
-        return self.action_head(actor), self.value_head(critic)[..., 0]
+        return self.action_head(actor, *action_masks), self.value_head(critic)[..., 0]
 
-    def _run_step(self, observations: Any, h: Any, c: Any, episode_starts: Any) -> tuple[Distribution, Any, State]:
+    def _run_step(
+        self, observations: Any, h: Any, c: Any, episode_starts: Any, *action_masks: Any
+    ) -> tuple[Distribution, Any, State]:
         masks = 1.0 - tf.cast(episode_starts, tf.float32)
         (actor, critic), state = self._run(observations[tf.newaxis], State(h, c), masks[tf.newaxis])
-        return *self._heads(actor[0], critic[0]), state
+        return *self._heads(actor[0], critic[0], *action_masks), state
 
     def _step_graph(
-        self, observations: Any, h: Any, c: Any, episode_starts: Any, noise: Any
+        self, observations: Any, h: Any, c: Any, episode_starts: Any, noise: Any, *action_masks: Any
     ) -> tuple[Any, Any, Any, Any, Any]:
-        distribution, values, state = self._run_step(observations, h, c, episode_starts)
+        distribution, values, state = self._run_step(observations, h, c, episode_starts, *action_masks)
         actions = distribution.sample(noise)
         return actions, values, distribution.log_prob(actions), *state
 

@@ -87,6 +87,12 @@ class PPOConfig:
     """of the layers before and after the core"""
     log_std_init: float = 0.0
     """logarithm of the first standard deviation of continuous actions"""
+    state_dependent_std: bool = False
+    """the network gives the standard deviations of continuous actions; otherwise they are weights of their own"""
+    use_sde: bool = False
+    """generalised state-dependent exploration of continuous actions: noise that is the same in the same state"""
+    sde_sample_freq: int = -1
+    """steps after which that noise is drawn anew, besides at the start of a rollout; -1 for then only"""
 
     def __post_init__(self) -> None:
         for name in (
@@ -110,6 +116,10 @@ class PPOConfig:
         self._require("target_kl", positive, "greater than 0")
         valid = isinstance(self.eval_interval, numbers.Integral) and self.eval_interval >= 0
         self._require("eval_interval", valid, "an integer of at least 0")
+        valid = isinstance(self.sde_sample_freq, numbers.Integral) and (
+            self.sde_sample_freq == -1 or self.sde_sample_freq >= 1
+        )
+        self._require("sde_sample_freq", valid, "an integer of at least 1, or -1")
         self._require("seed", isinstance(self.seed, numbers.Integral) and self.seed >= 0, "an integer of at least 0")
         length = self.bptt_steps
         if not isinstance(length, numbers.Integral) or length < 1 or self.num_steps % length:
@@ -141,6 +151,8 @@ class PPOConfig:
             "normalize_observations",
             "normalize_rewards",
             "log_std_init",
+            "state_dependent_std",
+            "use_sde",
         )
         return {name: getattr(self, name) for name in names}
 

@@ -11,16 +11,17 @@ import tensorflow as tf
 
 Tensor = Any  # a tf.Tensor; TensorFlow ships no types
 
+SDE_EPSILON = 1e-6  # Stable-Baselines3's: features of zeros leave no variance
+
 
 class Distribution(Protocol):
     """What a policy needs of the distribution that its action head gives."""
 
-    @staticmethod
-    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """What `sample` makes random actions of, float32 `shape`, of the parameters' shape."""
-
     def sample(self, noise: Any) -> Tensor:
-        """Actions; of a noise of zeros, the most probable ones."""
+        """Random actions, made of what the distribution's `noise` drew; of zeros, those of `mode`."""
+
+    def mode(self) -> Tensor:
+        """The most probable actions."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability (or log-density) of `actions`, in nats, `[...]`."""
@@ -28,9 +29,12 @@ class Distribution(Protocol):
     def entropy(self) -> Tensor:
         """The (differential) entropy in nats, `[...]`."""
 
+    def kl(self, other: Any) -> Tensor:
+        """The Kullback-Leibler divergence from `other`, of the same kind, to this: E log(self / other), `[...]`."""
+
 
 class Categorical(NamedTuple):
-    """One of n actions, 0 to n - 1, int64 `[...]`; `logits` `[..., n]`, unnormalised."""
+    """One of n actions, 0 to n - 1, int64 `[...]`; `logits` `[..., n]`, unnormalised, -inf of what is illegal."""
 
     logits: Tensor
 
@@ -43,6 +47,10 @@ class Categorical(NamedTuple):
         """Gumbel-max: argmax(logits + noise) is distributed as softmax(logits)."""
         return tf.argmax(self.logits + noise, -1)
 
+    def mode(self) -> Tensor:
+        """Argmax(logits); the first of equals."""
+        return tf.argmax(self.logits, -1)
+
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability of `actions`, integers `[...]`."""
         return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=actions, logits=self.logits)
@@ -51,6 +59,83 @@ class Categorical(NamedTuple):
         """-sum p log p."""
         log_p, p = tf.nn.log_softmax(self.logits), tf.nn.softmax(self.logits)
         return -tf.reduce_sum(p * tf.where(p > 0, log_p, 0.0), -1)
+
+    def kl(self, other: Categorical) -> Tensor:
+        """Sum p (log p - log q)."""
+        log_p, log_q = tf.nn.log_softmax(self.logits), tf.nn.log_softmax(other.logits)
+        p = tf.exp(log_p)
+        return tf.reduce_sum(p * tf.where(p > 0, log_p - log_q, 0.0), -1)
+
+
+class MultiCategorical(NamedTuple):
+    """Independent categoricals: int64 actions `[..., k]`, `logits` `[..., k, n]`, -inf where one has fewer."""
+
+    logits: Tensor
+
+    @property
+    def each(self) -> Categorical:
+        """The components, as a categorical over `[..., k]`."""
+        return Categorical(self.logits)
+
+    @staticmethod
+    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """Standard Gumbel; the last two axes may be one."""
+        return Categorical.noise(generator, shape)
+
+    def sample(self, noise: Any) -> Tensor:
+        """Each component's."""
+        return self.each.sample(tf.reshape(noise, tf.shape(self.logits)))
+
+    def mode(self) -> Tensor:
+        """Each component's."""
+        return self.each.mode()
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """The sum of the components'."""
+        return tf.reduce_sum(self.each.log_prob(actions), -1)
+
+    def entropy(self) -> Tensor:
+        """The sum of the components'."""
+        return tf.reduce_sum(self.each.entropy(), -1)
+
+    def kl(self, other: MultiCategorical) -> Tensor:
+        """The sum of the components'."""
+        return tf.reduce_sum(self.each.kl(other.each), -1)
+
+
+class Bernoulli(NamedTuple):
+    """Independent bits: int8 actions `[..., k]`, 0 or 1; `logits` `[..., k]`, log p(1) / p(0)."""
+
+    logits: Tensor
+
+    @staticmethod
+    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """Standard logistic."""
+        return generator.logistic(size=shape).astype(np.float32)
+
+    def sample(self, noise: Any) -> Tensor:
+        """Logits + noise > 0, whose probability is sigmoid(logits)."""
+        return tf.cast(self.logits + noise > 0, tf.int8)
+
+    def mode(self) -> Tensor:
+        """Logits > 0."""
+        return tf.cast(self.logits > 0, tf.int8)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Log sigmoid of +/- logits, summed over the last axis."""
+        actions = tf.cast(actions, self.logits.dtype)
+        return -tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(actions, self.logits), -1)
+
+    def entropy(self) -> Tensor:
+        """The sum of the components' log(1 + exp(logit)) - p logit."""
+        p = tf.sigmoid(self.logits)
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(p, self.logits), -1)
+
+    def kl(self, other: Bernoulli) -> Tensor:
+        """The sum of the components' cross entropy less entropy."""
+        p = tf.sigmoid(self.logits)
+        cross = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(p, other.logits), -1)
+        return cross - self.entropy()
 
 
 class DiagonalGaussian(NamedTuple):
@@ -68,6 +153,10 @@ class DiagonalGaussian(NamedTuple):
         """Mean + std * noise."""
         return self.mean + tf.exp(self.log_std) * noise
 
+    def mode(self) -> Tensor:
+        """The mean."""
+        return tf.broadcast_to(self.mean, self._shape())
+
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-density of `actions`, summed over the last axis."""
         z = (actions - self.mean) * tf.exp(-self.log_std)
@@ -76,5 +165,86 @@ class DiagonalGaussian(NamedTuple):
     def entropy(self) -> Tensor:
         """The sum of the components' log(std * sqrt(2 pi e))."""
         per_component = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        shape = tf.broadcast_dynamic_shape(tf.shape(self.mean), tf.shape(self.log_std))
-        return tf.reduce_sum(tf.broadcast_to(per_component, shape), -1)
+        return tf.reduce_sum(tf.broadcast_to(per_component, self._shape()), -1)
+
+    def kl(self, other: DiagonalGaussian) -> Tensor:
+        """The sum of the components' log(std' / std) + (std^2 + (mean - mean')^2) / (2 std'^2) - 1/2."""
+        z = (self.mean - other.mean) * tf.exp(-other.log_std)
+        log_ratio = self.log_std - other.log_std
+        return tf.reduce_sum(0.5 * (tf.exp(2 * log_ratio) + z * z - 1) - log_ratio, -1)
+
+    def _shape(self) -> Tensor:
+        return tf.broadcast_dynamic_shape(tf.shape(self.mean), tf.shape(self.log_std))
+
+
+class StateDependentGaussian(NamedTuple):
+    """Generalised state-dependent exploration, Raffin et al. (2020), "Smooth exploration for robotic RL", section 3.
+
+    Actions are `mean + features @ (exp(log_std) * noise)`: while the matrix of noise is held, the same state gets the
+    same action. Over all matrices they are normal, independent, with the variance `features^2 @ exp(log_std)^2`
+    (equation 7), to which log-probability, entropy and divergence refer.
+    """
+
+    mean: Tensor  # [..., d]
+    log_std: Tensor  # [f, d]
+    features: Tensor  # [..., f]
+
+    @staticmethod
+    def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal."""
+        return generator.standard_normal(shape, np.float32)
+
+    @property
+    def marginal(self) -> DiagonalGaussian:
+        """What actions are distributed as over all matrices."""
+        variance = tf.linalg.matmul(self.features**2, tf.exp(2 * self.log_std))
+        return DiagonalGaussian(self.mean, 0.5 * tf.math.log(variance + SDE_EPSILON))
+
+    def sample(self, noise: Any) -> Tensor:
+        """Of a matrix for each leading index, `[..., f * d]` row by row."""
+        matrices = tf.reshape(noise, tf.concat([tf.shape(noise)[:-1], tf.shape(self.log_std)], 0))
+        return self.mean + tf.einsum("...f,...fd->...d", self.features, tf.exp(self.log_std) * matrices)
+
+    def mode(self) -> Tensor:
+        """The mean."""
+        return tf.identity(self.mean)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """The log-density of `actions`, summed over the last axis."""
+        return self.marginal.log_prob(actions)
+
+    def entropy(self) -> Tensor:
+        """That of the normal variables."""
+        return self.marginal.entropy()
+
+    def kl(self, other: StateDependentGaussian) -> Tensor:
+        """That of the normal variables."""
+        return self.marginal.kl(other.marginal)
+
+
+class Composite(NamedTuple):
+    """Independent distributions side by side; actions are a tuple with those of each part."""
+
+    parts: tuple[Any, ...]
+    noise_sizes: tuple[int, ...]  # how many columns of the noise each part takes
+
+    def sample(self, noise: Any) -> tuple[Tensor, ...]:
+        """Of the parts' noises, side by side in the last axis."""
+        noises = tf.split(noise, self.noise_sizes, -1)
+        return tuple(part.sample(own) for part, own in zip(self.parts, noises, strict=True))
+
+    def mode(self) -> tuple[Tensor, ...]:
+        """Each part's."""
+        return tuple(part.mode() for part in self.parts)
+
+    def log_prob(self, actions: tuple[Tensor, ...]) -> Tensor:
+        """The sum of the parts'."""
+        return tf.add_n([part.log_prob(own) for part, own in zip(self.parts, actions, strict=True)])
+
+    def entropy(self) -> Tensor:
+        """The sum of the parts'."""
+        return tf.add_n([part.entropy() for part in self.parts])
+
+    def kl(self, other: Composite) -> Tensor:
+        """The sum of the parts'."""
+        return tf.add_n([part.kl(theirs) for part, theirs in zip(self.parts, other.parts, strict=True)])

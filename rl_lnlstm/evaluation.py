@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, overload
 
@@ -19,9 +20,13 @@ class PredictingPolicy(Protocol):
     """What evaluation needs of a policy; those of Stable-Baselines3 have it too."""
 
     def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        """Actions and the new state."""
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """Actions and the new state; given `action_masks` as well, if it takes them and environments have them."""
 
 
 @overload
@@ -107,8 +112,10 @@ def _run_episodes(
     remaining = [(count + i) // envs.num_envs for i in range(envs.num_envs)]
     episodes: list[Episode] = []
     stepper, state = Stepper(envs, seed), None
+    masked = stepper.action_masks is not None and "action_masks" in inspect.signature(policy.predict).parameters
     while len(episodes) < count:
-        actions, state = policy.predict(stepper.observations, state, stepper.episode_starts, deterministic)
+        masks = {"action_masks": stepper.action_masks} if masked else {}
+        actions, state = policy.predict(stepper.observations, state, stepper.episode_starts, deterministic, **masks)
         for episode in stepper.step(actions).episodes:
             if remaining[episode.environment]:
                 remaining[episode.environment] -= 1

@@ -46,6 +46,7 @@ class Sequences(NamedTuple):
     masks: Any
     valid: Any
     state: State  # each [sequences, units]
+    action_masks: tuple[Any, ...]  # a single array, or none where environments have no masks
 
 
 class PPO:
@@ -87,7 +88,12 @@ class PPO:
         self.num_timesteps = 0
         self.iteration = 0
         self._runner = RolloutRunner(
-            self.policy, self.envs, self.config.num_steps, self.config.bptt_steps, self.config.seed
+            self.policy,
+            self.envs,
+            self.config.num_steps,
+            self.config.bptt_steps,
+            self.config.seed,
+            self.config.sde_sample_freq if self.policy.arguments["use_sde"] else None,
         )
         self._discounted_sums = np.zeros(self.config.num_envs)
         self._episodes: deque[Episode] = deque(maxlen=EPISODES_IN_MEAN)
@@ -250,7 +256,7 @@ class PPO:
             return tf.reduce_sum(values * weights)
 
         log_probs, entropies, values = self.policy.evaluate_actions(
-            batch.observations, batch.actions, batch.state, batch.masks
+            batch.observations, batch.actions, batch.state, batch.masks, *batch.action_masks
         )
         advantages = batch.advantages
         if config.norm_adv:
@@ -288,7 +294,7 @@ def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray,
 
     return Sequences(
         observations=cut(rollout.observations),
-        actions=cut(rollout.actions),
+        actions=tf.nest.map_structure(cut, rollout.actions),
         log_probs=cut(rollout.log_probs),
         values=cut(rollout.values),
         advantages=cut(advantages),
@@ -296,6 +302,7 @@ def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray,
         masks=cut(1 - rollout.episode_starts.astype(np.float32)),
         valid=cut(rollout.valid.astype(np.float32)),
         state=State(*(part.reshape(-1, part.shape[-1]) for part in rollout.sequence_states)),
+        action_masks=() if rollout.action_masks is None else (cut(rollout.action_masks),),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import tensorflow as tf
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.recurrence import State
@@ -18,15 +19,18 @@ class ActingPolicy(Protocol):
         """The state before an episode."""
 
     def step(
-        self, observations: np.ndarray, state: State, episode_starts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, State]:
-        """Actions, values, log-probabilities and the new state."""
+        self, observations: np.ndarray, state: State, episode_starts: np.ndarray, *action_masks: np.ndarray
+    ) -> tuple[Any, np.ndarray, np.ndarray, State]:
+        """Actions, values, log-probabilities and the new state; masks come from environments that have them."""
 
     def value(self, observations: np.ndarray, state: State, episode_starts: np.ndarray) -> np.ndarray:
         """The values of observations."""
 
-    def legal_actions(self, actions: np.ndarray) -> np.ndarray:
+    def legal_actions(self, actions: Any) -> Any:
         """What to send to the environments."""
+
+    def reset_noise(self, batch_size: int) -> None:
+        """Draws held noise anew; only called with a `sde_sample_freq`."""
 
 
 class Rollout(NamedTuple):
@@ -37,7 +41,7 @@ class Rollout(NamedTuple):
     """
 
     observations: np.ndarray
-    actions: np.ndarray
+    actions: Any  # in the action space's structure
     log_probs: np.ndarray
     values: np.ndarray
     rewards: np.ndarray
@@ -48,6 +52,7 @@ class Rollout(NamedTuple):
     next_values: np.ndarray  # of what the step led to, in the same episode, with the state of that moment
     sequence_states: State  # before every `sequence_length`-th step, each [sequences per environment, num_envs, units]
     episodes: list[Episode]  # those that ended, in order
+    action_masks: np.ndarray | None = None  # bool: which actions were legal; None if environments do not say so
 
 
 class RolloutRunner:
@@ -59,37 +64,51 @@ class RolloutRunner:
         num_steps: steps in a rollout.
         sequence_length: steps after which the state is recorded anew; divides `num_steps`.
         seed: of the first reset.
+        sde_sample_freq: steps after which the policy's held noise is drawn anew, counted from a rollout's start, where
+            it always is; -1 for there only. None: the policy holds none.
     """
 
     def __init__(
-        self, policy: ActingPolicy, envs: VectorEnv, num_steps: int, sequence_length: int, seed: int | None = None
+        self,
+        policy: ActingPolicy,
+        envs: VectorEnv,
+        num_steps: int,
+        sequence_length: int,
+        seed: int | None = None,
+        sde_sample_freq: int | None = None,
     ) -> None:
         self.policy, self.num_steps, self.sequence_length = policy, num_steps, sequence_length
+        self._noise_steps = num_steps if sde_sample_freq == -1 else sde_sample_freq
         self._stepper = Stepper(envs, seed)
         self._state = policy.initial_state(envs.num_envs)
 
     def run(self) -> Rollout:
         """The next rollout."""
         stepper = self._stepper
+        row: tuple[Any, ...] = ()
         columns: list[np.ndarray] = []
         states: list[State] = []
         episodes: list[Episode] = []
         for t in range(self.num_steps):
             if t % self.sequence_length == 0:
                 states.append(self._state)
+            if self._noise_steps is not None and t % self._noise_steps == 0:
+                self.policy.reset_noise(len(stepper.episode_starts))
             observations, episode_starts = np.copy(stepper.observations), stepper.episode_starts
-            actions, values, log_probs, self._state = self.policy.step(observations, self._state, episode_starts)
-            acted = observations, episode_starts, actions, values, log_probs
+            masks = () if stepper.action_masks is None else (stepper.action_masks,)
+            actions, *outputs, self._state = self.policy.step(observations, self._state, episode_starts, *masks)
+            acted = observations, episode_starts, actions, masks, *outputs
             step = stepper.step(self.policy.legal_actions(actions))
             episodes += step.episodes
             row = (*acted, step.rewards, step.terminations, step.truncations, step.valid, self._final_values(step))
+            parts = tf.nest.flatten(row)
             if t == 0:
-                columns = [np.empty((self.num_steps, *part.shape), part.dtype) for part in row]
-            for column, part in zip(columns, row, strict=True):
+                columns = [np.empty((self.num_steps, *part.shape), part.dtype) for part in parts]
+            for column, part in zip(columns, parts, strict=True):
                 column[t] = part
 
-        *acted_columns, rewards, terminations, truncations, valid, final_values = columns
-        observations, episode_starts, actions, values, log_probs = acted_columns
+        *acted_columns, rewards, terminations, truncations, valid, final_values = tf.nest.pack_sequence_as(row, columns)
+        observations, episode_starts, actions, masks, values, log_probs = acted_columns
         last_values = self.policy.value(stepper.observations, self._state, stepper.episode_starts)
         following_values = np.concatenate([values[1:], last_values[np.newaxis]])
         return Rollout(
@@ -105,6 +124,7 @@ class RolloutRunner:
             next_values=np.where(np.isnan(final_values), following_values, final_values),
             sequence_states=State(*(np.stack(part) for part in zip(*states, strict=True))),
             episodes=episodes,
+            action_masks=masks[0] if masks else None,
         )
 
     def _final_values(self, step: Step) -> np.ndarray:

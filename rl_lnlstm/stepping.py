@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.action_masks import KEY, ActionMasks, environment_name
+from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 
 class Episode(NamedTuple):
@@ -35,9 +36,11 @@ class Stepper:
     Attributes:
         observations: what to act on next, `[num_envs, ...]`.
         episode_starts: those that are an episode's first, `[num_envs]` bool.
+        action_masks: which actions are legal, bool `[num_envs, size]`; None if the environments do not say so.
 
     Raises:
         UserError: `envs` does not state its autoreset mode.
+        EnvironmentFailure: an action mask that is wrong or allows nothing.
     """
 
     def __init__(self, envs: VectorEnv, seed: int | None = None) -> None:
@@ -48,8 +51,10 @@ class Stepper:
                 f"got {mode!r} from {envs}"
             )
         self.envs, self._mode = envs, mode
-        self.observations, _ = envs.reset(seed=seed)
+        self.observations, infos = envs.reset(seed=seed)
         self.episode_starts = np.ones(envs.num_envs, bool)
+        self._masks = ActionMasks.find(envs, infos)
+        self.action_masks = self._masks.read((infos, self.episode_starts)) if self._masks else None
         self._resetting = np.zeros(envs.num_envs, bool)
         self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
 
@@ -59,20 +64,27 @@ class Stepper:
         ends = terminations | truncations
         valid = ~self._resetting
         rewards = np.where(valid, rewards, 0.0)  # a wrapper may have given a reset step a reward
-        final_observations = None
+        final_observations, told = None, [(infos, valid)]
         if self._mode is AutoresetMode.NEXT_STEP:
             # The next step will see the final observation, its action will be ignored, and it will reset.
             self.episode_starts, self._resetting = self._resetting, ends
+            told = [(infos, ~ends)]
         else:
             self.episode_starts = ends
             if ends.any():
                 final_observations = np.copy(observations)
                 if self._mode is AutoresetMode.DISABLED:
-                    observations, _ = self.envs.reset(options={"reset_mask": ends})
+                    observations, reset_infos = self.envs.reset(options={"reset_mask": ends})
+                    told = [(infos, ~ends), (reset_infos, ends)]
                 else:
                     for index in np.flatnonzero(ends):
                         final_observations[index] = infos["final_obs"][index]
         self.observations = observations
+        if self._masks is not None:
+            self.action_masks = self._masks.read(*told)
+        elif KEY in infos:
+            name = environment_name(self.envs)
+            raise EnvironmentFailure(f"{name} gave info[{KEY!r}] in a step, but not in the reset")
         episodes = self._ended_episodes(rewards, valid, ends)
         return Step(rewards, terminations, truncations, valid, final_observations, episodes)
 

@@ -49,7 +49,7 @@ class CompiledStep:
         statistics, head = policy.observation_statistics, policy.action_head
         self._shape = policy.observation_space.shape
         self._numbered = head.distribution is Categorical
-        self._sizes = int(np.prod(self._shape)), policy.state_size, head.size
+        self._sizes = int(np.prod(self._shape)), policy.state_size, head.noise_size
         weights = [statistics.mean, statistics.variance] if statistics is not None else []
         weights += _kernels_and_biases(encoder)
         for core in policy.cores:
@@ -129,7 +129,7 @@ def compiled_step(policy: RecurrentPolicy) -> CompiledStep | None:
     `ACTIVATIONS`.
     """
     encoder = _dense_layers(policy.encoder, len(policy.observation_space.shape))
-    if encoder is None:
+    if encoder is None or not policy.action_head.in_kernel:
         return None
     dense = [*encoder, *policy.actor_layers, *policy.critic_layers, policy.action_head.projection, policy.value_head]
     compiled = (

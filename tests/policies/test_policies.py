@@ -429,13 +429,21 @@ def test_an_observation_space_that_is_not_supported(space):
 
 @pytest.mark.parametrize(
     "space",
-    [gym.spaces.MultiBinary(2), gym.spaces.Dict(a=OBSERVATIONS), gym.spaces.Box(0, 5, (2,), np.int64)],
+    [
+        gym.spaces.Text(3),
+        gym.spaces.Box(0, 5, (2,), np.int64),
+        gym.spaces.Box(0, 5, (0,)),
+        gym.spaces.Tuple(()),
+        gym.spaces.Sequence(OBSERVATIONS),
+    ],
     ids=str,
 )
 def test_an_action_space_that_is_not_supported(space):
-    with pytest.raises(UserError, match=r"action space must be Discrete.* or Box of floats") as caught:
-        policy_for(action_space=space)
-    assert str(space) in str(caught.value)
+    supported = "Discrete, MultiDiscrete, MultiBinary, Box of floats, or Dict or Tuple of these"
+    for given in (space, gym.spaces.Dict(a=gym.spaces.Discrete(2), b=space)):
+        with pytest.raises(UserError, match=f"action space must be {supported}") as caught:
+            policy_for(action_space=given)
+        assert str(space) in str(caught.value)
 
 
 @pytest.mark.parametrize("units", [0, -1, 2.5, "many"])

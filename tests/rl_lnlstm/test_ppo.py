@@ -137,8 +137,11 @@ def test_sequences_are_pieces_of_one_environments_steps(length):
         "returns": returns,
         "masks": 1.0 - rollout.episode_starts,
         "valid": rollout.valid,
+        "action_masks": rollout.action_masks,
     }
     assert set(expected_columns) == set(sequences._fields) - {"state"}
+    (masks,) = sequences.action_masks
+    sequences = sequences._replace(action_masks=masks)
     found = set()
     for index, piece in enumerate(sequences.observations):
         first, env = (int(number) for number in piece[0])

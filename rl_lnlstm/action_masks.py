@@ -1,0 +1,146 @@
+"""Which actions an environment allows: where the masks come from, and what they have to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from rl_lnlstm.errors import EnvironmentFailure, UserError
+
+KEY, METHOD = "action_mask", "action_masks"  # PettingZoo's, in infos, and that of sb3-contrib's MaskablePPO
+
+
+def mask_sizes(space: gym.Space) -> np.ndarray | None:
+    """How many values each component of an action has, in the order in which a mask tells of them.
+
+    A mask of `Discrete` is `[n]`, that of `MultiDiscrete` `[sum(nvec)]`, component after component. None: for other
+    spaces there are no masks.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return np.array([space.n])
+    return space.nvec.ravel() if isinstance(space, gym.spaces.MultiDiscrete) else None
+
+
+def checked_masks(masks: Any, space: gym.Space, batch_size: int) -> np.ndarray:
+    """`masks` as bool `[batch_size, sum of the sizes]`.
+
+    Raises:
+        UserError: a space without masks, another shape, or a mask that allows no action.
+    """
+    sizes = mask_sizes(space)
+    if sizes is None:
+        raise UserError(f"action_masks are for Discrete and MultiDiscrete actions, got {space}")
+    masks, shape = np.asarray(masks, bool), (batch_size, int(sizes.sum()))
+    if masks.shape != shape:
+        raise UserError(f"action_masks must have shape {list(shape)}, got {list(masks.shape)}")
+    if not (allowing := _allowing(masks, sizes)).all():
+        raise UserError(f"action_masks must allow an action, got {masks[~allowing][0].astype(int)}")
+    return masks
+
+
+class ActionMasks:
+    """Reads the masks of environments that have them; made by `find`.
+
+    Raises:
+        UserError: there are masks, but for an action space that has none.
+    """
+
+    def __init__(self, envs: VectorEnv, method: Callable[[], Any] | None) -> None:
+        sizes = mask_sizes(envs.single_action_space)
+        if sizes is None:
+            raise UserError(
+                f"{environment_name(envs)} gives action masks, which are for Discrete and MultiDiscrete actions, but "
+                f"its action space is {envs.single_action_space}"
+            )
+        self._sizes, self._method, self._name = sizes, method, environment_name(envs)
+        self._shape = envs.num_envs, int(sizes.sum())
+        self._reads = 0
+
+    @classmethod
+    def find(cls, envs: VectorEnv, infos: dict[str, Any]) -> ActionMasks | None:
+        """Where environments have their masks, going by the infos of a reset; None if they have none."""
+        method = _method(envs)
+        return cls(envs, method) if method is not None or KEY in infos else None
+
+    def read(self, *told: tuple[dict[str, Any], np.ndarray]) -> np.ndarray:
+        """The masks for the next actions, bool `[num_envs, size]`.
+
+        Args:
+            *told: infos, and for which of the environments they are the last ones, `[num_envs]` bool. Environments
+                that are in none of these will ignore their actions, and get masks that allow everything.
+
+        Raises:
+            EnvironmentFailure: a mask is missing, is of another shape, or allows no action.
+        """
+        masks = np.ones(self._shape, bool)
+        if self._method is not None:
+            self._fill(masks, self._called(), np.any([rows for _, rows in told], 0))
+        else:
+            for infos, rows in told:
+                given = np.asarray(infos.get(f"_{KEY}", np.full(len(rows), KEY in infos)))
+                if (missing := rows & ~given).any():
+                    self._fail(missing, f"gave no info[{KEY!r}], but did before")
+                if rows.any():
+                    self._fill(masks, infos[KEY], rows)
+        if not (allowing := _allowing(masks, self._sizes)).all():
+            mask = masks[~allowing][0].astype(int)
+            self._fail(~allowing, f"allows no action: its action mask is {mask}")
+        self._reads += 1
+        return masks
+
+    def _called(self) -> Any:
+        try:
+            return self._method()  # type: ignore[misc]
+        except Exception as error:
+            raise EnvironmentFailure(
+                f"{self._name} raised {type(error).__name__} in {METHOD}(): {error} ({self._when})"
+            ) from error
+
+    def _fill(self, masks: np.ndarray, given: Any, rows: np.ndarray) -> None:
+        if isinstance(given, np.ndarray) and given.dtype != object and given.shape == masks.shape:
+            masks[rows] = given[rows]
+            return
+        for index in np.flatnonzero(rows):
+            mask = given[index]
+            if isinstance(mask, tuple):  # a mask for each component, as MultiDiscrete's `sample` takes them
+                mask = np.concatenate([np.ravel(part) for part in mask])
+            if np.shape(mask) != self._shape[1:]:
+                self._fail(
+                    np.arange(len(rows)) == index,
+                    f"gave an action mask of shape {list(np.shape(mask))}, expected [{self._shape[1]}]",
+                )
+            masks[index] = mask
+
+    def _fail(self, rows: np.ndarray, what: str) -> NoReturn:
+        index = int(np.argmax(rows))
+        raise EnvironmentFailure(f"{self._name} (environment {index} in 0..{self._shape[0] - 1}) {what} ({self._when})")
+
+    @property
+    def _when(self) -> str:
+        return f"at step {self._reads}" if self._reads else "in the reset"
+
+
+def _allowing(masks: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which masks, `[..., sum(sizes)]`, allow a value for each component."""
+    return np.all(np.logical_or.reduceat(masks, np.cumsum(sizes) - sizes, axis=-1), -1)
+
+
+def _method(envs: VectorEnv) -> Callable[[], Any] | None:
+    """The environments' `action_masks`, or that of the vector environment itself."""
+    base = envs.unwrapped
+    if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)):
+        # Asked first: a call of what is not there ends the worker processes.
+        if all(base.call("has_wrapper_attr", METHOD)):
+            return lambda: base.call(METHOD)
+        return None
+    own = getattr(base, METHOD, None)
+    return own if callable(own) else None
+
+
+def environment_name(envs: VectorEnv) -> str:
+    """What errors call `envs`."""
+    return getattr(envs, "name", None) or (envs.spec.id if envs.spec else type(envs.unwrapped).__name__)
