@@ -197,7 +197,7 @@ class StateDependentGaussian(NamedTuple):
     @property
     def marginal(self) -> DiagonalGaussian:
         """What actions are distributed as over all matrices."""
-        variance = tf.linalg.matmul(self.features**2, tf.exp(2 * self.log_std))
+        variance = tf.tensordot(self.features**2, tf.exp(2 * self.log_std), 1)
         return DiagonalGaussian(self.mean, 0.5 * tf.math.log(variance + SDE_EPSILON))
 
     def sample(self, noise: Any) -> Tensor:
