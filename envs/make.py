@@ -23,6 +23,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
+from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 
@@ -32,7 +33,7 @@ def make_vec(
     *,
     vectorization: str = "sync",
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
+    wrappers: Sequence[str | Wrapper] = (),
     render_mode: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> VectorEnv:
@@ -46,7 +47,8 @@ def make_vec(
         vectorization: "sync", one after the other in this process; "async", a process for each; or
             "vector_entry_point", the vectorised implementation that the id was registered with.
         autoreset_mode: when an environment whose episode ended is reset, an `AutoresetMode` or its name or value.
-        wrappers: applied to each environment, the first one innermost.
+        wrappers: applied to each environment, the first one innermost: functions, or names of Gymnasium's wrappers or
+            "module:Name", with arguments in parentheses if they need any, such as "FrameStackObservation(4)".
         render_mode: handed to each environment, unless it is None.
         env_kwargs: keyword arguments for each environment.
 
@@ -72,6 +74,7 @@ def make_vec(
     if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
         raise UserError(f"num_envs={num_envs!r}: expected an integer of at least 1")
     mode = _autoreset_mode(autoreset_mode)
+    around = [wrapper_from_name(wrapper) if isinstance(wrapper, str) else wrapper for wrapper in wrappers]
     source = _find_spec(env) if isinstance(env, str) else env
     name = source.id if isinstance(source, EnvSpec) else getattr(env, "__name__", type(env).__name__)
     kwargs = dict(env_kwargs or {})
@@ -79,10 +82,10 @@ def make_vec(
         kwargs["render_mode"] = render_mode
 
     if vectorization == "vector_entry_point":
-        vector_env = _from_vector_entry_point(source, name, int(num_envs), mode, wrappers, kwargs)
+        vector_env = _from_vector_entry_point(source, name, int(num_envs), mode, around, kwargs)
     elif vectorization in ("sync", "async"):
         makers = [
-            _EnvMaker(source, f"{name} (environment {index} in 0..{num_envs - 1})", kwargs, tuple(wrappers))
+            _EnvMaker(source, f"{name} (environment {index} in 0..{num_envs - 1})", kwargs, tuple(around))
             for index in range(num_envs)
         ]
         vector_env = _make_sync(makers, mode) if vectorization == "sync" else _make_async(makers, name, mode)
@@ -141,7 +144,7 @@ class _EnvMaker:
     source: EnvSpec | Callable[..., gym.Env]
     name: str
     kwargs: dict[str, Any]
-    wrappers: tuple[Callable[[gym.Env], gym.Env], ...]
+    wrappers: tuple[Wrapper, ...]
     registrations: dict[str, EnvSpec] = dataclasses.field(default_factory=dict)
 
     def __call__(self) -> gym.Env:
@@ -292,7 +295,7 @@ def _from_vector_entry_point(
     name: str,
     num_envs: int,
     mode: AutoresetMode,
-    wrappers: Sequence[Callable[[gym.Env], gym.Env]],
+    wrappers: Sequence[Wrapper],
     kwargs: dict[str, Any],
 ) -> VectorEnv:
     if not isinstance(source, EnvSpec) or source.vector_entry_point is None:

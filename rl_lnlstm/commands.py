@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,8 @@ from rich.console import Console
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.presets import preset
+
+ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": ()}
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -54,6 +56,10 @@ class EvaluateOptions:
     """of the first reset"""
     env_id: str | None = None
     """environment; the one the policy was trained in if None"""
+    env_kwargs: dict[str, bool | int | float | str] | None = None
+    """its keyword arguments; those of the training if None"""
+    wrappers: tuple[str, ...] | None = None
+    """wrappers around it; those of the training if None"""
     num_envs: int = 8
     """environments that are stepped together"""
     video: Path | None = None
@@ -130,7 +136,7 @@ def _train(options: TrainOptions, interrupted: list[bool]) -> None:
     ppo = PPO(options.policy, options.env_id, **{k: v for k, v in config.items() if k not in ("policy", "env_id")})
     try:
         run = RunDirectory(run_dir, config, ppo.policy)
-        messages.print(f"training {options.policy} in {options.env_id}, recorded in {run_dir}", markup=False)
+        messages.print(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}", markup=False)
         try:
             if not interrupted:
                 with _progress(options.total_timesteps) as progress:
@@ -142,7 +148,7 @@ def _train(options: TrainOptions, interrupted: list[bool]) -> None:
         ppo.envs.close()
     if interrupted or eval_episodes == 0:
         return
-    envs = _make_envs(options.env_id, eval_episodes, 8)
+    envs = _make_envs(config, eval_episodes, 8)
     with contextlib.closing(envs):
         mean, std = evaluate_policy(ppo.policy, envs, eval_episodes, seed=options.seed + options.num_envs)
     print(f"{mean:.1f} +/- {std:.1f} over {eval_episodes} episodes")
@@ -156,8 +162,9 @@ def _evaluate(options: EvaluateOptions) -> None:
 
     policy = load_policy(options.path)
     policy.seed(options.seed)
-    env_id = options.env_id or _trained_in(options.path)
-    envs = _make_envs(env_id, options.episodes, options.num_envs, options.video)
+    environment = _trained_in(options)
+    env_id = environment["env_id"]
+    envs = _make_envs(environment, options.episodes, options.num_envs, options.video)
     with contextlib.closing(envs):
         returns, lengths = evaluate_policy(
             policy, envs, options.episodes, options.deterministic, options.seed, return_episode_rewards=True
@@ -182,13 +189,15 @@ def _evaluate(options: EvaluateOptions) -> None:
     print(json.dumps(result))
 
 
-def _make_envs(env_id: str, episodes: int, most: int, video: Path | None = None) -> Any:
+def _make_envs(environment: Mapping[str, Any], episodes: int, most: int, video: Path | None = None) -> Any:
+    """Those that a configuration names: `env_id`, `env_kwargs` and `wrappers`."""
     from gymnasium.wrappers import RecordVideo
 
     from rl_lnlstm.envs import make_vec
 
+    env_id, env_kwargs, wrappers = (environment[name] for name in ENVIRONMENT)
     if video is None:
-        return make_vec(env_id, max(1, min(episodes, most)))
+        return make_vec(env_id, max(1, min(episodes, most)), wrappers=wrappers, env_kwargs=env_kwargs)
 
     # Videos need no screen. SDL's search for one loads graphics drivers, whose LLVM and TensorFlow's crash.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -196,14 +205,20 @@ def _make_envs(env_id: str, episodes: int, most: int, video: Path | None = None)
     def record(env: Any) -> Any:
         return RecordVideo(env, str(video), episode_trigger=lambda episode: episode < episodes)
 
-    return make_vec(env_id, 1, render_mode="rgb_array", wrappers=[record])
+    return make_vec(env_id, 1, render_mode="rgb_array", wrappers=[record, *wrappers], env_kwargs=env_kwargs)
 
 
-def _trained_in(path: Path) -> str:
+def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
+    """What `_make_envs` takes: what the options name and, for the rest, what the run was configured with."""
     try:
-        return json.loads((path / "config.json").read_text())["env_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} does not say which environment its policy was trained in: give --env-id") from None
+        config = json.loads((options.path / "config.json").read_text())
+        known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
+    except (OSError, ValueError, AttributeError):
+        known = dict(ENVIRONMENT)
+    given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
+    if "env_id" not in given and known["env_id"] is None:
+        raise UserError(f"{options.path} does not say which environment its policy was trained in: give --env-id")
+    return {**known, **given}
 
 
 @contextlib.contextmanager

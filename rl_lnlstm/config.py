@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from rl_lnlstm.errors import UserError
 
+AUTO = "auto"
+
 
 @dataclasses.dataclass(kw_only=True)
 class PPOConfig:
@@ -22,6 +24,11 @@ class PPOConfig:
     seed: int = 0
     """decides everything random: the same seed gives the same run"""
 
+    env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """keyword arguments for each environment"""
+    wrappers: tuple[str, ...] = ()
+    """around each environment, the first one innermost: names of gymnasium.wrappers, or module:Name, with arguments in
+    parentheses if it needs any, such as FrameStackObservation(4)"""
     num_envs: int = 8
     """environments that are stepped together"""
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
@@ -71,16 +78,25 @@ class PPOConfig:
     """episodes of each of these evaluations; their frames do not count"""
 
     jit_compile: bool = True
-    """compile the update with XLA: some seconds at the start, then a third of the time"""
+    """compile the update with XLA: some seconds at the start, then a third of the time; not if there are convolutions on
+    a CPU, which are far slower so"""
 
-    policy: str = "MlpLnLstmPolicy"
-    """name of the policy class"""
+    policy: str = AUTO
+    """name of the policy class; auto is the one that suits the observations"""
     units: int = 128
-    """units of the recurrent core"""
+    """units of each layer of the recurrent core"""
     shared_lstm: bool = True
     """actor and critic share one core; otherwise each has its own"""
-    encoder_layers: tuple[int, ...] = (64,)
-    """widths of the layers before the core"""
+    num_layers: int = 1
+    """layers of the recurrent core"""
+    residual: bool = False
+    """add what enters a layer of the core but the first to what leaves it"""
+    previous_action: bool = False
+    """the core sees the previous action"""
+    previous_reward: bool = False
+    """the core sees the previous reward"""
+    encoder_layers: tuple[int, ...] | None = None
+    """widths of the dense layers before the core; if None 512 after convolutions, 64 for what is no image"""
     head_layers: tuple[int, ...] = (64,)
     """widths of the layers between the core and each head"""
     activation: str = "tanh"
@@ -102,6 +118,7 @@ class PPOConfig:
             "num_minibatches",
             "update_epochs",
             "units",
+            "num_layers",
             "n_eval_episodes",
         ):
             value = getattr(self, name)
@@ -145,6 +162,10 @@ class PPOConfig:
         names = (
             "units",
             "shared_lstm",
+            "num_layers",
+            "residual",
+            "previous_action",
+            "previous_reward",
             "encoder_layers",
             "head_layers",
             "activation",

@@ -20,11 +20,7 @@ class PredictingPolicy(Protocol):
     """What evaluation needs of a policy; those of Stable-Baselines3 have it too."""
 
     def predict(
-        self,
-        observation: np.ndarray,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
         """Actions and the new state; given `action_masks` as well, if it takes them and environments have them."""
 
@@ -116,7 +112,10 @@ def _run_episodes(
     while len(episodes) < count:
         masks = {"action_masks": stepper.action_masks} if masked else {}
         actions, state = policy.predict(stepper.observations, state, stepper.episode_starts, deterministic, **masks)
-        for episode in stepper.step(actions).episodes:
+        step = stepper.step(actions)
+        if getattr(policy, "previous_reward", False):
+            state = policy.rewarded(state, step.rewards)  # type: ignore[attr-defined]
+        for episode in step.episodes:
             if remaining[episode.environment]:
                 remaining[episode.environment] -= 1
                 episodes.append(episode)

@@ -15,12 +15,11 @@ import numpy as np
 import tensorflow as tf
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.config import make_config
+from rl_lnlstm.config import AUTO, make_config
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation import check_spaces
-from rl_lnlstm.policies import POLICIES, RecurrentPolicy
-from rl_lnlstm.recurrence import State
+from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.returns import discounted_sums, explained_variance, generalized_advantages
 from rl_lnlstm.rollout import Rollout, RolloutRunner
 from rl_lnlstm.selection import BestPolicy
@@ -43,9 +42,10 @@ class Sequences(NamedTuple):
     values: Any
     advantages: Any
     returns: Any
+    rewards: Any
     masks: Any
     valid: Any
-    state: State  # each [sequences, units]
+    state: Any  # the policy's, each [sequences, width]
     action_masks: tuple[Any, ...]  # a single array, or none where environments have no masks
 
 
@@ -53,7 +53,8 @@ class PPO:
     """Trains a policy in an environment.
 
     Args:
-        policy: a policy, or the name of a policy class, which is then built for the environment.
+        policy: a policy, or the name of a policy class, which is then built for the environment; "auto" is the class
+            that suits its observations.
         env: a Gymnasium id, a function that makes an environment, or a `VectorEnv`.
         **config: fields of `PPOConfig`.
 
@@ -77,7 +78,7 @@ class PPO:
         if isinstance(policy, str):
             config["policy"] = policy
         self.config = make_config(**config)
-        self.envs = make_vec(env, self.config.num_envs, vectorization=self.config.vectorization)
+        self.envs = self._make_envs(env, self.config.num_envs, self.config.vectorization)
         if self.envs.num_envs != self.config.num_envs:
             raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {self.envs.num_envs}")
         self.policy = policy if isinstance(policy, RecurrentPolicy) else self._make_policy()
@@ -100,13 +101,26 @@ class PPO:
         self._shuffler = np.random.default_rng(self.config.seed)
         self._optimizer = keras.optimizers.Adam(self.config.learning_rate, epsilon=ADAM_EPSILON)
         self._optimizer.build(self.policy.trainable_variables)
-        self._update_function = tf.function(self._update, autograph=False, jit_compile=self.config.jit_compile)
+        # XLA's convolutions on a CPU take some 50 times as long as TensorFlow's.
+        slower = self.policy.is_convolutional and not tf.config.list_logical_devices("GPU")
+        jit_compile = self.config.jit_compile and not slower
+        self._update_function = tf.function(self._update, autograph=False, jit_compile=jit_compile)
+
+    def _make_envs(self, env: str | Callable[..., gym.Env] | VectorEnv, num_envs: int, vectorization: str) -> VectorEnv:
+        config = self.config
+        if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
+            raise UserError("wrappers and env_kwargs are for environments that are made here, got a VectorEnv")
+        return make_vec(
+            env, num_envs, vectorization=vectorization, wrappers=config.wrappers, env_kwargs=config.env_kwargs
+        )
 
     def _make_policy(self) -> RecurrentPolicy:
-        if self.config.policy not in POLICIES:
-            raise UserError(f"policy must be one of {', '.join(POLICIES)}, got {self.config.policy!r}")
-        return POLICIES[self.config.policy](
-            self.envs.single_observation_space,
+        name, observation_space = self.config.policy, self.envs.single_observation_space
+        if name != AUTO and name not in POLICIES:
+            raise UserError(f"policy must be {AUTO} or one of {', '.join(POLICIES)}, got {name!r}")
+        policy_class = policy_for(observation_space) if name == AUTO else POLICIES[name]
+        return policy_class(
+            observation_space,
             self.envs.single_action_space,
             seed=self.config.seed,
             **self.config.policy_arguments,
@@ -120,7 +134,7 @@ class PPO:
                 "to be an id or a function that makes an environment, got a VectorEnv"
             )
         vectorization = "sync" if config.vectorization == "async" else config.vectorization
-        envs = make_vec(env, min(config.n_eval_episodes, EVALUATED_TOGETHER), vectorization=vectorization)
+        envs = self._make_envs(env, min(config.n_eval_episodes, EVALUATED_TOGETHER), vectorization)
         return BestPolicy(self.policy, envs, config.n_eval_episodes, config.seed + config.num_envs)
 
     def learn(self, total_timesteps: int | None = None, callback: Callback | Iterable[Callback] = ()) -> PPO:
@@ -200,8 +214,7 @@ class PPO:
             tf.constant(clip_coef, tf.float32),
         )
         # After the update: acting and the update have to see observations normalised alike.
-        if self.policy.observation_statistics is not None:
-            self.policy.observation_statistics.update(rollout.observations[rollout.valid])
+        self.policy.update_statistics(rollout.observations, rollout.valid)
         return {
             **{f"train/{name}": float(value) for name, value in losses.items()},
             "train/explained_variance": explained_variance(rollout.values[rollout.valid], returns[rollout.valid]),
@@ -255,8 +268,9 @@ class PPO:
         def mean(values: Any) -> Any:
             return tf.reduce_sum(values * weights)
 
+        rewards = {"rewards": batch.rewards} if self.policy.previous_reward else {}
         log_probs, entropies, values = self.policy.evaluate_actions(
-            batch.observations, batch.actions, batch.state, batch.masks, *batch.action_masks
+            batch.observations, batch.actions, batch.state, batch.masks, *batch.action_masks, **rewards
         )
         advantages = batch.advantages
         if config.norm_adv:
@@ -293,15 +307,16 @@ def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray,
         return np.ascontiguousarray(pieces.reshape(-1, length, *rest))
 
     return Sequences(
-        observations=cut(rollout.observations),
+        observations=tf.nest.map_structure(cut, rollout.observations),
         actions=tf.nest.map_structure(cut, rollout.actions),
         log_probs=cut(rollout.log_probs),
         values=cut(rollout.values),
         advantages=cut(advantages),
         returns=cut(returns.astype(np.float32)),
+        rewards=cut(rollout.rewards.astype(np.float32)),
         masks=cut(1 - rollout.episode_starts.astype(np.float32)),
         valid=cut(rollout.valid.astype(np.float32)),
-        state=State(*(part.reshape(-1, part.shape[-1]) for part in rollout.sequence_states)),
+        state=tf.nest.map_structure(lambda part: part.reshape(-1, part.shape[-1]), rollout.sequence_states),
         action_masks=() if rollout.action_masks is None else (cut(rollout.action_masks),),
     )
 

@@ -8,22 +8,24 @@ import numpy as np
 import tensorflow as tf
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.recurrence import State
 from rl_lnlstm.stepping import Episode, Step, Stepper
 
 
 class ActingPolicy(Protocol):
     """What acting needs of a policy."""
 
-    def initial_state(self, batch_size: int) -> State:
-        """The state before an episode."""
+    def initial_state(self, batch_size: int) -> Any:
+        """The state before an episode: a NamedTuple of arrays `[batch_size, width]`."""
 
     def step(
-        self, observations: np.ndarray, state: State, episode_starts: np.ndarray, *action_masks: np.ndarray
-    ) -> tuple[Any, np.ndarray, np.ndarray, State]:
+        self, observations: Any, state: Any, episode_starts: np.ndarray, *action_masks: np.ndarray
+    ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
         """Actions, values, log-probabilities and the new state; masks come from environments that have them."""
 
-    def value(self, observations: np.ndarray, state: State, episode_starts: np.ndarray) -> np.ndarray:
+    def rewarded(self, state: Any, rewards: np.ndarray) -> Any:
+        """The state, after the environments answered with rewards; called if `previous_reward` is there and true."""
+
+    def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
         """The values of observations."""
 
     def legal_actions(self, actions: Any) -> Any:
@@ -36,12 +38,14 @@ class ActingPolicy(Protocol):
 class Rollout(NamedTuple):
     """What `num_envs` environments produced in `num_steps` steps; arrays are `[num_steps, num_envs, ...]`.
 
+    Observations and actions are structures of arrays where their spaces are `Dict` or `Tuple`.
+
     Where `valid` is false the step only reset its environment (autoreset mode NEXT_STEP): the transition never
     happened, and must not enter losses, advantages or statistics.
     """
 
-    observations: np.ndarray
-    actions: Any  # in the action space's structure
+    observations: Any
+    actions: Any
     log_probs: np.ndarray
     values: np.ndarray
     rewards: np.ndarray
@@ -50,7 +54,7 @@ class Rollout(NamedTuple):
     terminations: np.ndarray  # bool: what the step led to is terminal
     episode_ends: np.ndarray  # bool: terminated or truncated
     next_values: np.ndarray  # of what the step led to, in the same episode, with the state of that moment
-    sequence_states: State  # before every `sequence_length`-th step, each [sequences per environment, num_envs, units]
+    sequence_states: Any  # before every `sequence_length`-th step, each [sequences per environment, num_envs, width]
     episodes: list[Episode]  # those that ended, in order
     action_masks: np.ndarray | None = None  # bool: which actions were legal; None if environments do not say so
 
@@ -81,24 +85,27 @@ class RolloutRunner:
         self._noise_steps = num_steps if sde_sample_freq == -1 else sde_sample_freq
         self._stepper = Stepper(envs, seed)
         self._state = policy.initial_state(envs.num_envs)
+        self._tells_rewards = getattr(policy, "previous_reward", False)
 
     def run(self) -> Rollout:
         """The next rollout."""
         stepper = self._stepper
         row: tuple[Any, ...] = ()
         columns: list[np.ndarray] = []
-        states: list[State] = []
+        states: list[Any] = []
         episodes: list[Episode] = []
         for t in range(self.num_steps):
             if t % self.sequence_length == 0:
                 states.append(self._state)
             if self._noise_steps is not None and t % self._noise_steps == 0:
                 self.policy.reset_noise(len(stepper.episode_starts))
-            observations, episode_starts = np.copy(stepper.observations), stepper.episode_starts
+            observations, episode_starts = tf.nest.map_structure(np.copy, stepper.observations), stepper.episode_starts
             masks = () if stepper.action_masks is None else (stepper.action_masks,)
             actions, *outputs, self._state = self.policy.step(observations, self._state, episode_starts, *masks)
             acted = observations, episode_starts, actions, masks, *outputs
             step = stepper.step(self.policy.legal_actions(actions))
+            if self._tells_rewards:
+                self._state = self.policy.rewarded(self._state, step.rewards)
             episodes += step.episodes
             row = (*acted, step.rewards, step.terminations, step.truncations, step.valid, self._final_values(step))
             parts = tf.nest.flatten(row)
@@ -122,7 +129,7 @@ class RolloutRunner:
             terminations=terminations,
             episode_ends=terminations | truncations,
             next_values=np.where(np.isnan(final_values), following_values, final_values),
-            sequence_states=State(*(np.stack(part) for part in zip(*states, strict=True))),
+            sequence_states=tf.nest.map_structure(lambda *parts: np.stack(parts), *states),
             episodes=episodes,
             action_masks=masks[0] if masks else None,
         )

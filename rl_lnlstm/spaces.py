@@ -1,51 +1,272 @@
-"""Gymnasium spaces as JSON, and back."""
+"""Gymnasium spaces: what is in them, observations structured as they are, and their description in JSON.
+
+A leaf is a space that is no `Dict` and no `Tuple`. Observations come as Gymnasium's vector environments give them: in
+the structure of the space, dicts and tuples, with an array `[..., *leaf.shape]` for each leaf.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeGuard
 
 import gymnasium as gym
 import numpy as np
 
 from rl_lnlstm.errors import UserError
 
+LEAVES = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these"
+
+
+def map_leaves(function: Callable[..., Any], space: gym.Space, *structures: Any) -> Any:
+    """`function(leaf, *parts)` of every leaf, in the structure of the space; `parts` are the structures' own."""
+    if isinstance(space, gym.spaces.Dict):
+        return {
+            key: map_leaves(function, inner, *(structure[key] for structure in structures))
+            for key, inner in space.spaces.items()
+        }
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(
+            map_leaves(function, inner, *(structure[index] for structure in structures))
+            for index, inner in enumerate(space.spaces)
+        )
+    return function(space, *structures)
+
+
+def flatten(space: gym.Space, structure: Any) -> list[Any]:
+    """The parts of a structure, one for each leaf, in the order of the space."""
+    parts: list[Any] = []
+    map_leaves(lambda _, part: parts.append(part), space, structure)
+    return parts
+
+
+def unflatten(space: gym.Space, parts: Iterable[Any]) -> Any:
+    """The structure that `flatten` gave `parts` of."""
+    remaining = iter(parts)
+    return map_leaves(lambda _: next(remaining), space)
+
+
+def leaves(space: gym.Space) -> list[gym.Space]:
+    """All leaves, in the order of `flatten`."""
+    found: list[gym.Space] = []
+    map_leaves(found.append, space)
+    return found
+
+
+def check_observation_space(space: gym.Space) -> None:
+    """Raises `UserError` unless the space is `SUPPORTED`, naming the entry that is not."""
+
+    def check(inner: gym.Space, path: str) -> None:
+        if isinstance(inner, gym.spaces.Dict | gym.spaces.Tuple):
+            named = inner.spaces.items() if isinstance(inner, gym.spaces.Dict) else enumerate(inner.spaces)
+            entries = [(f"{path}[{key!r}]", entry) for key, entry in named]
+            if not entries:
+                raise UserError(f"observation space{path} must have at least one entry, got {inner}")
+            for name, entry in entries:
+                check(entry, name)
+        elif not isinstance(inner, LEAVES):
+            hint = "; a wrapper can leave it out, such as gymnasium.wrappers.FilterObservation" if path else ""
+            raise UserError(f"observation space must be {SUPPORTED}, got {inner}{path and ' at ' + path}{hint}")
+        elif 0 in (inner.shape or ()):
+            raise UserError(f"observation space{path} must not be empty, got {inner}")
+
+    check(space, "")
+
+
+def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
+    """An observation, or a batch of them, as a batch.
+
+    Returns:
+        The structure of arrays `[batch, *leaf.shape]`, each of its leaf's dtype, and the batch's size; None for a
+        single observation, whose batch has a size of 1.
+
+    Raises:
+        UserError: it has not the structure or the shapes of the space.
+    """
+    sizes: list[int | None] = []
+
+    def batch(leaf: gym.Space, part: Any) -> np.ndarray:
+        array, shape = np.asarray(part), leaf.shape or ()
+        if array.shape == shape:
+            sizes.append(None)
+            array = array[np.newaxis]
+        elif array.ndim and array.shape[1:] == shape:
+            sizes.append(len(array))
+        else:
+            raise UserError(
+                f"observation must have shape {list(shape)} or [{', '.join(map(str, ('batch', *shape)))}], "
+                f"got {list(array.shape)}" + ("" if leaf is space else f" for {leaf}")
+            )
+        return array.astype(leaf.dtype, copy=False)
+
+    try:
+        batched = map_leaves(batch, space, observation)
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"observation must be structured as {space}, {type(error).__name__}: {error}") from error
+    if len(set(sizes)) > 1:
+        raise UserError(f"observation: its parts must be of one batch, got batches of {sizes} (None: of no batch)")
+    return batched, sizes[0]
+
+
+def is_categorical(space: gym.Space) -> TypeGuard[gym.spaces.Discrete | gym.spaces.MultiDiscrete]:
+    """A leaf whose values are names rather than amounts."""
+    return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+
+
+def width(space: gym.Space) -> int:
+    """How many numbers a leaf's value is, one-hot where it is categorical."""
+    return len(categories(space)[0]) if is_categorical(space) else math.prod(space.shape or ())
+
+
+def categories(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
+    """One-hot coding, all components side by side: which component each entry is of, and the value it stands for."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.zeros(int(space.n), np.int64), int(space.start) + np.arange(int(space.n))
+    sizes, starts = space.nvec.ravel(), space.start.ravel()
+    values = [start + np.arange(size) for size, start in zip(sizes, starts, strict=True)]
+    return np.repeat(np.arange(len(sizes)), sizes), np.concatenate(values).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+MAX_DEPTH = 32
+MAX_SIZE = 2**26  # numbers of a leaf: a description must not make who reads it allocate what it likes
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+BOX_DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
+
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
     """A description of `space` in JSON's types."""
     if isinstance(space, gym.spaces.Box):
-        return {
-            "type": "Box",
-            "shape": list(space.shape),
-            "dtype": str(space.dtype),
-            "low": _bound_to_json(space.low),
-            "high": _bound_to_json(space.high),
-        }
+        low, high = _numbers_to_json(space.low), _numbers_to_json(space.high)
+        return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), "low": low, "high": high}
     if isinstance(space, gym.spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-    raise UserError(f"space must be Box or Discrete, got {space}")
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        nvec, start = _numbers_to_json(space.nvec), _numbers_to_json(space.start)
+        shape, dtype = list(space.shape), str(space.dtype)
+        return {"type": "MultiDiscrete", "shape": shape, "dtype": dtype, "nvec": nvec, "start": start}
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"type": "MultiBinary", "shape": list(space.shape), "flat": isinstance(space.n, int | np.integer)}
+    if isinstance(space, gym.spaces.Dict):
+        for key in space.spaces:
+            if not isinstance(key, str):
+                raise UserError(f"the keys of a Dict space must be strings to be saved, got {key!r} in {space}")
+        # A list of pairs: the order is part of the space, and not of a JSON object.
+        return {"type": "Dict", "spaces": [[key, space_to_json(inner)] for key, inner in space.spaces.items()]}
+    if isinstance(space, gym.spaces.Tuple):
+        return {"type": "Tuple", "spaces": [space_to_json(inner) for inner in space.spaces]}
+    raise UserError(f"space must be {SUPPORTED}, got {space}")
 
 
-def space_from_json(description: dict[str, Any]) -> gym.Space:
+def space_from_json(description: Any) -> gym.Space:
     """The space that `space_to_json` described.
 
     Raises:
         KeyError, TypeError, ValueError: it is no such description.
     """
-    if description["type"] == "Discrete":
-        return gym.spaces.Discrete(int(description["n"]), start=int(description["start"]))
-    if description["type"] == "Box":
-        shape, dtype = tuple(int(size) for size in description["shape"]), np.dtype(description["dtype"])
-        if dtype.kind not in "fiu":
-            raise ValueError(f"no dtype of a Box: {dtype}")
-        low, high = (
-            np.broadcast_to(np.asarray(description[bound], np.float64), shape).astype(dtype)
-            for bound in ("low", "high")
-        )
-        return gym.spaces.Box(low, high, shape, dtype.type)
-    raise ValueError(f"no known space: {description['type']!r}")
+    return _from_json(description, 0)
 
 
-def _bound_to_json(bound: np.ndarray) -> Any:
-    """A number where all are the same: the bounds of an image are not worth a megabyte."""
-    first = bound.flat[0] if bound.size else 0
-    return bound.tolist() if np.any(bound != first) else np.asarray(first).item()
+def _from_json(description: Any, depth: int) -> gym.Space:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"spaces nested deeper than {MAX_DEPTH}")
+    kind, entries = _entries(description)
+    if kind == "Dict":
+        pairs = _list(entries["spaces"])
+        keys = [_string(key) for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise ValueError("a key occurs twice")
+        return gym.spaces.Dict([(key, _from_json(inner, depth + 1)) for key, inner in pairs])
+    if kind == "Tuple":
+        return gym.spaces.Tuple([_from_json(inner, depth + 1) for inner in _list(entries["spaces"])])
+    if kind == "Discrete":
+        dtype = _dtype(entries.get("dtype", "int64"), INTEGERS)
+        n, start = _integer(entries["n"]), _integer(entries["start"])
+        if n > MAX_SIZE:
+            raise ValueError(f"n must be at most {MAX_SIZE}, got {n}")
+        return gym.spaces.Discrete(n, start=start, dtype=dtype)
+    shape = _shape(entries["shape"])
+    if kind == "MultiBinary":
+        if not isinstance(entries["flat"], bool) or (entries["flat"] and len(shape) != 1):
+            raise ValueError(f"flat must be true of one axis, or false, got {entries['flat']!r}")
+        return gym.spaces.MultiBinary(shape[0] if entries["flat"] else shape)
+    if kind == "MultiDiscrete":
+        dtype = _dtype(entries["dtype"], INTEGERS)
+        sizes, starts = (_numbers(entries[name], shape, dtype) for name in ("nvec", "start"))
+        if not 0 < int(sizes.min(initial=1)) <= int(sizes.sum(dtype=object)) <= MAX_SIZE:
+            raise ValueError("nvec is out of range")
+        return gym.spaces.MultiDiscrete(sizes, dtype=str(dtype), start=starts)
+    dtype = _dtype(entries["dtype"], BOX_DTYPES)
+    low, high = (_numbers(entries[name], shape, dtype) for name in ("low", "high"))
+    return gym.spaces.Box(low, high, shape, dtype.type)
+
+
+_ENTRIES = {
+    "Box": {"shape", "dtype", "low", "high"},
+    "Discrete": {"n", "start"},
+    "MultiDiscrete": {"shape", "dtype", "nvec", "start"},
+    "MultiBinary": {"shape", "flat"},
+    "Dict": {"spaces"},
+    "Tuple": {"spaces"},
+}
+
+
+def _entries(description: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(description, dict) or not isinstance(description["type"], str):
+        raise TypeError(f"no description of a space: {str(description)[:80]}")
+    kind = description["type"]
+    if kind not in _ENTRIES:
+        raise ValueError(f"no known space: {kind!r}")
+    unknown = set(description) - _ENTRIES[kind] - {"type", "dtype"}
+    if unknown:
+        raise ValueError(f"unknown entries of a {kind}: {', '.join(sorted(map(str, unknown)))}")
+    return kind, description
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {type(value).__name__}")
+    return value
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, got {value!r}")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected an integer, got {value!r}")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(_integer(size) for size in _list(value))
+    if min(shape, default=0) < 0 or math.prod(shape) > MAX_SIZE:
+        raise ValueError(f"no shape of a space: {shape}")
+    return shape
+
+
+def _dtype(name: Any, allowed: tuple[str, ...]) -> np.dtype:
+    if name not in allowed:
+        raise ValueError(f"dtype must be one of {', '.join(allowed)}, got {name!r}")
+    return np.dtype(name)
+
+
+def _numbers(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    # By way of objects: int64 and uint64 have integers that no float64 is equal to.
+    array = np.asarray(value, object)
+    if array.shape not in ((), shape):
+        raise ValueError(f"expected one number or an array of shape {shape}, got one of shape {array.shape}")
+    if not all(isinstance(number, int | float) for number in array.flat):
+        raise TypeError("expected numbers")
+    return np.broadcast_to(array.astype(dtype), shape)
+
+
+def _numbers_to_json(numbers: np.ndarray) -> Any:
+    """A single one where all are the same: the bounds of an image are not worth a megabyte."""
+    first = numbers.flat[0] if numbers.size else 0
+    return numbers.tolist() if np.any(numbers != first) else np.asarray(first).item()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.action_masks import KEY, ActionMasks, environment_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.spaces import map_leaves
 
 
 class Episode(NamedTuple):
@@ -26,7 +28,7 @@ class Step(NamedTuple):
     terminations: np.ndarray
     truncations: np.ndarray
     valid: np.ndarray  # false: the step only reset this environment, the transition never happened
-    final_observations: np.ndarray | None  # where an episode ended, if no later step will see it; garbage elsewhere
+    final_observations: Any  # or None: where an episode ended, if no later step will see it; garbage elsewhere
     episodes: list[Episode]
 
 
@@ -34,7 +36,7 @@ class Stepper:
     """Holds what acting has to know between steps.
 
     Attributes:
-        observations: what to act on next, `[num_envs, ...]`.
+        observations: what to act on next, a structure of arrays `[num_envs, ...]`.
         episode_starts: those that are an episode's first, `[num_envs]` bool.
         action_masks: which actions are legal, bool `[num_envs, size]`; None if the environments do not say so.
 
@@ -58,7 +60,7 @@ class Stepper:
         self._resetting = np.zeros(envs.num_envs, bool)
         self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
 
-    def step(self, actions: np.ndarray) -> Step:
+    def step(self, actions: Any) -> Step:
         """Takes `actions`, as the environments take them."""
         observations, rewards, terminations, truncations, infos = self.envs.step(actions)
         ends = terminations | truncations
@@ -72,13 +74,13 @@ class Stepper:
         else:
             self.episode_starts = ends
             if ends.any():
-                final_observations = np.copy(observations)
+                space = self.envs.single_observation_space
+                final_observations = map_leaves(lambda _, part: np.copy(part), space, observations)
                 if self._mode is AutoresetMode.DISABLED:
                     observations, reset_infos = self.envs.reset(options={"reset_mask": ends})
                     told = [(infos, ~ends), (reset_infos, ends)]
                 else:
-                    for index in np.flatnonzero(ends):
-                        final_observations[index] = infos["final_obs"][index]
+                    _put_final(space, final_observations, infos["final_obs"], np.flatnonzero(ends))
         self.observations = observations
         if self._masks is not None:
             self.action_masks = self._masks.read(*told)
@@ -97,3 +99,20 @@ class Stepper:
         episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in ended]
         self._returns[ended], self._lengths[ended] = 0.0, 0
         return episodes
+
+
+def _put_final(space: gym.Space, observations: Any, final: Any, ended: np.ndarray) -> None:
+    """Writes final observations, one object for each environment or a batch like `observations`, where they belong."""
+    if isinstance(final, np.ndarray) and final.dtype == object:
+        for index in ended:
+
+            def put(_: gym.Space, part: np.ndarray, value: Any, index: int = index) -> None:
+                part[index] = value
+
+            map_leaves(put, space, observations, final[index])
+    else:
+
+        def put_all(_: gym.Space, part: np.ndarray, values: np.ndarray) -> None:
+            part[ended] = values[ended]
+
+        map_leaves(put_all, space, observations, final)

@@ -7,6 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import keras
 import numpy as np
 
@@ -47,7 +48,7 @@ class CompiledStep:
 
     def __init__(self, policy: RecurrentPolicy, encoder: list[keras.layers.Dense]) -> None:
         statistics, head = policy.observation_statistics, policy.action_head
-        self._shape = policy.observation_space.shape
+        self._shape = policy.observation_space.shape or ()
         self._numbered = head.distribution is Categorical
         self._sizes = int(np.prod(self._shape)), policy.state_size, head.noise_size
         weights = [statistics.mean, statistics.variance] if statistics is not None else []
@@ -125,10 +126,12 @@ class CompiledStep:
 def compiled_step(policy: RecurrentPolicy) -> CompiledStep | None:
     """The step of a policy, or None if it is none of those that are compiled.
 
-    It must be a float32 network on a CPU whose encoder is a stack of dense layers and whose activations are in
-    `ACTIVATIONS`.
+    It must be a float32 network on a CPU, of a `Box` and with one recurrent layer that sees nothing else, whose encoder
+    is a stack of dense layers and whose activations are in `ACTIVATIONS`.
     """
-    encoder = _dense_layers(policy.encoder, len(policy.observation_space.shape))
+    space = policy.observation_space
+    plain = isinstance(space, gym.spaces.Box) and policy.num_layers == 1 and not policy.feedback_size
+    encoder = _dense_layers(policy.encoder, len(space.shape or ())) if plain else None
     if encoder is None or not policy.action_head.in_kernel:
         return None
     dense = [*encoder, *policy.actor_layers, *policy.critic_layers, policy.action_head.projection, policy.value_head]

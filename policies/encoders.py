@@ -1,0 +1,185 @@
+"""From observations of any space to features: one small network for each leaf of the space, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, map_leaves, width
+
+HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
+VECTOR_LAYERS, IMAGE_LAYERS = (64,), (512,)
+
+# Filters, size of the kernel and stride. The first is that of Mnih et al. (2015), "Human-level control through deep
+# reinforcement learning"; the last is for grids of symbols, such as MiniGrid's 7 x 7.
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+CONVOLUTIONS = {48: NATURE, 16: ((32, 4, 2), (64, 3, 2), (64, 3, 1)), 5: ((32, 3, 1), (64, 3, 1))}
+SMALLEST_IMAGE, SMALLEST_PHOTOGRAPH = 5, 16  # sides, in pixels
+SYMBOL_WIDTH = 8
+
+
+def seed_sequence(seed: int | None) -> Iterator[int]:
+    """Endlessly many seeds that follow from one."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield int(generator.integers(2**31))
+
+
+def dense(units: int, activation: str, seed: int, name: str) -> keras.layers.Dense:
+    """A hidden layer with the usual initialisation.
+
+    Raises:
+        UserError: a width below 1, or an activation that Keras does not know.
+    """
+    if units < 1:
+        raise UserError(f"a layer's width must be at least 1, got {units}")
+    if not hasattr(keras.activations, activation):
+        raise UserError(f"activation must be one that keras.activations has, such as tanh or relu, got {activation!r}")
+    initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, seed)
+    return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name)
+
+
+def as_floats(space: gym.Space, values: Any) -> Any:
+    """What an encoder gets of a leaf's values `[n, *shape]`: float32, one-hot where they are categories."""
+    if is_categorical(space):
+        component, value = categories(space)
+        flat = tf.reshape(tf.cast(values, tf.int64), [-1, int(component[-1]) + 1])
+        return tf.cast(tf.gather(flat, component, axis=1) == value, tf.float32)
+    return tf.cast(values, tf.float32)
+
+
+def flat_floats(space: gym.Space, structure: Any) -> Any:
+    """All leaves' values `[n, *shape]` side by side, as `as_floats` gives them: `[n, features]`."""
+    parts = flatten(space, map_leaves(as_floats, space, structure))
+    return tf.concat([tf.reshape(part, [-1, int(np.prod(part.shape[1:]))]) for part in parts], -1)
+
+
+def input_shape(space: gym.Space) -> tuple[int, ...]:
+    """The shape, without the batch, of what `as_floats` gives for a leaf."""
+    return (width(space),) if is_categorical(space) else space.shape or ()
+
+
+def is_image(space: gym.Space) -> bool:
+    """A leaf that convolutions are the first choice for: bytes, or floats from 0 to 1 that are many."""
+    if not isinstance(space, gym.spaces.Box) or not 2 <= len(space.shape) <= 4:
+        return False
+    side, low, high = _smaller_side(space.shape), space.low, space.high
+    if space.dtype == np.uint8:
+        return side >= SMALLEST_IMAGE and bool((low == 0).all() and (high == 255).all())
+    floating = np.issubdtype(space.dtype, np.floating)
+    return floating and side >= SMALLEST_PHOTOGRAPH and bool((low == 0).all() and (high == 1).all())
+
+
+def is_normalized(space: gym.Space) -> bool:
+    """A leaf that running statistics are kept of."""
+    return isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image(space)
+
+
+def perceptron(
+    space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int], prefix: str = "encoder"
+) -> list[keras.layers.Layer]:
+    """The layers for a leaf that is flattened."""
+    widths = VECTOR_LAYERS if widths is None else widths
+    layers = [dense(units, activation, next(seeds), f"{prefix}_{i}") for i, units in enumerate(widths)]
+    return [*_bytes_to_fractions(space), keras.layers.Flatten(), *layers]
+
+
+def convolutions(
+    space: gym.Space, widths: Sequence[int] | None, seeds: Iterator[int], prefix: str = "encoder"
+) -> list[keras.layers.Layer]:
+    """The layers for a leaf that is an image: convolutions, then dense layers, all of them ReLU.
+
+    Raises:
+        UserError: it is too small.
+    """
+    side = _smaller_side(space.shape or ())
+    if side < SMALLEST_IMAGE:
+        raise UserError(
+            f"an image for convolutions must be at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE}, got {space}: "
+            "MlpLnLstmPolicy takes observations of any size"
+        )
+    stack = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
+    layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
+    if space.dtype == np.uint8 and side < SMALLEST_PHOTOGRAPH:
+        # So few pixels are symbols, of which a value's distance from another says nothing.
+        rows, columns, channels = _size(space.shape or ())
+        initializer = keras.initializers.RandomNormal(stddev=1.0, seed=next(seeds))
+        layers += [
+            keras.layers.Embedding(256, SYMBOL_WIDTH, embeddings_initializer=initializer, name=f"{prefix}_symbols"),
+            keras.layers.Reshape((rows, columns, channels * SYMBOL_WIDTH)),
+        ]
+    else:
+        layers += _bytes_to_fractions(space)
+    for i, (filters, size, stride) in enumerate(stack):
+        initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, next(seeds))
+        name = f"{prefix}_convolution_{i}"
+        layers.append(
+            keras.layers.Conv2D(filters, size, stride, activation="relu", kernel_initializer=initializer, name=name)
+        )
+    widths = IMAGE_LAYERS if widths is None else widths
+    hidden = [dense(units, "relu", next(seeds), f"{prefix}_{i}") for i, units in enumerate(widths)]
+    return [*layers, keras.layers.Flatten(), *hidden]
+
+
+def multi_input(space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int]) -> keras.Model:
+    """A network for each leaf: convolutions for images, perceptrons for others. Their features are concatenated."""
+    inputs = _inputs(space)
+    features = []
+    for number, (leaf, tensor) in enumerate(zip(leaves(space), flatten(space, inputs), strict=True)):
+        prefix = f"encoder_{number}"
+        layers = (
+            convolutions(leaf, widths, seeds, prefix)
+            if is_image(leaf)
+            else perceptron(leaf, widths, activation, seeds, prefix)
+        )
+        for layer in layers:
+            tensor = layer(tensor)
+        features.append(tensor)
+    joined = features[0] if len(features) == 1 else keras.layers.Concatenate()(features)
+    return keras.Model(inputs, joined, name="encoder")
+
+
+def _inputs(space: gym.Space, name: str | None = None) -> Any:
+    """Symbolic inputs in the structure of the space; Keras wants the names of a dict's to be its keys."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _inputs(inner, None if name or "/" in key else key) for key, inner in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_inputs(inner) for inner in space.spaces)
+    return keras.Input(input_shape(space), name=name)
+
+
+def _bytes_to_fractions(space: gym.Space) -> list[keras.layers.Layer]:
+    all_bytes = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and bool((space.high == 255).all())
+    return [keras.layers.Rescaling(1 / 255)] if all_bytes else []
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels, those of stacked frames together."""
+    if len(shape) == 2:
+        return *shape, 1
+    if len(shape) == 4:
+        rows, columns, channels = _size(shape[1:])
+        return rows, columns, channels * shape[0]
+    channels_first = shape[0] < shape[2] and shape[0] <= shape[1]
+    return (*shape[1:], shape[0]) if channels_first else shape  # type: ignore[return-value]
+
+
+def _smaller_side(shape: tuple[int, ...]) -> int:
+    return min(_size(shape)[:2])
+
+
+def _channels_last(shape: tuple[int, ...]) -> list[keras.layers.Layer]:
+    """Layers to `[height, width, channels]`, which is what convolutions on a CPU take."""
+    size = _size(shape)
+    if len(shape) == 4:
+        order = (2, 3, 1, 4) if _size(shape[1:]) == shape[1:] else (3, 4, 1, 2)
+        return [keras.layers.Permute(order), keras.layers.Reshape(size)]
+    if len(shape) == 2:
+        return [keras.layers.Reshape(size)]
+    return [] if size == shape else [keras.layers.Permute((2, 3, 1))]
