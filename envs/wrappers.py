@@ -46,7 +46,9 @@ def _arguments(parentheses: str, text: str) -> tuple[list[Any], dict[str, Any]]:
     try:
         call = ast.parse(f"wrapper{parentheses}", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise ValueError("no call")
+            raise ValueError("no call of a name")
+        if any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("** is no literal")
         args = [ast.literal_eval(argument) for argument in call.args]
         return args, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:

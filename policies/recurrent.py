@@ -500,7 +500,7 @@ def _action_features(space: gym.Space, actions: Any) -> np.ndarray:
 
     def features(leaf: gym.Space, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
-        flat = values.reshape(len(values), -1)
+        flat = values.reshape(len(values), int(np.prod(values.shape[1:])))
         if is_categorical(leaf):
             component, value = categories(leaf)
             return flat[:, component] == value

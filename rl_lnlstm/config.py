@@ -78,8 +78,8 @@ class PPOConfig:
     """episodes of each of these evaluations; their frames do not count"""
 
     jit_compile: bool = True
-    """compile the update with XLA: some seconds at the start, then a third of the time; not if there are convolutions on
-    a CPU, which are far slower so"""
+    """compile the update with XLA: some seconds at the start, then a third of the time; convolutions on a CPU would
+    be far slower so, and are left out"""
 
     policy: str = AUTO
     """name of the policy class; auto is the one that suits the observations"""

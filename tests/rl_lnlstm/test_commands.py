@@ -132,7 +132,14 @@ def test_a_policy_folder_needs_the_environment_named(run, capsys):
 
 MISTAKES = {
     "unknown environment": (["train", "--env-id", "CartPol-v1"], ["CartPol-v1", "CartPole-v1"]),
-    "an unsupported space": (["train", "--env-id", "Blackjack-v1"], ["Box", "Tuple(Discrete(32)"]),
+    "an unsuitable policy": (
+        ["train", "--env-id", "Blackjack-v1", "--policy", "CnnLnLstmPolicy"],
+        ["Box", "Tuple(Discrete(32", "MultiInputLnLstmPolicy"],
+    ),
+    "wrapper": (
+        ["train", "--env-id", "CartPole-v1", "--wrappers", "FrameStak(4)"],
+        ["FrameStak(4)", "gymnasium.wrappers"],
+    ),
     "minibatches": (["train", "--num-envs", "3", "--num-minibatches", "2"], ["num_minibatches=2", "3 sequences"]),
     "sequence length": (
         ["train", "--num-steps", "16", "--sequence-length", "5"],

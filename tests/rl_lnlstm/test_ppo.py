@@ -135,6 +135,7 @@ def test_sequences_are_pieces_of_one_environments_steps(length):
         "values": rollout.values,
         "advantages": advantages,
         "returns": returns,
+        "rewards": rollout.rewards,
         "masks": 1.0 - rollout.episode_starts,
         "valid": rollout.valid,
         "action_masks": rollout.action_masks,

@@ -1,0 +1,339 @@
+"""Encoders by the kind of observation, deeper cores, and what a core sees of the step before."""
+
+import gymnasium as gym
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from gymnasium import spaces
+
+from rl_lnlstm import PPO, UserError
+from rl_lnlstm.policies import (
+    POLICIES,
+    CnnLnLstmPolicy,
+    MlpLnLstmPolicy,
+    MultiInputLnLstmPolicy,
+    RecurrentPolicy,
+    policy_for,
+)
+from rl_lnlstm.policies.recurrent import FeedbackState
+from tests.policies.reference import randomise, weights_of
+from tests.reference import Weights, masked_ln_lstm
+
+DISCRETE, VECTOR = spaces.Discrete(3), spaces.Box(-1, 1, (3,))
+
+
+def image(*shape, dtype=np.uint8, high=255):
+    return spaces.Box(0, high, shape, dtype)
+
+
+def kernels(policy):
+    return [tuple(layer.kernel.shape) for layer in policy.encoder.layers if "kernel" in dir(layer)]
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+def test_the_network_for_large_images_is_natures():
+    """Mnih et al. (2015): 32 of 8 x 8 with stride 4, 64 of 4 x 4 with stride 2, 64 of 3 x 3; 512 units."""
+    policy = CnnLnLstmPolicy(image(84, 84, 4), DISCRETE, units=2, head_layers=())
+    assert kernels(policy) == [(8, 8, 4, 32), (4, 4, 32, 64), (3, 3, 64, 64), (7 * 7 * 64, 512)]
+    assert [layer.strides for layer in policy.encoder.layers if hasattr(layer, "strides")] == [(4, 4), (2, 2), (1, 1)]
+    assert policy.is_convolutional
+    frames = np.random.default_rng(0).integers(256, size=(3, 84, 84, 4), dtype=np.uint8)
+    weights = {path.removeprefix("encoder/"): weight for path, weight in weights_of(policy).items()}
+    features = frames / 255.0
+    for i, stride in enumerate((4, 2, 1)):
+        name = f"encoder_convolution_{i}"
+        features = tf.nn.conv2d(features, weights[f"{name}/kernel"], stride, "VALID") + weights[f"{name}/bias"]
+        features = tf.nn.relu(features).numpy()
+    features = np.maximum(features.reshape(3, -1) @ weights["encoder_0/kernel"] + weights["encoder_0/bias"], 0)
+    np.testing.assert_allclose(policy._encode(frames), features, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [5, 7, 15, 16, 20, 36, 47, 48, 64])
+def test_smaller_images_get_smaller_networks(side):
+    policy = CnnLnLstmPolicy(image(side, side + 3, 3), DISCRETE, units=2, head_layers=(), encoder_layers=(4,))
+    rows, columns = policy.encoder.layers[-3].output.shape[1:3]
+    assert rows >= 1
+    assert columns >= 1
+    assert 64 <= kernels(policy)[-1][0] <= 10_000  # features, neither nearly none nor an explosion of them
+    assert policy_for(policy.observation_space) is CnnLnLstmPolicy
+
+
+@pytest.mark.parametrize("shape", [(4, 60, 4), (4, 4, 3), (3, 4, 4), (60, 4)])
+def test_an_image_that_is_too_small_is_refused_or_flattened(shape):
+    with pytest.raises(UserError, match=r"at least 5 x 5.*MlpLnLstmPolicy") as caught:
+        CnnLnLstmPolicy(image(*shape), DISCRETE)
+    assert str(shape) in str(caught.value)
+    assert policy_for(image(*shape)) is MlpLnLstmPolicy
+
+
+def test_layouts_are_told_apart():
+    """The same pixels, wherever the channels are and however frames are stacked: the same features."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(256, size=(5, 20, 17, 3), dtype=np.uint8)
+    stacked = rng.integers(256, size=(5, 2, 20, 17, 3), dtype=np.uint8)
+    layouts = {
+        "last": (frames, [frames]),
+        "first": (frames.transpose(0, 3, 1, 2), [frames]),
+        "gray": (frames[..., 0], [frames[..., :1]]),
+        "stack of gray": (frames[..., :2].transpose(0, 3, 1, 2), [frames[..., :2]]),
+        "stack": (stacked, [stacked[:, 0], stacked[:, 1]]),
+        "stack, channels first": (stacked.transpose(0, 1, 4, 2, 3), [stacked[:, 0], stacked[:, 1]]),
+    }
+    for name, (given, parts) in layouts.items():
+        expected = np.concatenate(parts, -1)
+        one, other = (
+            CnnLnLstmPolicy(image(*array.shape[1:]), DISCRETE, units=2, encoder_layers=(4,), seed=0)
+            for array in (given, expected)
+        )
+        np.testing.assert_allclose(one._encode(given), other._encode(expected), atol=1e-6, err_msg=name)
+
+
+def test_images_of_floats_are_taken_as_they_are():
+    bytes_, floats = (
+        CnnLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(4,), seed=0, normalize_observations=True)
+        for space in (image(20, 20, 1), image(20, 20, 1, dtype=np.float32, high=1))
+    )
+    frames = np.random.default_rng(0).integers(256, size=(5, 20, 20, 1), dtype=np.uint8)
+    for policy in (bytes_, floats):  # and not normalised
+        policy.update_statistics(frames, np.ones(5, bool))
+    np.testing.assert_allclose(bytes_._encode(frames), floats._encode(np.float32(frames / 255)), atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------- which, and others
+
+
+def test_a_policy_is_chosen_for_the_observations():
+    chosen = [
+        (VECTOR, MlpLnLstmPolicy),
+        (image(84, 84), CnnLnLstmPolicy),
+        (image(7, 7, 3), CnnLnLstmPolicy),
+        (image(84, 84, 3, high=1), MlpLnLstmPolicy),  # a board
+        (spaces.Box(-1, 1, (20, 20)), MlpLnLstmPolicy),
+        (spaces.Discrete(3), MlpLnLstmPolicy),
+        (spaces.Dict(a=image(84, 84)), MultiInputLnLstmPolicy),
+        (spaces.Tuple([VECTOR]), MultiInputLnLstmPolicy),
+    ]
+    for space, policy_class in chosen:
+        assert policy_for(space) is policy_class, space
+    assert set(POLICIES) == {"MlpLnLstmPolicy", "CnnLnLstmPolicy", "MultiInputLnLstmPolicy"}
+    with pytest.raises(UserError, match=r"auto or one of .*CnnLnLstmPolicy.*'CnnPolicy'"):
+        PPO("CnnPolicy", "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "space", "right"),
+    [
+        (MlpLnLstmPolicy, spaces.Dict(a=VECTOR), "MultiInputLnLstmPolicy"),
+        (CnnLnLstmPolicy, spaces.Tuple([VECTOR]), "MultiInputLnLstmPolicy"),
+        (CnnLnLstmPolicy, VECTOR, "MlpLnLstmPolicy"),
+        (CnnLnLstmPolicy, spaces.Discrete(3), "MlpLnLstmPolicy"),
+    ],
+)
+def test_a_policy_that_does_not_suit_names_the_one_that_does(policy_class, space, right):
+    with pytest.raises(UserError, match=f"{policy_class.__name__} takes .*{right}"):
+        policy_class(space, DISCRETE)
+
+
+def test_the_others_make_their_own_encoder_too():
+    encoder = keras.Sequential([keras.Input((7, 7, 3)), keras.layers.Flatten()])
+    for policy_class in (CnnLnLstmPolicy, MultiInputLnLstmPolicy):
+        with pytest.raises(UserError, match=rf"encoder: {policy_class.__name__} has its own"):
+            policy_class(image(7, 7, 3), DISCRETE, encoder=encoder)
+
+
+def test_entries_are_encoded_each_for_itself():
+    """A change in one entry changes its own features only."""
+    space = spaces.Dict(image=image(16, 16, 1), place=spaces.Discrete(4), speed=spaces.Box(-1, 1, (2,)))
+    policy = MultiInputLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(6,), seed=0)
+    assert policy.is_convolutional
+    rng = np.random.default_rng(0)
+    observation = {
+        "image": rng.integers(256, size=(1, 16, 16, 1), dtype=np.uint8),
+        "place": np.array([1]),
+        "speed": rng.uniform(-1, 1, (1, 2)).astype(np.float32),
+    }
+    features = np.array(policy._encode(observation))
+    assert features.shape == (1, 18)
+    for number, (key, other) in enumerate({"image": 255 - observation["image"], "place": np.array([3])}.items()):
+        changed = np.any(features != policy._encode({**observation, key: other}), 0).reshape(3, 6).any(1)
+        np.testing.assert_array_equal(changed, np.arange(3) == number)
+
+
+def test_an_encoder_of_ones_own_takes_the_structure():
+    space = spaces.Dict(cards=spaces.MultiDiscrete([3, 2], start=[5, 0]), where=spaces.Tuple([VECTOR, image(2, 2)]))
+    cards = keras.Input((5,), name="cards")
+    vector, pixels = keras.Input((3,)), keras.Input((2, 2))
+    joined = keras.layers.Concatenate()([cards, vector, keras.layers.Flatten()(pixels)])
+    encoder = keras.Model({"cards": cards, "where": (vector, pixels)}, joined)
+    policy = RecurrentPolicy(space, DISCRETE, encoder, units=2)
+    frame = {
+        "cards": np.array([[6, 1]]),
+        "where": (np.float32([[1, 2, 3]]), np.arange(4, dtype=np.uint8)[None].reshape(1, 2, 2)),
+    }
+    expected = [[0, 1, 0, 0, 1, 1, 2, 3, 0, 1, 2, 3]]
+    np.testing.assert_array_equal(policy._encode(frame), expected)
+    flattening = RecurrentPolicy(space, DISCRETE, units=2)
+    np.testing.assert_array_equal(flattening._encode(frame), expected)
+    actions, _ = policy.predict({"cards": np.array([6, 1]), "where": (np.zeros(3), np.zeros((2, 2)))})
+    assert DISCRETE.contains(actions)
+
+
+def test_statistics_are_kept_of_floats_that_are_no_images():
+    space = spaces.Dict(
+        speed=VECTOR, image=image(16, 16, dtype=np.float32, high=1), count=spaces.Box(0, 9, (2,), np.int64)
+    )
+    policy = MultiInputLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(4,), normalize_observations=True)
+    assert {key: value is not None for key, value in policy.observation_statistics.items()} == {
+        "count": False,
+        "image": False,
+        "speed": True,
+    }
+    rng, valid = np.random.default_rng(0), np.array([[True, False], [True, True]])
+    batch = {
+        "speed": rng.normal(size=(2, 2, 3)).astype(np.float32),
+        "image": np.zeros((2, 2, 16, 16), np.float32),
+        "count": np.zeros((2, 2, 2), np.int64),
+    }
+    policy.update_statistics(batch, valid)
+    np.testing.assert_allclose(policy.observation_statistics["speed"].mean, batch["speed"][valid].mean(0), atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------- deeper cores
+
+
+def run_cores(policy, features, masks, state, feedback=None):
+    """The cores in float64 NumPy: layer on layer, each on the outputs of the one below and a constant."""
+    weights = weights_of(policy)
+    names = ["core"] if policy.shared_lstm else ["actor_core", "critic_core"]
+    constant = np.ones((*features.shape[:2], 1))
+    outputs, column = [], 0
+    for name in names:
+        below = None
+        for layer in range(policy.num_layers):
+            own = Weights(*(weights[f"{name}{f'_{layer}' if layer else ''}/{part}"] for part in Weights._fields))
+            inputs = [features] if layer == 0 else [below]
+            if layer == 0 and feedback is not None:
+                inputs.append(feedback * masks[..., None])
+            h, c = (part[:, column : column + policy.units] for part in state)
+            output = masked_ln_lstm(own, np.concatenate([*inputs, constant], -1), masks, h, c)[0]
+            below = output + below if policy.residual and layer else output
+            column += policy.units
+        outputs.append(below)
+    return outputs[0], outputs[-1]
+
+
+def heads(policy, actor, critic, features):
+    weights = weights_of(policy)
+    actor, critic = (np.concatenate([part, features], -1) for part in (actor, critic))
+    logits = actor @ weights["action_head/logits/kernel"] + weights["action_head/logits/bias"]
+    return logits, (critic @ weights["value_head/kernel"] + weights["value_head/bias"])[..., 0]
+
+
+@pytest.mark.parametrize("shared_lstm", [True, False])
+@pytest.mark.parametrize(("num_layers", "residual"), [(2, False), (3, True), (1, True)])
+def test_layers_of_a_core(num_layers, residual, shared_lstm):
+    arguments = {"num_layers": num_layers, "residual": residual, "shared_lstm": shared_lstm}
+    policy = randomise(RecurrentPolicy(VECTOR, DISCRETE, units=4, head_layers=(), seed=0, **arguments))
+    width = 4 * num_layers * (1 if shared_lstm else 2)
+    assert policy.initial_state(2).h.shape == (2, width)
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    masks = (rng.random((2, 6)) > 0.3).astype(np.float64)
+    state = tuple(rng.normal(0, 0.5, (2, 2, width)).astype(np.float32))
+    _, expected = heads(policy, *run_cores(policy, observations, masks, state), observations)
+    _, _, values = policy.evaluate_actions(observations, np.zeros((2, 6), np.int64), state, masks)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+    for t in range(6):
+        starts = masks[:, t] == 0
+        _, stepped, _, state = policy.step(observations[:, t], state, starts)
+        np.testing.assert_allclose(stepped, expected[:, t], atol=1e-5)
+        assert state.h.shape == state.c.shape == (2, width)
+
+
+@pytest.mark.parametrize("num_layers", [0, -1, 1.5, True])
+def test_layers_are_a_number(num_layers):
+    with pytest.raises(UserError, match="num_layers must be an integer of at least 1"):
+        RecurrentPolicy(VECTOR, DISCRETE, num_layers=num_layers)
+
+
+# ------------------------------------------------------------------------------------ the previous action and reward
+
+
+def symlog(rewards):
+    return np.sign(rewards) * np.log(1 + np.abs(rewards))
+
+
+def test_what_the_core_sees_of_the_step_before():
+    """One-hot, within bounds and symlog, in every order that a user meets them; zeros at an episode's start."""
+    actions_space = spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-0.1, 0.2, (2,)), spaces.MultiBinary(2)])
+    options = {"previous_action": True, "previous_reward": True, "units": 4, "head_layers": (), "log_std_init": 0.0}
+    policy = randomise(RecurrentPolicy(VECTOR, actions_space, seed=0, **options))
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    rewards = rng.normal(0, 20, (2, 6))
+    masks = np.array([[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]], np.float64)
+    state, acted, seen, values = policy.initial_state(2), [], [], []
+    assert isinstance(state, FeedbackState)
+    first = state
+    for t in range(6):
+        seen.append(state.feedback)
+        actions, value, _, state = policy.step(observations[:, t], state, masks[:, t] == 0)
+        acted.append(actions)
+        values.append(value)
+        state = policy.rewarded(state, rewards[:, t])
+    assert not seen[0].any()
+    for t in range(1, 6):
+        number, box, bits = acted[t - 1]
+        expected = [np.eye(3)[number - 1], np.clip(box, -0.1, 0.2), bits, symlog(rewards[:, t - 1 : t])]
+        np.testing.assert_allclose(seen[t], np.concatenate(expected, -1), atol=1e-6)
+    assert np.any(np.abs(np.stack([box for _, box, _ in acted])) > 0.2)  # clipping mattered
+
+    feedback = np.stack(seen, 1).astype(np.float64)
+    zeros = tuple(np.zeros((2, 2, 4)))
+    _, critic = run_cores(policy, observations, masks, zeros, feedback)
+    weights = weights_of(policy)
+    expected = np.concatenate([critic, observations], -1) @ weights["value_head/kernel"] + weights["value_head/bias"]
+    np.testing.assert_allclose(np.stack(values, 1), expected[..., 0], atol=1e-5)
+    sequences = tuple(np.stack(parts, 1) for parts in zip(*acted, strict=True))
+    again = policy.evaluate_actions(observations, sequences, first, masks, rewards=rewards)[2]
+    np.testing.assert_allclose(again, np.stack(values, 1), atol=1e-5)
+    with pytest.raises(UserError, match=r"rewards: .*previous_reward"):
+        policy.evaluate_actions(observations, sequences, first, masks)
+
+
+def test_predict_remembers_what_it_did():
+    """And of rewards what it is told; without being told it acts as if there had been none."""
+    options = {"previous_action": True, "previous_reward": True, "units": 4, "encoder_layers": (), "head_layers": ()}
+    policy = randomise(MlpLnLstmPolicy(VECTOR, DISCRETE, seed=0, **options))
+    observations = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    actions, state = policy.predict(observations, deterministic=True)
+    assert isinstance(state, tuple)
+    assert [part.shape for part in state] == [(3, 4), (3, 4), (3, 4)]
+    np.testing.assert_array_equal(state[2], np.concatenate([np.eye(3)[actions], np.zeros((3, 1))], 1))
+    told = policy.rewarded(state, np.array([1.0, 0.0, -3.0]))
+    untold_h, told_h = (policy.predict(observations, given, np.zeros(3, bool))[1][0] for given in (state, told))
+    np.testing.assert_array_equal((untold_h != told_h).any(1), [True, False, True])
+    reset = [policy.predict(observations, given, np.ones(3, bool))[1][0] for given in (state, told, None)]
+    np.testing.assert_array_equal(reset[0], reset[1])
+    np.testing.assert_array_equal(reset[0], reset[2])
+    with pytest.raises(UserError, match=r"state must be \(h, c, feedback\)"):
+        policy.predict(observations, state[:2])
+
+
+@pytest.mark.peers
+def test_stable_baselines3_evaluates_one_that_remembers():
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    env = gym.make("CartPole-v1")
+    for previous_reward in (False, True):
+        options = {"previous_action": True, "previous_reward": previous_reward, "units": 4, "seed": 0}
+        policy = MlpLnLstmPolicy(env.observation_space, env.action_space, **options)
+        envs = DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))] * 2)
+        mean, _ = evaluate_policy(policy, envs, n_eval_episodes=3)
+        assert mean > 0
