@@ -431,15 +431,16 @@ class RecurrentPolicy(keras.layers.Layer):
         features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
         # A core's layer normalisation discards its inputs' magnitude, unless something constant is beside them.
         constant = tf.ones_like(features[..., :1])
-        inputs = [features, constant] if feedback is None else [features, feedback * masks[..., tf.newaxis], constant]
+        fed = [] if feedback is None else [feedback * masks[..., tf.newaxis]]
+        inputs = tf.concat([features, *fed, constant], -1)
 
         parts = iter(list(zip(*(tf.split(part, len(self.cores), -1) for part in state), strict=True)))
         outputs: list[Any] = []
         states: list[tuple[Any, Any]] = []
         for number, core in enumerate(self.cores):
             lowest = number % self.num_layers == 0
-            below = inputs if lowest else [outputs[-1], constant]
-            output, h, c = core(tf.concat(below, -1), masks=masks, initial_state=list(next(parts)))
+            below = inputs if lowest else tf.concat([outputs[-1], constant], -1)
+            output, h, c = core(below, masks=masks, initial_state=list(next(parts)))
             outputs.append(output + outputs[-1] if self.residual and not lowest else output)
             states.append((h, c))
         hs, cs = zip(*states, strict=True)

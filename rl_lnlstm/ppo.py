@@ -73,8 +73,9 @@ class PPO:
     ) -> None:
         if isinstance(env, VectorEnv):
             config.setdefault("num_envs", env.num_envs)
-        spec = getattr(env, "spec", None)
-        config["env_id"] = env if isinstance(env, str) else spec.id if spec else getattr(env, "__name__", str(env))
+        # Not every spec is Gymnasium's: envpool's has no id.
+        known = getattr(getattr(env, "spec", None), "id", None) or getattr(env, "__name__", str(env))
+        config["env_id"] = env if isinstance(env, str) else known
         if isinstance(policy, str):
             config["policy"] = policy
         self.config = make_config(**config)
