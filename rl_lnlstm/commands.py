@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -22,7 +22,8 @@ from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.presets import preset
 
-ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": ()}
+# What an environment is made of, and what it is if a configuration does not say
+ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "vectorization": "sync"}
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -60,6 +61,8 @@ class EvaluateOptions:
     """its keyword arguments; those of the training if None"""
     wrappers: tuple[str, ...] | None = None
     """wrappers around it; those of the training if None"""
+    vectorization: Literal["sync", "vector_entry_point"] | None = None
+    """one after the other, or their own vector implementation; that of the training if None"""
     num_envs: int = 8
     """environments that are stepped together"""
     video: Path | None = None
@@ -190,14 +193,20 @@ def _evaluate(options: EvaluateOptions) -> None:
 
 
 def _make_envs(environment: Mapping[str, Any], episodes: int, most: int, video: Path | None = None) -> Any:
-    """Those that a configuration names: `env_id`, `env_kwargs` and `wrappers`."""
+    """Those that a configuration names by `ENVIRONMENT`, but in this process; for videos one after the other."""
     from gymnasium.wrappers import RecordVideo
 
     from rl_lnlstm.envs import make_vec
 
-    env_id, env_kwargs, wrappers = (environment[name] for name in ENVIRONMENT)
+    env_id, env_kwargs, wrappers, vectorization = (environment[name] for name in ENVIRONMENT)
     if video is None:
-        return make_vec(env_id, max(1, min(episodes, most)), wrappers=wrappers, env_kwargs=env_kwargs)
+        return make_vec(
+            env_id,
+            max(1, min(episodes, most)),
+            vectorization="sync" if vectorization == "async" else vectorization,
+            wrappers=wrappers,
+            env_kwargs=env_kwargs,
+        )
 
     # Videos need no screen. SDL's search for one loads graphics drivers, whose LLVM and TensorFlow's crash.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

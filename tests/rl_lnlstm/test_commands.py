@@ -130,6 +130,27 @@ def test_a_policy_folder_needs_the_environment_named(run, capsys):
     assert main(["evaluate", str(run / "policy"), "--env-id", "CartPoleNoVel-v1", "--episodes", "1"]) == 0
 
 
+def test_environments_are_wrapped_alike_in_training_and_evaluation(tmp_path, capsys):
+    wrappers = ["--wrappers", "FrameStackObservation(2)", "gymnasium.wrappers:TimeLimit(7)"]
+    environment = ["--env-id", "CartPole-v1", "--env-kwargs", "sutton_barto_reward", "True", *wrappers]
+    assert train(tmp_path / "run", *environment, "--eval-episodes", "1") == 0
+    assert load_policy(tmp_path / "run").observation_space.shape == (2, 4)
+    for arguments, returns, length in (([], 0.0, 7), (["--env-kwargs", "sutton_barto_reward", "False"], 7.0, 7)):
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--json", *arguments]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["episode_lengths"] == [length] * 2
+        assert result["episode_rewards"] == [returns] * 2
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--wrappers"]) == 2  # other observations
+
+
+def test_an_environments_own_vector_implementation_is_evaluated_in(tmp_path, capsys):
+    environment = ["--env-id", "CartPole-v1", "--vectorization", "vector_entry_point"]
+    assert train(tmp_path / "run", *environment, "--eval-episodes", "2") == 0
+    assert "over 2 episodes" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--vectorization", "sync"]) == 0
+
+
 MISTAKES = {
     "unknown environment": (["train", "--env-id", "CartPol-v1"], ["CartPol-v1", "CartPole-v1"]),
     "an unsuitable policy": (
