@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import PPO, evaluate_policy, load_policy
 from rl_lnlstm import ppo as ppo_module
+from rl_lnlstm.envs import make_vec
 from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, MultiInputLnLstmPolicy
 from rl_lnlstm.ppo import cut_sequences
 from rl_lnlstm.rollout import RolloutRunner
@@ -145,15 +146,17 @@ def test_nested_observations_are_the_flat_ones(mode, copy_arrays):
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
+BOTH = {"previous_action": True, "previous_reward": True, "num_layers": 2, "residual": True, "shared_lstm": False}
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("mode", "config"),
     [
-        {"previous_action": True},
-        {"previous_reward": True, "sequence_length": 2},
-        {"previous_action": True, "previous_reward": True, "num_layers": 2, "residual": True, "shared_lstm": False},
+        (AutoresetMode.NEXT_STEP, {"previous_action": True}),
+        (AutoresetMode.SAME_STEP, {"previous_reward": True, "sequence_length": 2}),
+        *((mode, BOTH) for mode in MODES),
     ],
-    ids=["action", "reward", "both, deep"],
+    ids=["action", "reward", *(f"both, deep, {mode.name}" for mode in MODES)],
 )
 def test_the_update_reproduces_what_the_core_saw(mode, config, sequences, tmp_path):
     """Previous actions and rewards too, across sequences and rollouts and at episodes' starts."""
@@ -187,3 +190,15 @@ def test_the_update_reproduces_what_the_core_saw(mode, config, sequences, tmp_pa
     mean, _ = evaluate_policy(loaded, makers[2], 2, seed=0)
     again, _ = evaluate_policy(ppo.policy, makers[2], 2, seed=0)
     assert mean == again
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_ales_own_vector_environment(mode):
+    """Its final observations come as a batch; episodes of 60 frames are truncated after 15 steps."""
+    pytest.importorskip("ale_py")
+    options = {"vectorization": "vector_entry_point", "env_kwargs": {"max_num_frames_per_episode": 60}}
+    ppo, metrics = train(make_vec("ale_py:ALE/Pong-v5", 2, autoreset_mode=mode, **options), num_steps=32)
+    assert type(ppo.policy) is CnnLnLstmPolicy
+    assert metrics[-1]["rollout/ep_len_mean"] == 15
+    assert abs(metrics[-1]["train/approx_kl"]) < 1e-9
