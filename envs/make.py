@@ -114,6 +114,11 @@ def _find_spec(env_id: str) -> EnvSpec:
             raise UserError(
                 f"environment id {env_id!r}: module {module!r} cannot be imported, {type(error).__name__}: {error}"
             ) from error
+    elif registered_id.startswith("ALE/"):
+        try:
+            importlib.import_module("ale_py")  # registers them: it is no plugin of Gymnasium's, as MiniGrid is
+        except ImportError as error:
+            raise UserError(f"{env_id} needs a package that is not installed: pip install ale-py") from error
     if registered_id in gym.registry:
         return gym.registry[registered_id]
     by_lower = {known.lower(): known for known in gym.registry}

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+# CleanRL's ppo_atari_lstm.py, on the four stacked frames of ALE's own vector environment.
+_ATARI: dict[str, Any] = {
+    "total_timesteps": 10_000_000,
+    "num_envs": 8,
+    "vectorization": "vector_entry_point",
+    "num_steps": 128,
+    "learning_rate": 2.5e-4,
+    "clip_coef": 0.1,
+    "clip_vloss": True,
+    "ent_coef": 0.01,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # A smaller discount does not look as far ahead as it takes the cart to drift out of bounds; a larger lambda is
     # noise; twice the epochs at a smaller rate learn in fewer frames, but still sway at the end. The last policy is
@@ -42,6 +54,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "activation": "relu",
         "normalize_rewards": True,
     },
+    # With entropy in the loss it lands when it samples, but hovers when it takes the most probable actions.
+    "LunarLanderNoVel-v3": {
+        "total_timesteps": 1_000_000,
+        "num_envs": 16,
+        "num_steps": 256,
+        "sequence_length": 64,
+        "num_minibatches": 8,
+        "learning_rate": 1e-3,
+        "gamma": 0.999,
+        "units": 64,
+        "shared_lstm": False,
+        "normalize_rewards": True,
+    },
+    "BipedalWalker-v3": {
+        "total_timesteps": 1_000_000,
+        "num_envs": 16,
+        "num_steps": 256,
+        "sequence_length": 64,
+        "num_minibatches": 8,
+        "update_epochs": 10,
+        "units": 64,
+        "shared_lstm": False,
+        "normalize_observations": True,
+        "normalize_rewards": True,
+    },
+    # What Mnih et al. (2016) and Schulman et al. (2017) train for 40 million frames of the console.
+    "ALE/Pong-v5": _ATARI,
+    "ALE/Breakout-v5": _ATARI,
     "TMaze-v0": {
         "total_timesteps": 100_000,
         "num_envs": 16,
@@ -65,4 +105,4 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(env_id: str) -> dict[str, Any]:
     """The options for an environment, to be handed on to `PPO` or `PPOConfig`; none if there is no preset for it."""
-    return {"env_id": env_id, **PRESETS.get(env_id, {})}
+    return {"env_id": env_id, **PRESETS.get(env_id.rpartition(":")[-1], {})}
