@@ -158,7 +158,7 @@ def unfit(**changes):
         (unfit(env=3), r"expected a Gymnasium id.* got 3"),
         (unfit(env="CartPoleNovel-v1"), r"'CartPoleNovel-v1'.*nearest known ones are CartPoleNoVel-v1, CartPole-v1"),
         (unfit(env="cartpole"), r"'cartpole'.*CartPole-v1"),
-        (unfit(env="ALE/Qwertz-v5"), r"'ALE/Qwertz-v5'.*module:id"),
+        (unfit(env="Zoo/Qwertz-v5"), r"'Zoo/Qwertz-v5'.*module:id"),
         (unfit(env="no.such.module:CartPole-v1"), r"'no.such.module' cannot be imported"),
         (unfit(env_kwargs={"color": 1}), r"CartPole-v1.* does not take env_kwargs=\{'color': 1\}"),
         (unfit(env="TMaze-v0", env_kwargs={"corridor_length": 0}), r"corridor_length=0"),
