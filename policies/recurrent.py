@@ -15,7 +15,7 @@ import tensorflow as tf
 from rl_lnlstm.action_masks import checked_masks
 from rl_lnlstm.distributions import Distribution
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.kernel.acting import compiled_step
+from rl_lnlstm.kernel.acting import CompiledStep, compiled_step
 from rl_lnlstm.layer import MaskedLNLSTM
 from rl_lnlstm.normalization import RunningStatistics
 from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats, is_normalized, seed_sequence
@@ -185,7 +185,7 @@ class RecurrentPolicy(keras.layers.Layer):
     @functools.cached_property
     def _masked_step_function(self) -> Callable[..., tuple[Any, ...]]:
         """The same with action masks as last argument."""
-        return self._graph_step(masked=True)
+        return self._step_function if isinstance(self._step_function, CompiledStep) else self._graph_step(masked=True)
 
     def _graph_step(self, masked: bool = False) -> Callable[..., tuple[Any, ...]]:
         state = tf.TensorSpec([None, self.state_size], tf.float32)

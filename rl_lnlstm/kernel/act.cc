@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,6 +23,7 @@ extern "C" struct RlLnlstmArrays {
   const float *h, *c;             // [batch, cores * units]
   const uint8_t* episode_starts;  // [batch]
   const float* noise;             // [batch, parameters of the distribution]
+  const uint8_t* action_masks;    // [batch, parameters of the distribution], 0 where illegal; null if all are legal
   int64_t* numbered_actions;      // [batch]; this or the next is null
   float* actions;                 // [batch, parameters of the distribution]
   float *values, *log_probs;      // [batch]
@@ -234,7 +236,11 @@ class Network {
   static void SampleCategorical(const RlLnlstmArrays& arrays, const Rows& logits) {
     const int64_t size = logits.columns();
     for (int64_t i = 0; i < arrays.batch; ++i) {
-      const float *row = logits[i], *noise = arrays.noise + i * size;
+      float* row = logits[i];
+      const float* noise = arrays.noise + i * size;
+      if (arrays.action_masks != nullptr)
+        for (int64_t j = 0; j < size; ++j)
+          if (!arrays.action_masks[i * size + j]) row[j] = -std::numeric_limits<float>::infinity();
       int64_t best = 0;
       for (int64_t j = 1; j < size; ++j)
         if (row[j] + noise[j] > row[best] + noise[best]) best = j;

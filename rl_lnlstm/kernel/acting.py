@@ -33,7 +33,7 @@ class Arrays(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("observations", "h", "c", "episode_starts", "noise"),
+                *("observations", "h", "c", "episode_starts", "noise", "action_masks"),
                 *("numbered_actions", "actions", "values", "log_probs", "new_h", "new_c"),
             )
         ),
@@ -43,6 +43,7 @@ class Arrays(ctypes.Structure):
 class CompiledStep:
     """`policy`'s step on NumPy arrays: observations, h, c, episode starts and noise to actions, values, ..., h and c.
 
+    `Discrete` actions may have masks as last argument.
     Weights are read from the variables at each call. Calls from several threads follow each other.
     """
 
@@ -89,6 +90,7 @@ class CompiledStep:
             np.empty((batch, state), np.float32),
             np.empty(batch, bool),
             np.empty((batch, noise), np.float32),
+            np.empty((batch, noise), bool),
         )
         self._outputs = (
             np.empty(batch, np.int64) if self._numbered else np.empty((batch, noise), np.float32),
@@ -98,6 +100,7 @@ class CompiledStep:
         actions, *others = (array.ctypes.data for array in self._outputs)
         both = (actions, None) if self._numbered else (None, actions)
         self._arrays = Arrays(batch, *(array.ctypes.data for array in self._inputs), *both, *others)
+        self._mask_address = self._arrays.action_masks
         self._address = ctypes.addressof(self._arrays)
 
     def __call__(self, observations: Any, *others: Any) -> tuple[np.ndarray, ...]:
@@ -110,9 +113,10 @@ class CompiledStep:
             if batch != self._batch:
                 self._make_buffers(batch)
             self._inputs[0][...] = observations.reshape(self._inputs[0].shape)
-            for name, buffer, array in zip(
-                ("h", "c", "episode_starts", "noise"), self._inputs[1:], others, strict=True
-            ):
+            masked = len(others) == len(self._inputs) - 1
+            self._arrays.action_masks = self._mask_address if masked else None
+            names = ("h", "c", "episode_starts", "noise", "action_masks")
+            for name, buffer, array in zip(names, self._inputs[1:], others, strict=False):
                 array = np.asarray(array)
                 if array.shape != buffer.shape:
                     raise UserError(f"{name} must have shape {list(buffer.shape)}, got {list(array.shape)}")

@@ -116,12 +116,20 @@ def test_the_compiled_step_is_that_of_the_graph(action_space, arguments):
     if policy.observation_statistics is not None:
         policy.observation_statistics.update(observations_of(space, 50, seed=1))
     compiled, graph = acting.compiled_step(policy), policy._graph_step()
+    discrete = isinstance(action_space, gym.spaces.Discrete)
+    masked_graph = policy._graph_step(masked=True) if discrete else None
     rng = np.random.default_rng(0)
     for batch in (0, 1, 3, 70):
         state = rng.normal(size=(2, batch, policy.state_size)).astype(np.float32)
         noise = policy.action_head.noise(rng, batch)
         given = observations_of(space, batch), *state, rng.random(batch) < 0.5, noise
-        for one, other in zip(compiled(*given), graph(*given), strict=True):
+        runs = [(compiled(*given), graph(*given))]
+        if discrete:
+            masks = rng.random((batch, action_space.n)) < 0.4
+            masks[np.arange(batch), rng.integers(action_space.n, size=batch)] = True
+            runs += [(compiled(*given, masks), masked_graph(*given, masks)), (compiled(*given), graph(*given))]
+            assert masks[np.arange(batch), runs[1][0][0]].all()
+        for one, other in (pair for run in runs for pair in zip(*run, strict=True)):
             assert one.dtype == other.dtype
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
