@@ -7,7 +7,7 @@ CARDS = 6
 
 
 class CardEnv(gym.Env):
-    """Observes which cards are playable and which one is asked for; pays 1 for it, -1 (and the episode's end) for a foul.
+    """Observes which cards are playable and which one is asked for; pays 1 for it, and -1 and the end for a foul.
 
     Args:
         tells: "info" (PettingZoo's convention), "method" (MaskablePPO's), or "nothing": there are masks, but no word of
