@@ -1,4 +1,4 @@
-"""Vector environments from Gymnasium ids or functions, and errors that say which environment failed at which step."""
+"""Vector environments from Gymnasium ids or functions, whose failures are named and, if wanted, survived."""
 
 import contextlib
 import copy
@@ -6,25 +6,25 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import multiprocessing
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isfinite
-from multiprocessing.connection import wait
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
-from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
+from rl_lnlstm.envs.faults import BROKEN_OFF, FAULT, Fault, float_paths, forget, not_finite
+from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
+
+log = logging.getLogger(__name__)
+
+STEPS_TO_RECOVER = 100
 
 
 def make_vec(
@@ -36,6 +36,8 @@ def make_vec(
     wrappers: Sequence[str | Wrapper] = (),
     render_mode: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    max_failures: int = 0,
+    timeout: float | None = None,
 ) -> VectorEnv:
     """Makes a vector environment, one whose failures say which environment and which step it was.
 
@@ -51,12 +53,22 @@ def make_vec(
             "module:Name", with arguments in parentheses if they need any, such as "FrameStackObservation(4)".
         render_mode: handed to each environment, unless it is None.
         env_kwargs: keyword arguments for each environment.
+        max_failures: how often in a row, with fewer than 100 steps in between, an environment may fail and is made
+            anew. Vectorised implementations, whose environments cannot be made one by one, may never.
+        timeout: seconds that a step or a reset may take with "async"; None for any time. Nothing can be interrupted
+            safely in this process: with "sync", an environment that hangs makes it hang.
 
     Returns:
-        A vector environment with `metadata["autoreset_mode"]`. Its `reset` and `step` raise `EnvironmentFailure` if an
-        environment raises, dies, or returns an observation or a reward that is not finite. (Only floating-point Box
-        observations are looked at, also inside of Dict and Tuple.) The message names the environment and the step:
-        the number of calls of `step` since the vector environment was made.
+        A vector environment with `metadata["autoreset_mode"]`. An environment fails if it raises, dies, takes longer
+        than `timeout`, or returns an observation or a reward that is not finite. (Only floating-point Box observations
+        are looked at, also inside of Dict and Tuple.) `reset` and `step` raise `EnvironmentFailure` if one failed more
+        often than it may. The message names the environment and the step: the number of calls of `step` since the
+        vector environment was made.
+
+        An environment that is made anew is reset with a seed that follows from that of the last `reset` and the number
+        of times. The step in which it failed returns the first observation of its new episode, the reset's info, no
+        reward and no end; `infos["rl_lnlstm.broken_off"]` is true there, if an episode was broken off: it is not if
+        only the reset after an episode failed.
 
     Raises:
         UserError: an argument is not as described, no such id is known, or a package that the environment needs is not
@@ -88,13 +100,13 @@ def make_vec(
             _EnvMaker(source, f"{name} (environment {index} in 0..{num_envs - 1})", kwargs, tuple(around))
             for index in range(num_envs)
         ]
-        vector_env = _make_sync(makers, mode) if vectorization == "sync" else _make_async(makers, name, mode)
+        vector_env = _make_sync(makers, mode) if vectorization == "sync" else _make_async(makers, name, mode, timeout)
         if isinstance(source, EnvSpec):
             vector_env.spec = copy.deepcopy(source)
             vector_env.spec.kwargs.update(kwargs)
     else:
         raise UserError(f"vectorization={vectorization!r}: expected 'sync', 'async' or 'vector_entry_point'")
-    return _GuardedVectorEnv(vector_env, name)
+    return _GuardedVectorEnv(vector_env, name, max_failures)
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
@@ -164,15 +176,11 @@ class _EnvMaker:
                 raise UserError(f"env: expected a function that makes a gymnasium.Env, got one that makes {env!r}")
             for wrapper in self.wrappers:
                 env = wrapper(env)
-            return _Guard(env, self.name)
+            return _Guard(env)
 
 
 class _Guard(gym.Wrapper):
-    """Names the environment in what it raises; `_GuardedVectorEnv` adds the step."""
-
-    def __init__(self, env: gym.Env, name: str) -> None:
-        super().__init__(env)
-        self._name = name
+    """Answers also when its environment raises: with nothing, and the fault in the info."""
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]
@@ -182,26 +190,46 @@ class _Guard(gym.Wrapper):
         try:
             return self.env.step(action)
         except Exception as error:
-            raise EnvironmentFailure(f"{self._name} raised {type(error).__name__}: {error}") from error
+            return self._nothing(), 0.0, False, False, {FAULT: Fault(f"raised {_named(error)}", error)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
             return self.env.reset(seed=seed, options=options)
         except Exception as error:
-            raise EnvironmentFailure(f"{self._name} raised {type(error).__name__} in reset: {error}") from error
+            return self._nothing(), {FAULT: Fault(f"raised {_named(error, ' in reset')}", error)}
+
+    def _nothing(self) -> Any:
+        space = self.observation_space
+        return next(iterate(batch_space(space, 1), create_empty_array(space, 1)))
+
+
+def _named(error: Exception, when: str = "") -> str:
+    return f"{type(error).__name__}{when}: {error}"
 
 
 class _GuardedVectorEnv(VectorWrapper):
-    """Adds the step to what an environment raises, and checks that what the environments return is finite.
+    """Names environment and step of each failure, and has environments that failed made anew; see `make_vec`.
 
-    The check is here, once for all of them, because there it costs least.
+    Checking that values are finite is here, once for all environments, because here it costs least.
+
+    Attributes:
+        failures: how many there were.
     """
 
-    def __init__(self, env: VectorEnv, name: str) -> None:
+    def __init__(self, env: VectorEnv, name: str, max_failures: int = 0) -> None:
         super().__init__(env)
         self.name = name
+        self.failures = 0
+        self._max_failures = max_failures if isinstance(env, _RestartingSyncVectorEnv | WorkerVectorEnv) else 0
         self._steps = 0
-        self._float_paths = list(_float_paths(env.single_observation_space))
+        self._float_paths = [
+            ("observation" + "".join(f"[{key!r}]" for key in path), path)
+            for path in float_paths(env.single_observation_space)
+        ]
+        self._ended: Any = np.zeros((2, env.num_envs), bool)  # terminations and truncations of the last step
+        self._seeds: list[int | None] = [None] * env.num_envs
+        # By environment: how often it was made anew, failures in a row, and the step of the last one.
+        self._restarts, self._in_a_row, self._failed_at = np.zeros((3, env.num_envs), int)
 
     def __getattr__(self, attribute: str) -> Any:
         # `envs`, `call`, `get_attr` and the like, which VectorWrapper does not pass on
@@ -216,80 +244,129 @@ class _GuardedVectorEnv(VectorWrapper):
         except Exception as error:
             self._raise_named(error, "at step")
         observations, rewards, _, _, infos = result
-        if not _finite(rewards):
-            self._refuse("reward", rewards, "at step")
-        self._check(observations, "at step")
-        if "_final_obs" in infos:
-            for index in np.flatnonzero(infos["_final_obs"]):
-                self._check(infos["final_obs"][index], "at step", int(index))
+        faults = self._faults(observations, infos)
+        final_faults = self._final_faults(rewards, infos)
+        if faults or final_faults:
+            result = self._survive(result, faults, final_faults)
+        self._ended = result[2:4]
         return result
 
+    def _survive(self, result: Any, faults: dict[int, Fault], final_faults: dict[int, Fault]) -> Any:
+        """What `step` returns instead of `result`."""
+        observations, rewards, terminations, truncations, infos = result
+        broken_off = ~self._began(terminations | truncations)
+        broken_off[list(final_faults)] = True
+        faults = {**faults, **final_faults}
+        broken_off &= np.isin(np.arange(self.num_envs), list(faults))
+        for index, fault in sorted(faults.items()):
+            if broken_off[index]:
+                forget(infos, index)
+            observations = self._restart(index, fault, infos, "at step")
+        if broken_off.any():
+            infos[BROKEN_OFF] = broken_off
+        kept = ~broken_off
+        return observations, np.where(kept, rewards, 0.0), terminations & kept, truncations & kept, infos
+
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self._seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
         try:
             observations, infos = self.env.reset(seed=seed, options=options)
         except Exception as error:
             self._raise_named(error, "in the reset after step")
-        self._check(observations, "in the reset after step")
+        for index, fault in sorted(self._faults(observations, infos).items()):
+            observations = self._restart(index, fault, infos, "in the reset after step")
+        self._ended = np.zeros((2, self.num_envs), bool)
         return observations, infos
 
-    def _check(self, observations: Any, when: str, single: int | None = None) -> None:
-        for path in self._float_paths:
+    def _began(self, ends: np.ndarray) -> np.ndarray:
+        """The environments that were reset in the last step."""
+        mode = self.metadata.get("autoreset_mode")
+        if mode is AutoresetMode.NEXT_STEP:
+            return np.logical_or(*self._ended)
+        return ends if mode is AutoresetMode.SAME_STEP else np.zeros_like(ends)
+
+    def _faults(self, observations: Any, infos: dict[str, Any]) -> dict[int, Fault]:
+        faults = self._not_finite(observations)
+        if FAULT in infos:
+            told, mask = infos.pop(FAULT), infos.pop(f"_{FAULT}")
+            faults.update({int(index): told[index] for index in np.flatnonzero(mask)})
+        return faults
+
+    def _final_faults(self, rewards: np.ndarray, infos: dict[str, Any]) -> dict[int, Fault]:
+        """What is wrong with a step even if its environment was reset well after it."""
+        faults = not_finite(rewards, "reward")
+        if "_final_obs" in infos:
+            for index in np.flatnonzero(infos["_final_obs"]):
+                for fault in self._not_finite(infos["final_obs"][index], single=True).values():
+                    faults.setdefault(int(index), fault)
+        return faults
+
+    def _not_finite(self, observations: Any, single: bool = False) -> dict[int, Fault]:
+        faults: dict[int, Fault] = {}
+        for what, path in self._float_paths:
             values = observations
             for key in path:
                 values = values[key]
-            values = np.asarray(values)
-            if not _finite(values):
-                what = "observation" + "".join(f"[{key!r}]" for key in path)
-                self._refuse(what, values if single is None else values[None], when, single or 0)
+            found = not_finite(np.asarray(values)[None] if single else np.asarray(values), what)
+            if found:
+                faults = {**found, **faults}
+        return faults
 
-    def _refuse(self, what: str, values: np.ndarray, when: str, first: int = 0) -> None:
-        index, *component = np.argwhere(~np.isfinite(values))[0].tolist()
-        where = f"[{', '.join(map(str, component))}]" if component else ""
-        raise EnvironmentFailure(
-            f"{self.name} (environment {first + index} in 0..{self.num_envs - 1}) returned "
-            f"{values[(index, *component)]} in {what}{where} ({when} {self._steps})"
-        )
+    def _restart(self, index: int, fault: Fault | None, infos: dict[str, Any], when: str) -> Any:
+        """Has an environment made anew, until one works or too many have failed; returns the observations of all."""
+        while fault is not None:
+            self._count(index, fault, when)
+            self._restarts[index] += 1
+            seed = self._seeds[index]
+            if seed is not None:
+                seed = int(np.random.SeedSequence((int(seed), int(self._restarts[index]))).generate_state(1)[0])
+            try:
+                observations, info = self.env.restart(index, seed)  # type: ignore[attr-defined]
+                fault = info.pop(FAULT, None) or self._not_finite(observations).get(index)
+            except (EnvironmentFailure, UserError) as error:
+                fault = Fault(f"failed again: {error}", error.__cause__)
+        self.env._add_info(infos, info, index)
+        return observations
+
+    def _count(self, index: int, fault: Fault, when: str) -> None:
+        """Reports a failure, or raises it if it is one too many."""
+        if self._steps - self._failed_at[index] >= STEPS_TO_RECOVER:
+            self._in_a_row[index] = 0
+        self._in_a_row[index] += 1
+        self._failed_at[index] = self._steps
+        self.failures += 1
+        message = f"{self.name} (environment {index} in 0..{self.num_envs - 1}) {fault} ({when} {self._steps})"
+        if self._in_a_row[index] <= self._max_failures:
+            log.warning("%s; it is made anew, and its broken episode left out", message)
+            return
+        if self._max_failures:
+            message += f", failure number {self._in_a_row[index]} in a row, of which {self._max_failures} are allowed"
+        raise EnvironmentFailure(message) from fault.__cause__
 
     def _raise_named(self, error: Exception, when: str) -> NoReturn:
         if isinstance(error, UserError):
             raise error
-        if isinstance(error, EnvironmentFailure):
-            raise EnvironmentFailure(f"{error} ({when} {self._steps})") from error.__cause__
-        what = f"raised {type(error).__name__}: {error}"
-        if isinstance(self.env, AsyncVectorEnv) and isinstance(error, EOFError | ConnectionError):
-            what = f"lost a worker process: {_dead_workers(self.env)}"
-            self.env.close(terminate=True)  # the others may hold answers that nobody will fetch
-        raise EnvironmentFailure(f"{self.name} {what} ({when} {self._steps})") from error
+        raise EnvironmentFailure(f"{self.name} raised {_named(error)} ({when} {self._steps})") from error
 
 
-def _dead_workers(vector_env: AsyncVectorEnv) -> str:
-    processes = vector_env.processes
-    wait([process.sentinel for process in processes], timeout=5)
-    return ", ".join(
-        f"environment {index} in 0..{len(processes) - 1} ended with exit code {process.exitcode}"
-        for index, process in enumerate(processes)
-        if process.exitcode is not None
-    )
+class _RestartingSyncVectorEnv(SyncVectorEnv):
+    """One in which an environment can be put in the place of one that failed."""
 
-
-def _finite(values: np.ndarray) -> bool:
-    # The product is not finite if any value is not, at less than half the cost of the exact test; but it may overflow.
-    return isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
-
-
-def _float_paths(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        yield path
-    elif isinstance(space, gym.spaces.Dict):
-        for key, subspace in space.spaces.items():
-            yield from _float_paths(subspace, (*path, key))
-    elif isinstance(space, gym.spaces.Tuple):
-        for index, subspace in enumerate(space.spaces):
-            yield from _float_paths(subspace, (*path, index))
+    def restart(self, index: int, seed: int | None) -> tuple[Any, dict[str, Any]]:
+        """Makes an environment anew and resets it; returns the observations of all, and its info."""
+        envs: list[gym.Env] = self.envs
+        with contextlib.suppress(Exception):
+            envs[index].close()
+        envs[index] = self.env_fns[index]()
+        self._env_obs[index], info = envs[index].reset(seed=seed)
+        self._autoreset_envs[index] = False
+        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        return copy.deepcopy(self._observations), info
 
 
 def _make_sync(makers: Sequence[_EnvMaker], mode: AutoresetMode) -> VectorEnv:
-    vector_env = SyncVectorEnv(makers, autoreset_mode=mode)
+    vector_env = _RestartingSyncVectorEnv(makers, autoreset_mode=mode)
     if len({id(env.unwrapped) for env in vector_env.envs}) < len(makers):
         raise UserError("env: expected a function that makes a new environment at each call, got the same one twice")
     return vector_env
@@ -320,7 +397,7 @@ def _from_vector_entry_point(
     return vector_env
 
 
-def _make_async(makers: Sequence[_EnvMaker], name: str, mode: AutoresetMode) -> VectorEnv:
+def _make_async(makers: Sequence[_EnvMaker], name: str, mode: AutoresetMode, timeout: float | None) -> VectorEnv:
     registrations = {env_id: _portable(spec) for env_id, spec in gym.registry.items()}
     makers = [
         dataclasses.replace(
@@ -330,35 +407,7 @@ def _make_async(makers: Sequence[_EnvMaker], name: str, mode: AutoresetMode) -> 
         )
         for maker in makers
     ]
-    try:
-        cloudpickle.dumps(makers)
-    except Exception as error:
-        raise UserError(f"{name}: cannot be sent to a worker process, {type(error).__name__}: {error}") from error
-
-    # Not fork: a child of a process in which TensorFlow runs threads inherits locks that nobody will release. A fork
-    # server is started afresh, has no such threads, and forks workers as fast; it imports Gymnasium once for all.
-    context = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    if context == "forkserver":
-        multiprocessing.get_context(context).set_forkserver_preload(["gymnasium.vector"])
-    try:
-        with _main_not_imported():
-            return _WorkerVectorEnv(makers, context=context, worker=_worker, autoreset_mode=mode)
-    except (EOFError, ConnectionError) as error:
-        raise EnvironmentFailure(f"{name}: a worker process ended before its environment was made") from error
-
-
-@contextlib.contextmanager
-def _main_not_imported() -> Iterator[None]:
-    # Except under fork, multiprocessing runs the user's script again in every worker, as a module: 12 s for 4 workers
-    # instead of 0.2 s if it imports TensorFlow, and an endless recursion if it has no `if __name__ == "__main__"`.
-    # Nothing needs it: what is defined in the script travels by value (cloudpickle), and so do its registrations.
-    main = vars(sys.modules["__main__"])
-    hidden: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main.update(dict.fromkeys(hidden))
-    try:
-        yield
-    finally:
-        main.update(hidden)
+    return WorkerVectorEnv(makers, name, mode, timeout)
 
 
 def _portable(spec: EnvSpec) -> EnvSpec:
@@ -366,54 +415,3 @@ def _portable(spec: EnvSpec) -> EnvSpec:
         creator: Any = load_env_creator(spec.entry_point)
         return dataclasses.replace(spec, entry_point=creator)
     return spec
-
-
-class _WorkerVectorEnv(AsyncVectorEnv):
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], **kwargs: Any) -> None:
-        self.parent_pipes, self.processes, self._state = [], [], AsyncState.DEFAULT  # for a close() half-way
-        try:
-            super().__init__(env_fns, **kwargs)
-        except BaseException:
-            self.close(terminate=True)
-            raise
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        # Gymnasium's raises the last error and logs the tracebacks of all. This raises that of the first environment,
-        # with the worker's traceback as its cause.
-        successes = list(successes)
-        if all(successes):
-            return
-        failures = sorted((self.error_queue.get() for success in successes if not success), key=lambda f: f[0])
-        pipes: list[Any] = self.parent_pipes
-        for index, *_ in failures:
-            pipes[index].close()
-            pipes[index] = None
-        self._state = AsyncState.DEFAULT
-        _, _, error, trace = failures[0]
-        raise error from _WorkerTraceback(trace)
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        # A call that Ctrl-C interrupted has left answers in some of the pipes, and waiting for all would never end.
-        if self._state is not AsyncState.DEFAULT:
-            self._state = AsyncState.DEFAULT
-            terminate = True
-        super().close_extras(timeout, terminate)
-
-
-class _WorkerTraceback(Exception):
-    def __str__(self) -> str:
-        return "\n" + self.args[0]
-
-
-def _worker(index: int, env_fn: Callable[[], gym.Env], pipe: Any, parent_pipe: Any, *rest: Any) -> None:
-    # Ctrl-C in a terminal reaches the whole process group, but when to stop is for the parent to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        env = env_fn()
-    except Exception as error:
-        error_queue = rest[1]
-        error_queue.put((index, type(error), error, traceback.format_exc()))
-        pipe.recv()  # the parent's first command
-        pipe.send((None, False))
-    else:
-        _async_worker(index, lambda: env, pipe, parent_pipe, *rest)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.checkpoint import load_policy as load_policy
     from rl_lnlstm.config import PPOConfig as PPOConfig
     from rl_lnlstm.errors import EnvironmentFailure as EnvironmentFailure
+    from rl_lnlstm.errors import TrainingFailure as TrainingFailure
     from rl_lnlstm.errors import UserError as UserError
     from rl_lnlstm.evaluation import evaluate_policy as evaluate_policy
     from rl_lnlstm.layer import MaskedLNLSTM as MaskedLNLSTM
@@ -23,6 +24,7 @@ _EXPORTS = {
     "PPO": "ppo",
     "PPOConfig": "config",
     "EnvironmentFailure": "errors",
+    "TrainingFailure": "errors",
     "UserError": "errors",
     "evaluate_policy": "evaluation",
     "load_policy": "checkpoint",

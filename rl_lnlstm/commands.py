@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 
 from rl_lnlstm.config import PPOConfig
-from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.errors import RunFailure, UserError
 from rl_lnlstm.presets import preset
 
 # What an environment is made of, and what it is if a configuration does not say
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UserError as error:
             messages.print(f"error: {error}", markup=False, soft_wrap=True)
             return EXIT_USAGE
-        except EnvironmentFailure as error:
+        except RunFailure as error:
             messages.print(f"error: {error}", markup=False, soft_wrap=True)
             return EXIT_FAILURE
         except KeyboardInterrupt:
@@ -151,7 +151,7 @@ def _train(options: TrainOptions, interrupted: list[bool]) -> None:
         ppo.envs.close()
     if interrupted or eval_episodes == 0:
         return
-    envs = _make_envs(config, eval_episodes, 8)
+    envs = _make_envs(config, eval_episodes, 8, **ppo.config.fault_tolerance)
     with contextlib.closing(envs):
         mean, std = evaluate_policy(ppo.policy, envs, eval_episodes, seed=options.seed + options.num_envs)
     print(f"{mean:.1f} +/- {std:.1f} over {eval_episodes} episodes")
@@ -192,8 +192,13 @@ def _evaluate(options: EvaluateOptions) -> None:
     print(json.dumps(result))
 
 
-def _make_envs(environment: Mapping[str, Any], episodes: int, most: int, video: Path | None = None) -> Any:
-    """Those that a configuration names by `ENVIRONMENT`, but in this process; for videos one after the other."""
+def _make_envs(
+    environment: Mapping[str, Any], episodes: int, most: int, video: Path | None = None, **fault_tolerance: Any
+) -> Any:
+    """Those that a configuration names by `ENVIRONMENT`; for videos one after the other.
+
+    Only if they may fail they are in processes of their own, where the configuration says so.
+    """
     from gymnasium.wrappers import RecordVideo
 
     from rl_lnlstm.envs import make_vec
@@ -203,9 +208,10 @@ def _make_envs(environment: Mapping[str, Any], episodes: int, most: int, video: 
         return make_vec(
             env_id,
             max(1, min(episodes, most)),
-            vectorization="sync" if vectorization == "async" else vectorization,
+            vectorization="sync" if vectorization == "async" and not fault_tolerance else vectorization,
             wrappers=wrappers,
             env_kwargs=env_kwargs,
+            **fault_tolerance,
         )
 
     # Videos need no screen. SDL's search for one loads graphics drivers, whose LLVM and TensorFlow's crash.

@@ -77,6 +77,16 @@ class PPOConfig:
     n_eval_episodes: int = 100
     """episodes of each of these evaluations; their frames do not count"""
 
+    max_env_failures: int = 10
+    """an environment that raises, dies, hangs or returns NaN is made anew, and its broken episode left out; the run
+    stops when one has failed more often than this in a row, with fewer than 100 steps in between"""
+    env_timeout: float | None = 60.0
+    """seconds that a step or a reset may take before an environment counts as hanging, for ever if None; only with
+    vectorization async, because nothing can be interrupted safely in this process"""
+    max_skipped_updates: int = 10
+    """gradient steps whose loss or gradient is not finite are skipped; the run stops after more iterations than this
+    in a row with no other gradient steps"""
+
     jit_compile: bool = True
     """compile the update with XLA: some seconds at the start, then a third of the time; convolutions on a CPU would
     be far slower so, and are left out"""
@@ -131,13 +141,15 @@ class PPOConfig:
             self._require(name, self._is_number(name) and 0 <= getattr(self, name) < math.inf, "at least 0")
         positive = self.target_kl is None or (self._is_number("target_kl") and self.target_kl > 0)
         self._require("target_kl", positive, "greater than 0")
-        valid = isinstance(self.eval_interval, numbers.Integral) and self.eval_interval >= 0
-        self._require("eval_interval", valid, "an integer of at least 0")
         valid = isinstance(self.sde_sample_freq, numbers.Integral) and (
             self.sde_sample_freq == -1 or self.sde_sample_freq >= 1
         )
         self._require("sde_sample_freq", valid, "an integer of at least 1, or -1")
-        self._require("seed", isinstance(self.seed, numbers.Integral) and self.seed >= 0, "an integer of at least 0")
+        positive = self.env_timeout is None or (self._is_number("env_timeout") and self.env_timeout > 0)
+        self._require("env_timeout", positive, "greater than 0")
+        for name in ("eval_interval", "seed", "max_env_failures", "max_skipped_updates"):
+            value = getattr(self, name)
+            self._require(name, isinstance(value, numbers.Integral) and int(value) >= 0, "an integer of at least 0")
         length = self.bptt_steps
         if not isinstance(length, numbers.Integral) or length < 1 or self.num_steps % length:
             raise UserError(
@@ -155,6 +167,11 @@ class PPOConfig:
     def bptt_steps(self) -> int:
         """`sequence_length`, or its default."""
         return self.num_steps if self.sequence_length is None else self.sequence_length
+
+    @property
+    def fault_tolerance(self) -> dict[str, Any]:
+        """What `make_vec` has to know of failures."""
+        return {"max_failures": self.max_env_failures, "timeout": self.env_timeout}
 
     @property
     def policy_arguments(self) -> dict[str, Any]:

@@ -12,8 +12,22 @@ class UserError(ValueError):
     __init__ = Exception.__init__
 
 
-class EnvironmentFailure(RuntimeError):
-    """An environment raised, or returned what it must not (NaN, infinity).
+class RunFailure(RuntimeError):
+    """A run cannot go on, through no mistake in what the user gave that could have been named before.
+
+    The commands print its message, without a traceback, and exit with code 1.
+    """
+
+
+class EnvironmentFailure(RunFailure):
+    """An environment raised, died, hung, or returned what it must not (NaN, infinity).
 
     The message names the environment and the step.
+    """
+
+
+class TrainingFailure(RunFailure):
+    """Losses or gradients were NaN or infinite, update after update.
+
+    The message names the first of them.
     """

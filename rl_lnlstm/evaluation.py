@@ -12,8 +12,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.stepping import Episode, Stepper
+
+MOST_BROKEN_OFF = 100  # episodes in a row; an environment that never finishes one would be evaluated for ever
 
 
 class PredictingPolicy(Protocol):
@@ -73,7 +75,8 @@ def evaluate_policy(
 
     Raises:
         UserError: `n_eval_episodes` below 1, or an environment with other spaces than the policy's.
-        EnvironmentFailure: the environment failed.
+        EnvironmentFailure: the environment failed; if `env` is from `make_vec` and survives failures, it did so in too
+            many episodes. Those in which it failed do not count.
     """
     if n_eval_episodes < 1:
         raise UserError(f"n_eval_episodes must be at least 1, got {n_eval_episodes}")
@@ -109,13 +112,19 @@ def _run_episodes(
     episodes: list[Episode] = []
     stepper, state = Stepper(envs, seed), None
     masked = stepper.action_masks is not None and "action_masks" in inspect.signature(policy.predict).parameters
+    broken_off = np.zeros(envs.num_envs, int)  # in a row
     while len(episodes) < count:
         masks = {"action_masks": stepper.action_masks} if masked else {}
         actions, state = policy.predict(stepper.observations, state, stepper.episode_starts, deterministic, **masks)
         step = stepper.step(actions)
         if getattr(policy, "previous_reward", False):
             state = policy.rewarded(state, step.rewards)  # type: ignore[attr-defined]
+        if step.broken_off is not None:
+            broken_off += step.broken_off
+            if broken_off.max() >= MOST_BROKEN_OFF:
+                raise EnvironmentFailure(f"{envs} broke off {MOST_BROKEN_OFF} episodes in a row, and finished none")
         for episode in step.episodes:
+            broken_off[episode.environment] = 0
             if remaining[episode.environment]:
                 remaining[episode.environment] -= 1
                 episodes.append(episode)

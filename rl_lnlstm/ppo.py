@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.config import AUTO, make_config
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError
 from rl_lnlstm.evaluation import check_spaces
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.returns import discounted_sums, explained_variance, generalized_advantages
@@ -25,11 +26,14 @@ from rl_lnlstm.rollout import Rollout, RolloutRunner
 from rl_lnlstm.selection import BestPolicy
 from rl_lnlstm.stepping import Episode
 
+log = logging.getLogger(__name__)
+
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool | None]
 
 ADAM_EPSILON = 1e-5  # OpenAI baselines' PPO2, where TensorFlow's default is 1e-7
 EPISODES_IN_MEAN = 100
+TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # of the loss
 EVALUATED_TOGETHER = 100  # environments: acting costs about the same for few as for many
 
 
@@ -105,6 +109,7 @@ class PPO:
         # XLA's convolutions on a CPU take some 50 times as long as TensorFlow's.
         slower = self.policy.is_convolutional and not tf.config.list_logical_devices("GPU")
         jit_compile = self.config.jit_compile and not slower
+        self._broken_rollouts = self._fruitless_updates = 0  # in a row
         self._update_function = tf.function(self._update, autograph=False, jit_compile=jit_compile)
 
     def _make_envs(self, env: str | Callable[..., gym.Env] | VectorEnv, num_envs: int, vectorization: str) -> VectorEnv:
@@ -112,7 +117,12 @@ class PPO:
         if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
             raise UserError("wrappers and env_kwargs are for environments that are made here, got a VectorEnv")
         return make_vec(
-            env, num_envs, vectorization=vectorization, wrappers=config.wrappers, env_kwargs=config.env_kwargs
+            env,
+            num_envs,
+            vectorization=vectorization,
+            wrappers=config.wrappers,
+            env_kwargs=config.env_kwargs,
+            **config.fault_tolerance,
         )
 
     def _make_policy(self) -> RecurrentPolicy:
@@ -134,8 +144,9 @@ class PPO:
                 f"eval_interval is {config.eval_interval}, but evaluation needs environments of its own: expected env "
                 "to be an id or a function that makes an environment, got a VectorEnv"
             )
-        vectorization = "sync" if config.vectorization == "async" else config.vectorization
-        envs = self._make_envs(env, min(config.n_eval_episodes, EVALUATED_TOGETHER), vectorization)
+        # Environments that have processes of their own may need them, of which there should not be so many.
+        together = config.num_envs if config.vectorization == "async" else EVALUATED_TOGETHER
+        envs = self._make_envs(env, min(config.n_eval_episodes, together), config.vectorization)
         return BestPolicy(self.policy, envs, config.n_eval_episodes, config.seed + config.num_envs)
 
     def learn(self, total_timesteps: int | None = None, callback: Callback | Iterable[Callback] = ()) -> PPO:
@@ -147,6 +158,11 @@ class PPO:
 
         Returns:
             The trainer itself. With an `eval_interval`, its policy is the best that was evaluated.
+
+        Raises:
+            EnvironmentFailure: an environment failed more often than `max_env_failures`. Weights, statistics and
+                counters are as the last iteration left them.
+            TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
         callbacks = [callback] if callable(callback) else list(callback)
         start = self.num_timesteps
@@ -156,6 +172,7 @@ class PPO:
         while proceed and self.num_timesteps < target:
             remaining = 1 - (self.num_timesteps - start) / (target - start)
             rollout = self._runner.run()
+            self._check_that_something_is_valid(rollout)
             self.num_timesteps += int(rollout.valid.sum())
             self.iteration += 1
             self._episodes += rollout.episodes
@@ -171,6 +188,7 @@ class PPO:
             metrics = {
                 "rollout/ep_rew_mean": _mean([episode.ret for episode in self._episodes]),
                 "rollout/ep_len_mean": _mean([episode.length for episode in self._episodes]),
+                "rollout/env_failures": self.envs.failures,  # type: ignore[attr-defined]
                 "time/iterations": self.iteration,
                 "time/total_timesteps": self.num_timesteps,
                 "time/time_elapsed": elapsed,
@@ -181,9 +199,22 @@ class PPO:
             # All are called, also when one of them stops the run.
             answers = [called(metrics) for called in callbacks]
             proceed = not any(answer is False for answer in answers)
+            if self._fruitless_updates > self.config.max_skipped_updates:
+                raise TrainingFailure(
+                    f"no update of the last {self._fruitless_updates} changed anything, of which max_skipped_updates="
+                    f"{self.config.max_skipped_updates} are allowed: {self._not_finite} was not finite"
+                )
         if self._selection is not None:
             self._selection.restore()
         return self
+
+    def _check_that_something_is_valid(self, rollout: Rollout) -> None:
+        self._broken_rollouts = 0 if rollout.valid.any() else self._broken_rollouts + 1
+        if self._broken_rollouts > self.config.max_env_failures:
+            raise EnvironmentFailure(
+                f"{self.config.env_id} broke off every episode of {self._broken_rollouts} rollouts in a row, of which "
+                f"max_env_failures={self.config.max_env_failures} are allowed"
+            )
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy; see `RecurrentPolicy.save`."""
@@ -209,11 +240,12 @@ class PPO:
         learning_rate = config.learning_rate * (remaining if config.anneal_lr else 1.0)
         clip_coef = config.clip_coef * (remaining if config.anneal_clip else 1.0)
         self._optimizer.learning_rate.assign(learning_rate)
-        losses = self._update_function(
+        losses, not_finite = self._update_function(
             tf.nest.map_structure(tf.convert_to_tensor, sequences),
             tf.constant(minibatches.reshape(-1, count // config.num_minibatches), tf.int32),
             tf.constant(clip_coef, tf.float32),
         )
+        self._report(int(losses["skipped_steps"]), not_finite.numpy(), len(minibatches) * config.num_minibatches)
         # After the update: acting and the update have to see observations normalised alike.
         self.policy.update_statistics(rollout.observations, rollout.valid)
         return {
@@ -231,35 +263,72 @@ class PPO:
         self.policy.return_statistics.update(sums[rollout.valid])
         return self.policy.return_statistics.scale(rollout.rewards)
 
-    def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> dict[str, Any]:
-        """All epochs and minibatches, `[updates, sequences]` indices, in one graph."""
+    def _report(self, skipped: int, not_finite: np.ndarray, steps: int) -> None:
+        """Says which losses and gradients were not finite, in the order of `_update`."""
+        self._fruitless_updates = self._fruitless_updates + 1 if skipped == steps else 0
+        if not skipped:
+            return
+        gradients = [f"the gradient of {variable.path}" for variable in self.policy.trainable_variables]
+        named = [name for name, bad in zip([*TERMS, *gradients], not_finite, strict=True) if bad]
+        # The gradients of a loss that is not finite tell no more.
+        self._not_finite = " and ".join(
+            [name for name in named if name in TERMS] or named[:1] or ["the gradients' norm"]
+        )
+        log.warning(
+            "iteration %d: %d of %d gradient steps skipped, because %s was not finite",
+            self.iteration,
+            skipped,
+            steps,
+            self._not_finite,
+        )
+
+    def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> tuple[dict[str, Any], Any]:
+        """All epochs and minibatches, `[updates, sequences]` indices, in one graph.
+
+        A step whose loss or gradient is not finite changes nothing and enters no mean. Returned are the means, and
+        which of `TERMS` and of the variables' gradients were not finite in any step.
+        """
         variables = [variable.value for variable in self.policy.trainable_variables]
         names = ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction", "loss")
         limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
 
-        def body(i: Any, _: Any, *sums: Any) -> tuple[Any, ...]:
+        def body(i: Any, _: Any, skipped: Any, not_finite: Any, *sums: Any) -> tuple[Any, ...]:
             minibatch = tf.nest.map_structure(lambda part: tf.gather(part, minibatches[i]), sequences)
             with tf.GradientTape() as tape:
                 losses = self._losses(minibatch, clip_coef)
             gradients = tape.gradient(losses["loss"], variables)
-            gradients, _ = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
-            proceed = losses["approx_kl"] <= limit
+            clipped, norm = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
+            finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
+            proceed = ~finite | (losses["approx_kl"] <= limit)
+            looked_at = [*(losses[name] for name in TERMS), *map(tf.nn.l2_loss, gradients)]  # as the norm is made of
+            not_finite |= ~tf.math.is_finite(tf.stack(looked_at))
 
             def apply() -> Any:
-                self._optimizer.apply(gradients, self.policy.trainable_variables)
+                # Taking back what is not finite is part of the same loop over each variable under XLA; a branch is not.
+                changed = [
+                    variable.value for variable in (*self.policy.trainable_variables, *self._optimizer.variables)
+                ]
+                before = [tf.identity(variable) for variable in changed]
+                self._optimizer.apply(clipped, self.policy.trainable_variables)
+                for variable, old in zip(changed, before, strict=True):
+                    variable.assign(tf.where(finite, variable, old))
                 return tf.constant(0)
 
             if self.config.target_kl is None:
                 apply()
             else:
                 tf.cond(proceed, apply, lambda: tf.constant(0))
-            return i + 1, proceed, *(total + losses[name] for total, name in zip(sums, names, strict=True))
+            terms = [tf.where(finite, losses[name], 0.0) for name in names]
+            skipped += tf.cast(~finite, tf.int32)
+            return i + 1, proceed, skipped, not_finite, *(total + term for total, term in zip(sums, terms, strict=True))
 
         count = len(minibatches) if minibatches.shape[0] is None else minibatches.shape[0]
-        done, _, *sums = tf.while_loop(
-            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, *([0.0] * len(names)))
+        nothing = tf.zeros([len(TERMS) + len(variables)], tf.bool)
+        done, _, skipped, not_finite, *sums = tf.while_loop(
+            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, nothing, *([0.0] * len(names)))
         )
-        return {name: total / tf.cast(done, tf.float32) for name, total in zip(names, sums, strict=True)}
+        means = {name: total / tf.cast(done - skipped, tf.float32) for name, total in zip(names, sums, strict=True)}
+        return {**means, "skipped_steps": skipped}, not_finite
 
     def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
         """Schulman et al. (2017), equation 9, over the transitions that happened."""

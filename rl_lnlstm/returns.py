@@ -64,5 +64,5 @@ def discounted_sums(
 
 def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
     """1 - var(targets - predictions) / var(targets): 1 is perfect, 0 no better than a constant; NaN if undefined."""
-    variance = np.var(targets)
+    variance = np.var(targets) if len(targets) else 0.0
     return float(1 - np.var(targets - predictions) / variance) if variance > 0 else float("nan")

@@ -40,8 +40,9 @@ class Rollout(NamedTuple):
 
     Observations and actions are structures of arrays where their spaces are `Dict` or `Tuple`.
 
-    Where `valid` is false the step only reset its environment (autoreset mode NEXT_STEP): the transition never
-    happened, and must not enter losses, advantages or statistics.
+    Where `valid` is false the transition must not enter losses, advantages or statistics. It never happened, because
+    the step only reset its environment (autoreset mode NEXT_STEP); or it is of an episode in which the environment
+    failed. Such an episode ends where it was broken off, and no earlier step sees past that.
     """
 
     observations: Any
@@ -51,8 +52,8 @@ class Rollout(NamedTuple):
     rewards: np.ndarray
     episode_starts: np.ndarray  # bool: the observation is an episode's first, the state was reset before it
     valid: np.ndarray  # bool
-    terminations: np.ndarray  # bool: what the step led to is terminal
-    episode_ends: np.ndarray  # bool: terminated or truncated
+    terminations: np.ndarray  # bool: what the step led to is terminal, or nothing that can be valued
+    episode_ends: np.ndarray  # bool: terminated, truncated or broken off
     next_values: np.ndarray  # of what the step led to, in the same episode, with the state of that moment
     sequence_states: Any  # before every `sequence_length`-th step, each [sequences per environment, num_envs, width]
     episodes: list[Episode]  # those that ended, in order
@@ -94,6 +95,7 @@ class RolloutRunner:
         columns: list[np.ndarray] = []
         states: list[Any] = []
         episodes: list[Episode] = []
+        broken_off: list[tuple[int, int]] = []
         for t in range(self.num_steps):
             if t % self.sequence_length == 0:
                 states.append(self._state)
@@ -113,9 +115,15 @@ class RolloutRunner:
                 columns = [np.empty((self.num_steps, *part.shape), part.dtype) for part in parts]
             for column, part in zip(columns, parts, strict=True):
                 column[t] = part
+            if step.broken_off is not None:
+                broken_off += [(t, int(env)) for env in np.flatnonzero(step.broken_off)]
 
         *acted_columns, rewards, terminations, truncations, valid, final_values = tf.nest.pack_sequence_as(row, columns)
         observations, episode_starts, actions, masks, values, log_probs = acted_columns
+        for t, env in broken_off:
+            earlier_ends = np.flatnonzero(terminations[:t, env] | truncations[:t, env])
+            valid[earlier_ends[-1] + 1 if len(earlier_ends) else 0 : t + 1, env] = False
+            terminations[t, env] = True
         last_values = self.policy.value(stepper.observations, self._state, stepper.episode_starts)
         following_values = np.concatenate([values[1:], last_values[np.newaxis]])
         return Rollout(

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.action_masks import KEY, ActionMasks, environment_name
+from rl_lnlstm.envs.faults import BROKEN_OFF
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.spaces import map_leaves
 
@@ -27,7 +28,8 @@ class Step(NamedTuple):
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
-    valid: np.ndarray  # false: the step only reset this environment, the transition never happened
+    valid: np.ndarray  # false: the step only reset this environment, or broke off; the transition never happened
+    broken_off: np.ndarray | None  # the environment failed: its episode is over, does not count, and is no Episode
     final_observations: Any  # or None: where an episode ended, if no later step will see it; garbage elsewhere
     episodes: list[Episode]
 
@@ -64,9 +66,10 @@ class Stepper:
         """Takes `actions`, as the environments take them."""
         observations, rewards, terminations, truncations, infos = self.envs.step(actions)
         ends = terminations | truncations
-        valid = ~self._resetting
+        broken_off = infos.get(BROKEN_OFF)
+        valid = ~(self._resetting if broken_off is None else self._resetting | broken_off)
         rewards = np.where(valid, rewards, 0.0)  # a wrapper may have given a reset step a reward
-        final_observations, told = None, [(infos, valid)]
+        final_observations, told = None, [(infos, np.ones_like(ends))]
         if self._mode is AutoresetMode.NEXT_STEP:
             # The next step will see the final observation, its action will be ignored, and it will reset.
             self.episode_starts, self._resetting = self._resetting, ends
@@ -87,8 +90,11 @@ class Stepper:
         elif KEY in infos:
             name = environment_name(self.envs)
             raise EnvironmentFailure(f"{name} gave info[{KEY!r}] in a step, but not in the reset")
+        if broken_off is not None:  # the observation is already the next episode's first, in every mode
+            self.episode_starts = self.episode_starts | broken_off
+            self._returns[broken_off], self._lengths[broken_off] = 0.0, 0
         episodes = self._ended_episodes(rewards, valid, ends)
-        return Step(rewards, terminations, truncations, valid, final_observations, episodes)
+        return Step(rewards, terminations, truncations, valid, broken_off, final_observations, episodes)
 
     def _ended_episodes(self, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray) -> list[Episode]:
         self._returns += rewards
