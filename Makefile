@@ -1,6 +1,6 @@
 # `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format bench learning sanitize test-peers clean
+.PHONY: help train test lint format bench learning endurance sanitize test-peers clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -64,6 +64,9 @@ bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULT
 
 learning: $(VENV)/.installed  ## train every preset over five seeds, some 40 minutes, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/learning.py --record --picture docs/learning_curve.png
+
+endurance: $(VENV)/.installed  ## memory over 2,000 iterations, and learning where environments fail; some 10 minutes
+	$(BIN)/python benchmarks/endurance.py --record --seeds 2
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -163,8 +163,9 @@ class BackwardOp : public OpKernel {
 };
 
 absl::Status ForwardShapes(InferenceContext* c) {
-  const auto inputs = c->input(0), state = c->input(3);
-  if (!c->RankKnown(inputs) || !c->RankKnown(state)) return tensorflow::shape_inference::UnknownShape(c);
+  tensorflow::shape_inference::ShapeHandle inputs, state;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &inputs));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(3), 2, &state));
   bool time_major;
   TF_RETURN_IF_ERROR(c->GetAttr("time_major", &time_major));
   const DimensionHandle outer = c->Dim(inputs, 0), inner = c->Dim(inputs, 1);

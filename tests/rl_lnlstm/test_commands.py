@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
+from tests.failing_env import FailingEnv, Failure
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--units", "8", "--no-jit-compile"]
@@ -261,3 +263,26 @@ def test_help_names_the_commands_and_every_hyperparameter():
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "train" in shown.stdout
     assert "evaluate" in shown.stdout
+
+
+@pytest.fixture
+def failing_once():
+    """Each of the environments fails once."""
+    gym.register("FailingOnce-v0", FailingEnv, kwargs={"plan": [Failure("raise", 5, 2)] * 99})
+    yield
+    del gym.registry["FailingOnce-v0"]
+
+
+@pytest.mark.usefixtures("failing_once")
+def test_environments_that_fail(tmp_path, caplog, capsys):
+    """The run goes on, also in the evaluation at its end; or it stops with a message and all that it has."""
+    assert train(tmp_path / "run", "--env-id", "FailingOnce-v0", "--eval-episodes", "60") == 0
+    assert float(rows(tmp_path / "run")[-1]["rollout/env_failures"]) == 2
+    assert re.match(r"FailingOnce-v0 \(environment 0 in 0\.\.1\) raised Zero.* \(at step \d+\)", caplog.messages[0])
+    assert "over 60 episodes" in capsys.readouterr().out
+
+    options = ("--env-id", "FailingOnce-v0", "--max-env-failures", "0")
+    assert train(tmp_path / "stopped", *options) == 1
+    assert "error: FailingOnce-v0 (environment 0 in 0..1) raised ZeroDivisionError" in capsys.readouterr().err
+    assert rows(tmp_path / "stopped")
+    load_policy(tmp_path / "stopped")

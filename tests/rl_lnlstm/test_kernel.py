@@ -1,5 +1,6 @@
 """The compiled kernel equals "while_loop", on every instruction set, and gives way to it where it does not apply."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -221,6 +222,42 @@ def test_wrong_shapes_are_errors_of_the_operation(argument, shape):
     arguments[argument] = tf.zeros(shape)
     with pytest.raises(tf.errors.InvalidArgumentError, match="must have shape"):
         kernel.operations().rl_lnlstm_forward(**arguments, time_major=True, masked=True, keep=True)
+
+
+ANY_SHAPE = st.integers(0, 4).flatmap(lambda rank: st.lists(st.integers(0, 4), min_size=rank, max_size=rank))
+
+
+@hypothesis.given(data=st.data(), time=st.integers(0, 3), batch=st.integers(0, 3), graph=st.booleans())
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+def test_any_shape_of_any_argument_is_an_error_of_the_operation_or_right(data, time, batch, graph):
+    """Forward, and its gradient's operation: nothing is read that is not there."""
+    features, units = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
+    masked, time_major = data.draw(st.booleans()), data.draw(st.booleans())
+    outer, inner = (time, batch) if time_major else (batch, time)
+    state, gates, gain = [batch, units], [outer, inner, 4 * kernel.padded(units)], [4 * units]
+    masks = [outer, inner] if masked else [0, 0]
+    weights = Weights([features, 4 * units], [units, 4 * units], gain, gain, gain, [units], [units])._asdict()
+    shapes = {"inputs": [outer, inner, features], "masks": masks, "h0": state, "c0": state, **weights}
+    attributes = {"time_major": time_major, "masked": masked}
+    operation = functools.partial(kernel.operations().rl_lnlstm_forward, keep=data.draw(st.booleans()))
+    if data.draw(st.booleans()):
+        number, cells, sequence = [outer, inner], [outer, inner, kernel.padded(units)], [outer, inner, units]
+        kept = {"x_hat": gates, "x_scale": number, "gates": gates, "cells": cells, "r_scale": number, "c_scale": number}
+        ends = {"gram": [units, units], "d_outputs": sequence, "d_h": state, "d_c": state}
+        del shapes["inputs"], shapes["kernel"]
+        shapes |= {"outputs": sequence, **kept, **ends}
+        operation = kernel.operations().rl_lnlstm_backward
+    right = dict(shapes)
+    for name in data.draw(st.lists(st.sampled_from(list(shapes)), max_size=2)):
+        shapes[name] = data.draw(ANY_SHAPE)
+    arguments = {name: tf.zeros(shape) for name, shape in shapes.items()}
+    run = functools.partial(operation, **attributes)
+    error = None
+    try:
+        (tf.function(run, autograph=False) if graph else run)(**arguments)
+    except (tf.errors.InvalidArgumentError, ValueError) as raised:  # the latter while a graph is made
+        error = raised
+    assert (error is None) == (shapes == right), error
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import hypothesis
+import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
@@ -121,6 +123,71 @@ def test_shapes_that_are_unknown_when_tracing_are_checked_when_running(masks, h0
     assert call(zeros(BATCH, TIME, FEATURES), zeros(BATCH, TIME), zeros(BATCH, UNITS)).shape == (BATCH, UNITS)
     with pytest.raises((tf.errors.InvalidArgumentError, UserError)):
         call(zeros(BATCH, TIME, FEATURES), zeros(*masks), zeros(*h0))
+
+
+DTYPES = ["float32", "float64", "float16", "bfloat16", "bool", "int8", "uint8", "int32", "int64"]
+SHAPES = st.lists(st.integers(0, 3), max_size=4)
+SEQUENCES = st.tuples(st.integers(0, 3), st.integers(0, 3), st.just(FEATURES))
+
+
+@hypothesis.given(data=st.data(), backend=st.sampled_from(["kernel", "while_loop"]))
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+def test_whatever_it_is_given_the_layer_answers_or_names_what_is_wrong(data, backend):
+    """Any ranks, sizes and dtypes, eager and in graphs that know their shapes or do not."""
+    dtype = data.draw(st.sampled_from(["float32", "float64"]))
+    layer = LAYERS[backend, dtype]
+    fits = data.draw(st.booleans())
+
+    def draw(shape):
+        shape = shape if fits or data.draw(st.booleans()) else data.draw(SHAPES)
+        values = tf.cast(tf.random.stateless_uniform(shape, [1, 2], 0, 2), data.draw(st.sampled_from(DTYPES)))
+        return values if data.draw(st.booleans()) else values.numpy()
+
+    batch, time, features = data.draw(SEQUENCES)
+    xs = draw([batch, time, features])
+    masks = draw([batch, time]) if data.draw(st.booleans()) else None
+    state = [draw([batch, UNITS]) for _ in range(2)] if data.draw(st.booleans()) else None
+    given = [tensor for tensor in (xs, masks, *(state or ())) if tensor is not None]
+
+    def call(xs, *others):
+        masks_, *state_ = others if masks is not None else (None, *others)
+        return layer(xs, masks=masks_, initial_state=state_ or None)
+
+    kind = data.draw(st.sampled_from(["eager", "known", "unknown"]))
+    if kind != "eager":
+        signature = [
+            tf.TensorSpec(tensor.shape if kind == "known" else [None] * len(tensor.shape), tensor.dtype)
+            for tensor in map(tf.convert_to_tensor, given)
+        ]
+        if kind == "unknown" and len(xs.shape) == 3:
+            signature[0] = tf.TensorSpec([None, None, xs.shape[-1]], signature[0].dtype)
+        call = tf.function(call, input_signature=signature, autograph=False)
+    right = [tuple(tensor.shape) for tensor in given] == [
+        (batch, time, features),
+        *([(batch, time)] if masks is not None else []),
+        *([(batch, UNITS)] * 2 if state else []),
+    ]
+    error, outputs = None, None
+    try:
+        outputs = call(*given)
+    except (UserError, tf.errors.InvalidArgumentError) as raised:
+        error = raised
+    assert (error is None) == right, error
+    if right:
+        assert outputs.shape == (batch, UNITS)
+        assert outputs.dtype == dtype
+        assert np.isfinite(outputs).all()
+    else:
+        assert isinstance(error, UserError) or kind == "unknown", "what is known is checked before"
+
+
+LAYERS = {
+    (backend, dtype): MaskedLNLSTM(UNITS, backend=backend, dtype=dtype)
+    for backend in ("kernel", "while_loop")
+    for dtype in ("float32", "float64")
+}
+for built in LAYERS.values():
+    built.build((None, None, FEATURES))
 
 
 @pytest.mark.parametrize(
