@@ -17,9 +17,9 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.envs.faults import BROKEN_OFF, FAULT, Fault, float_paths, forget, not_finite
 from rl_lnlstm.envs.workers import WorkerVectorEnv
+from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 log = logging.getLogger(__name__)
