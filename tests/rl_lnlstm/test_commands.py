@@ -219,7 +219,7 @@ def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys
         "gym.register('Faulty-v0', entry_point=Faulty)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert train(tmp_path / "run", "--env-id", "faulty_envs:Faulty-v0") == 1
+    assert train(tmp_path / "run", "--env-id", "faulty_envs:Faulty-v0", "--max-env-failures", "0") == 1
     error = capsys.readouterr().err
     assert "Faulty-v0" in error
     assert re.search(r"environment [01] in 0\.\.1", error)
@@ -274,15 +274,8 @@ def failing_once():
 
 
 @pytest.mark.usefixtures("failing_once")
-def test_environments_that_fail(tmp_path, caplog, capsys):
-    """The run goes on, also in the evaluation at its end; or it stops with a message and all that it has."""
+def test_an_environment_may_fail_also_in_the_evaluation_at_the_end(tmp_path, caplog, capsys):
     assert train(tmp_path / "run", "--env-id", "FailingOnce-v0", "--eval-episodes", "60") == 0
     assert float(rows(tmp_path / "run")[-1]["rollout/env_failures"]) == 2
     assert re.match(r"FailingOnce-v0 \(environment 0 in 0\.\.1\) raised Zero.* \(at step \d+\)", caplog.messages[0])
     assert "over 60 episodes" in capsys.readouterr().out
-
-    options = ("--env-id", "FailingOnce-v0", "--max-env-failures", "0")
-    assert train(tmp_path / "stopped", *options) == 1
-    assert "error: FailingOnce-v0 (environment 0 in 0..1) raised ZeroDivisionError" in capsys.readouterr().err
-    assert rows(tmp_path / "stopped")
-    load_policy(tmp_path / "stopped")
