@@ -205,7 +205,7 @@ def test_another_keras_backend_is_explained_without_a_traceback():
     assert "TensorFlow" in done.stderr
 
 
-def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
+def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys, monkeypatch, request):
     (tmp_path / "faulty_envs.py").write_text(
         "import gymnasium as gym\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -219,6 +219,7 @@ def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys
         "gym.register('Faulty-v0', entry_point=Faulty)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    request.addfinalizer(lambda: gym.registry.pop("Faulty-v0", None))  # other tests' workers could not import it
     assert train(tmp_path / "run", "--env-id", "faulty_envs:Faulty-v0", "--max-env-failures", "0") == 1
     error = capsys.readouterr().err
     assert "Faulty-v0" in error
