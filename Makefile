@@ -24,8 +24,8 @@ $(VENV)/.peers: $(VENV)/.installed
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." are handed on
 	$(BIN)/python train.py $(ARGS)
 
-test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed  ## run the tests, on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed  ## check form and types
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "activation": "relu",
         "normalize_rewards": True,
     },
-    # Noise that stays the same for some steps is what gets the car up the hill at all: 93.6, 91.2 and 93.5 on three seeds.
+    # Noise that stays the same for some steps is what gets the car up the hill: 93.6, 91.2 and 93.5 on three seeds.
     "MountainCarContinuousNoVel-v0": {
         "total_timesteps": 300_000,
         "num_envs": 8,
