@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.errors import TrainingFailure as TrainingFailure
     from rl_lnlstm.errors import UserError as UserError
     from rl_lnlstm.evaluation import evaluate_policy as evaluate_policy
+    from rl_lnlstm.evaluation import record_episodes as record_episodes
     from rl_lnlstm.layer import MaskedLNLSTM as MaskedLNLSTM
     from rl_lnlstm.layer import MaskedLNLSTMCell as MaskedLNLSTMCell
     from rl_lnlstm.ppo import PPO as PPO
@@ -28,6 +29,7 @@ _EXPORTS = {
     "UserError": "errors",
     "evaluate_policy": "evaluation",
     "load_policy": "checkpoint",
+    "record_episodes": "evaluation",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -67,6 +67,8 @@ class EvaluateOptions:
     """environments that are stepped together"""
     video: Path | None = None
     """folder to record videos of the episodes in; steps one environment only"""
+    record: Path | None = None
+    """folder for the episodes as NumPy arrays, with the recurrent state beside them"""
     json: bool = False
     """print one JSON object on standard output"""
 
@@ -161,7 +163,8 @@ def _evaluate(options: EvaluateOptions) -> None:
     import numpy as np
 
     from rl_lnlstm.checkpoint import load_policy
-    from rl_lnlstm.evaluation import evaluate_policy
+    from rl_lnlstm.evaluation import bootstrap_interval, evaluate_policy, interquartile_mean, record_episodes
+    from rl_lnlstm.recording import save_episodes
 
     policy = load_policy(options.path)
     policy.seed(options.seed)
@@ -169,19 +172,31 @@ def _evaluate(options: EvaluateOptions) -> None:
     env_id = environment["env_id"]
     envs = _make_envs(environment, options.episodes, options.num_envs, options.video)
     with contextlib.closing(envs):
-        returns, lengths = evaluate_policy(
-            policy, envs, options.episodes, options.deterministic, options.seed, return_episode_rewards=True
-        )
+        how = policy, envs, options.episodes, options.deterministic, options.seed
+        if options.record is not None:
+            recorded = record_episodes(*how)
+            save_episodes(recorded, options.record)
+            returns = [float(episode["rewards"].sum()) for episode in recorded]
+            lengths = [len(episode["rewards"]) for episode in recorded]
+        else:
+            returns, lengths = evaluate_policy(*how, return_episode_rewards=True)
     mean, std = float(np.mean(returns)), float(np.std(returns))
-    if options.video is not None:
-        messages.print(f"videos are in {options.video}", markup=False)
+    iqm, (low, high) = float(interquartile_mean(np.array(returns))), bootstrap_interval(np.array(returns))
+    for what, folder in (("videos", options.video), ("recorded episodes", options.record)):
+        if folder is not None:
+            messages.print(f"{what} are in {folder}", markup=False)
     if not options.json:
         print(f"{mean:.1f} +/- {std:.1f} over {options.episodes} episodes")
+        print(
+            f"interquartile mean {iqm:.1f} (95% confidence {low:.1f} to {high:.1f}), {np.mean(lengths):.0f} frames each"
+        )
         return
     result: dict[str, Any] = {
         "env_id": env_id,
         "mean_reward": mean,
         "std_reward": std,
+        "iqm_reward": iqm,
+        "iqm_confidence_interval": [low, high],
         "n_episodes": len(returns),
         "mean_ep_length": float(np.mean(lengths)),
         "deterministic": options.deterministic,

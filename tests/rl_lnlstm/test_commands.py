@@ -106,6 +106,17 @@ def test_evaluate_prints_one_json_object(run, capsys):
     assert result["episode_lengths"] == result["episode_rewards"], "CartPole pays 1 a frame"
 
 
+def test_evaluate_records_what_it_reports(run, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--episodes", "3", "--record", str(tmp_path / "episodes"), "--json"]) == 0
+    printed, told = capsys.readouterr()
+    result = json.loads(printed)
+    assert str(tmp_path / "episodes") in told.replace("\n", "")
+    episodes = [np.load(path, allow_pickle=False) for path in sorted((tmp_path / "episodes").iterdir())]
+    assert [episode["rewards"].sum() for episode in episodes] == result["episode_rewards"]
+    low, high = result["iqm_confidence_interval"]
+    assert low <= result["iqm_reward"] <= high
+
+
 def test_evaluate_repeats_for_a_seed(run, capsys):
     outputs = []
     for _ in range(2):

@@ -3,9 +3,11 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import scipy.stats
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import UserError, evaluate_policy
+from rl_lnlstm.evaluation import bootstrap_interval, interquartile_mean
 from rl_lnlstm.policies import MlpLnLstmPolicy
 
 
@@ -65,3 +67,17 @@ def test_mistakes():
         evaluate_policy(Recorder(), lambda: Countdown(1), 0)
     with pytest.raises(UserError, match=r"made for observation space .* but the environment has"):
         evaluate_policy(Recorder(), "CartPole-v1")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10, 101])
+def test_the_interquartile_mean_is_scipys_trimmed_one(count):
+    returns = np.random.default_rng(count).standard_cauchy((2, count))
+    np.testing.assert_allclose(interquartile_mean(returns), scipy.stats.trim_mean(returns, 0.25, axis=-1))
+
+
+def test_the_bootstrap_interval_is_scipys():
+    returns = np.random.default_rng(0).exponential(size=60)
+    theirs = scipy.stats.bootstrap((returns,), np.mean, method="percentile", n_resamples=20_000, rng=0)
+    ours = bootstrap_interval(returns, lambda drawn: drawn.mean(-1), resamples=20_000)
+    np.testing.assert_allclose(ours, theirs.confidence_interval, rtol=0.02)
+    assert bootstrap_interval([500.0] * 20) == (500.0, 500.0)
