@@ -1,6 +1,6 @@
 # `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format bench learning endurance sanitize test-peers clean
+.PHONY: help train test lint format bench kills learning endurance sanitize test-peers clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -61,6 +61,9 @@ sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, some 1
 bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/layer.py --record
 	$(BIN)/python benchmarks/ppo.py --record
+
+kills: $(VENV)/.installed  ## kill a run at 20 random moments and resume it: it must be the run that was left alone
+	RL_LNLSTM_KILLS=20 $(BIN)/python -m pytest tests/rl_lnlstm/test_resume.py -s -k killed $(ARGS)
 
 learning: $(VENV)/.installed  ## train every preset over five seeds, some 40 minutes, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/learning.py --record --picture docs/learning_curve.png

@@ -4,7 +4,7 @@ Importing this registers with Gymnasium `CartPoleNoVel-v1`, `PendulumNoVel-v1`, 
 `LunarLanderNoVel-v3`, `TMaze-v0` and `RepeatPrevious-v0`.
 """
 
-from rl_lnlstm.envs.make import make_vec
+from rl_lnlstm.envs.make import make_vec, restore_snapshot, take_snapshot
 from rl_lnlstm.envs.memory import (
     RepeatPreviousEnv,
     RepeatPreviousVectorEnv,
@@ -21,6 +21,8 @@ __all__ = [
     "TMazeEnv",
     "TMazeVectorEnv",
     "make_vec",
+    "restore_snapshot",
+    "take_snapshot",
 ]
 
 register_memory()

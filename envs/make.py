@@ -17,6 +17,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
+from rl_lnlstm.envs import snapshot
 from rl_lnlstm.envs.faults import BROKEN_OFF, FAULT, Fault, float_paths, forget, not_finite
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
@@ -109,6 +110,26 @@ def make_vec(
     return _GuardedVectorEnv(vector_env, name, max_failures)
 
 
+def take_snapshot(envs: VectorEnv) -> list[bytes]:
+    """What `envs`, made by `make_vec`, is at this moment, random generators included; pickled by cloudpickle.
+
+    Raises:
+        ValueError: an environment cannot be pickled; the message says why.
+    """
+    assert isinstance(envs, _GuardedVectorEnv)
+    return envs.take_snapshot()
+
+
+def restore_snapshot(envs: VectorEnv, parts: Sequence[bytes]) -> None:
+    """Makes `envs` what it was when `take_snapshot` returned `parts`. Unpickling executes what they say.
+
+    Raises:
+        ValueError: it cannot; the message says why. Reset the environments before they are stepped again.
+    """
+    assert isinstance(envs, _GuardedVectorEnv)
+    envs.restore_snapshot(parts)
+
+
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     for known in AutoresetMode:
         if mode in (known, known.value) or (isinstance(mode, str) and mode.upper() == known.name):
@@ -180,19 +201,51 @@ class _EnvMaker:
 
 
 class _Guard(gym.Wrapper):
-    """Answers also when its environment raises: with nothing, and the fault in the info."""
+    """Answers also when its environment raises: with nothing, and the fault in the info.
+
+    It also takes and restores snapshots, in whatever process it is.
+    """
+
+    to_restore: bytes = b""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._ended = False  # the episode, as a snapshot must tell: the vector environment keeps it to itself
+        self._reset_next = False
+
+    def take_snapshot(self) -> bytes | str:
+        """The environment as bytes, or why it cannot be had."""
+        try:
+            return snapshot.to_bytes((self._ended, self.env))
+        except ValueError as error:
+            return str(error)
+
+    def restore_snapshot(self) -> str | None:
+        """Takes up the environment that `to_restore` holds, or says why it cannot."""
+        try:
+            self._ended, self.env = snapshot.from_bytes(self.to_restore)
+        except ValueError as error:
+            return str(error)
+        self._reset_next = self._ended
+        return None
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]
         return self.env.spec  # the guard is no part of what gymnasium.make has to make again
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._reset_next:
+            observation, info = self.reset()
+            return observation, 0.0, False, False, info
         try:
-            return self.env.step(action)
+            result = self.env.step(action)
+            self._ended = result[2] or result[3]
         except Exception as error:
             return self._nothing(), 0.0, False, False, {FAULT: Fault(f"raised {_named(error)}", error)}
+        return result
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._ended = self._reset_next = False
         try:
             return self.env.reset(seed=seed, options=options)
         except Exception as error:
@@ -215,6 +268,8 @@ class _GuardedVectorEnv(VectorWrapper):
     Attributes:
         failures: how many there were.
     """
+
+    _STATE = ("failures", "_steps", "_ended", "_seeds", "_restarts", "_in_a_row", "_failed_at")
 
     def __init__(self, env: VectorEnv, name: str, max_failures: int = 0) -> None:
         super().__init__(env)
@@ -278,6 +333,44 @@ class _GuardedVectorEnv(VectorWrapper):
             observations = self._restart(index, fault, infos, "in the reset after step")
         self._ended = np.zeros((2, self.num_envs), bool)
         return observations, infos
+
+    def get_state(self) -> dict[str, Any]:
+        """What it has counted, for `set_state`; the environments are `take_snapshot`'s."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on counting from where `get_state` was called."""
+        for name in self._STATE:
+            setattr(self, name, state[name])
+
+    def take_snapshot(self) -> list[bytes]:
+        """See `rl_lnlstm.envs.take_snapshot`."""
+        if not self._holds_guards():
+            return [snapshot.to_bytes(vars(self.env))]
+        parts = list(self.env.call("take_snapshot"))  # type: ignore[attr-defined]
+        for part in parts:
+            if isinstance(part, str):
+                raise ValueError(part)
+        return parts
+
+    def restore_snapshot(self, parts: Sequence[bytes]) -> None:
+        """See `rl_lnlstm.envs.restore_snapshot`."""
+        expected = self.num_envs if self._holds_guards() else 1
+        if len(parts) != expected:
+            raise ValueError(f"expected {expected} snapshots, got {len(parts)}")
+        if not self._holds_guards():
+            attributes = snapshot.from_bytes(parts[0])
+            vars(self.env).clear()
+            vars(self.env).update(attributes)
+            return
+        self.env.reset()  # the vector environment's own notes of which episodes ended are void
+        self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
+        for problem in self.env.call("restore_snapshot"):  # type: ignore[attr-defined]
+            if problem is not None:
+                raise ValueError(problem)
+
+    def _holds_guards(self) -> bool:
+        return isinstance(self.env, _RestartingSyncVectorEnv | WorkerVectorEnv)
 
     def _began(self, ends: np.ndarray) -> np.ndarray:
         """The environments that were reset in the last step."""

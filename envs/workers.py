@@ -73,6 +73,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self._context = cast(Any, multiprocessing.get_context(method))
         if method == "forkserver":
             self._context.set_forkserver_preload(["gymnasium.vector"])
+            _start_fork_server()
         space, count = self.single_observation_space, self.num_envs
         self._buffer = create_shared_memory(space, count, ctx=self._context)
         self.observations = read_from_shared_memory(space, self._buffer, count)
@@ -196,8 +197,12 @@ def _as_fault(error: BaseException) -> Fault:
 
 def _worker(index: int, env_fn: Callable[[], gym.Env], pipe: Any, parent_pipe: Any, buffer: Any, *rest: Any) -> None:
     _end_with_parent()
-    # Ctrl-C in a terminal reaches the whole process group, but when to stop is for the parent to decide.
+    # Ctrl-C in a terminal reaches the whole process group, and so does SIGTERM from a scheduler, but when to stop is
+    # for the parent to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     answers = _Answers(pipe)
     try:
         env = env_fn()
@@ -207,6 +212,21 @@ def _worker(index: int, env_fn: Callable[[], gym.Env], pipe: Any, parent_pipe: A
         answers.send((None, False))
     else:
         _async_worker(index, lambda: env, answers, parent_pipe, buffer, answers, *rest[1:])  # type: ignore[arg-type]
+
+
+def _start_fork_server() -> None:
+    """Starts it with SIGTERM blocked: one for the whole process group would end it, and with it all news of workers.
+
+    It sees to Ctrl-C itself, and ends with this process.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # otherwise the other starts it, which unblocks the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Answers:

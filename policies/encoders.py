@@ -14,6 +14,11 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, map_leaves, width
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
+# Those of keras.activations that work elementwise. Not all that module has: a saved policy names one.
+ACTIVATIONS = (
+    *("celu", "elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "leaky_relu", "linear", "log_sigmoid", "mish"),
+    *("relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "swish", "tanh"),
+)
 VECTOR_LAYERS, IMAGE_LAYERS = (64,), (512,)
 
 # Filters, size of the kernel and stride. The first is that of Mnih et al. (2015), "Human-level control through deep
@@ -39,8 +44,8 @@ def dense(units: int, activation: str, seed: int, name: str) -> keras.layers.Den
     """
     if units < 1:
         raise UserError(f"a layer's width must be at least 1, got {units}")
-    if not hasattr(keras.activations, activation):
-        raise UserError(f"activation must be one that keras.activations has, such as tanh or relu, got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, seed)
     return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name)
 

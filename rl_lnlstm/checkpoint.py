@@ -1,23 +1,41 @@
-"""Saved policies: a folder with JSON and arrays, from which nothing is ever executed or imported."""
+"""Saved policies: a folder with JSON and arrays, from which nothing is ever executed or imported.
+
+Who loads one need not trust who made it. Everything is checked against the size of the file before it is allocated: the
+JSON's claims against the arrays' headers, these against the archive's entries, and these against what the file holds.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import math
 import os
+import stat
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import replacing_folder
+from rl_lnlstm.files import MAX_JSON_BYTES, parse_json, read_regular, replacing_folder
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.spaces import space_from_json, space_to_json
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.npz"
+MAX_ARRAYS = 1000  # building a layer for each takes seconds
+
+
+class Header(NamedTuple):
+    """What an array is said to be."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 def save_policy(policy: RecurrentPolicy, path: str | os.PathLike) -> None:
@@ -35,7 +53,8 @@ def save_policy(policy: RecurrentPolicy, path: str | os.PathLike) -> None:
         raise UserError(f"a policy is saved as a folder, and {target} is something else: name another path")
     with replacing_folder(target) as folder:
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
-        np.savez(folder / WEIGHTS, **_named_weights(policy))  # type: ignore[arg-type]
+        weights = dict(zip(_weight_names(policy), policy.get_weights(), strict=True))
+        np.savez(folder / WEIGHTS, **weights)
 
 
 def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> RecurrentPolicy:
@@ -50,7 +69,7 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
     """
     folder = _find(Path(path))
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        description = parse_json(read_regular(folder / DESCRIPTION, MAX_JSON_BYTES))
         if description["format"] != FORMAT:
             raise UserError(
                 f"{folder} holds a policy of format {description['format']}, this version reads format {FORMAT}"
@@ -63,15 +82,20 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
                 "was saved with an encoder of its own: hand one that is built alike to load_policy(path, encoder=...)"
             )
             raise UserError(f"{folder} {need if encoder is None else 'was saved without an encoder of its own'}")
-        arguments = dict(description["arguments"])
-        if encoder is not None:
-            arguments["encoder"] = encoder
-        spaces = [space_from_json(description[f"{kind}_space"]) for kind in ("observation", "action")]
-        policy = policy_class(*spaces, **arguments)
-        _load_weights(policy, folder / WEIGHTS)
+        with _open_weights(folder / WEIGHTS) as archive:
+            headers = _headers(archive)
+            arguments = dict(description["arguments"])
+            _check_sizes(arguments, headers)
+            if encoder is not None:
+                arguments["encoder"] = encoder
+            spaces = [space_from_json(description[f"{kind}_space"]) for kind in ("observation", "action")]
+            build = functools.partial(policy_class, *spaces, **arguments)
+            _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
+            policy = build()
+            policy.set_weights([_array(archive, name) for name in _weight_names(policy)])
     except UserError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a file that somebody made up leads to, it is the file that is wrong
         raise UserError(f"{folder} holds no policy that can be loaded, {type(error).__name__}: {error}") from error
     return policy
 
@@ -84,30 +108,84 @@ def _find(path: Path) -> Path:
     raise UserError(f"no saved policy in {path}: it {problem}")
 
 
-def _named_weights(policy: RecurrentPolicy) -> dict[str, np.ndarray]:
+def _weight_names(policy: RecurrentPolicy) -> list[str]:
     # Numbered, because layers of the same name may occur twice in an encoder.
-    return {f"{number:03d}.{weight.name}": weight.numpy() for number, weight in enumerate(policy.weights)}
+    return [f"{number:03d}.{weight.name}" for number, weight in enumerate(policy.weights)]
 
 
-def _load_weights(policy: RecurrentPolicy, path: Path) -> None:
-    expected = _named_weights(policy)
-    with np.load(path, allow_pickle=False) as arrays:
-        if set(arrays.files) != set(expected):
-            differing = sorted(set(arrays.files) ^ set(expected))
-            raise UserError(f"{path}: its weights are not those of the policy it describes: {', '.join(differing[:5])}")
-        values: list[Any] = []
-        for name, like in expected.items():
-            shape, dtype = _array_header(arrays, name)
-            if shape != like.shape or dtype != like.dtype:
-                raise UserError(f"{path}: {name} must be {like.dtype} {like.shape}, got {dtype} {shape}")
-            values.append(arrays[name])
-    policy.set_weights(values)
+@contextlib.contextmanager
+def _open_weights(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The arrays' archive, which claims no more than the file holds: no compression, no entry over another."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # of a pipe, do not wait for its beginning
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if len(entries) > MAX_ARRAYS:
+                raise ValueError(f"{path.name} holds more than {MAX_ARRAYS} arrays")
+            if len({entry.filename for entry in entries}) < len(entries):
+                raise ValueError(f"{path.name} holds an array twice")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError(f"{path.name} is compressed")
+            if sum(entry.file_size for entry in entries) > status.st_size:
+                raise ValueError(f"{path.name} claims more than it holds")
+            yield archive
 
 
-def _array_header(arrays: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype, before anything of the size that a header claims is allocated."""
-    with arrays.zip.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+def _headers(archive: zipfile.ZipFile) -> dict[str, Header]:
+    headers = {}
+    for entry in archive.infolist():
+        with archive.open(entry) as file:
+            shape, dtype = _read_header(file)
+            # Python's integers: a product that overflows is how a small file claims a large array.
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                raise ValueError(f"{entry.filename} must hold {dtype} {shape}, and is of another size")
+        headers[entry.filename.removesuffix(".npy")] = Header(tuple(shape), dtype)
+    return headers
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
     return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_sizes(arguments: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
+    """Refuses arguments that no policy with these weights can have, before anything is built with them."""
+    numbers = sum(math.prod(header.shape) for header in headers.values())
+    for name, value in arguments.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(part is None or isinstance(part, bool | int | float | str) for part in values):
+            raise ValueError(f"{name} must be a number, a word, or a list of these")
+        most = len(headers) if name.endswith("layers") and value is not values else numbers
+        if len(values) > max(1, len(headers)) or any(isinstance(part, int) and part > most for part in values):
+            raise ValueError(f"{name} is more than the weights are for")
+
+
+def _outline(build: Callable[[], RecurrentPolicy], encoder: keras.Model | None) -> dict[str, Header]:
+    """Names, shapes and dtypes of the weights that `build` makes; in a graph, where nothing is allocated for them."""
+    with tf.Graph().as_default():
+        own = [(weight, tf.zeros(weight.shape, weight.dtype)) for weight in (encoder.variables if encoder else ())]
+        with keras.StatelessScope(own):
+            policy = build()
+        return {
+            name: Header(tuple(weight.shape), np.dtype(weight.dtype))
+            for name, weight in zip(_weight_names(policy), policy.weights, strict=True)
+        }
+
+
+def _check_headers(got: Mapping[str, Header], expected: Mapping[str, Header], path: Path) -> None:
+    if got.keys() != expected.keys():
+        differing = ", ".join(sorted(got.keys() ^ expected.keys())[:5])
+        raise UserError(f"{path}: its weights are not those of the policy it describes: {differing}")
+    for name, (shape, dtype) in expected.items():
+        if got[name] != (shape, dtype):
+            raise UserError(f"{path}: {name} must be {dtype} {shape}, got {got[name].dtype} {got[name].shape}")

@@ -9,8 +9,11 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,14 +21,16 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from rl_lnlstm.config import PPOConfig
-from rl_lnlstm.errors import RunFailure, UserError
+from rl_lnlstm.config import PPOConfig, check_types
+from rl_lnlstm.errors import RunFailure, RunWarning, UserError
 from rl_lnlstm.presets import preset
 
 # What an environment is made of, and what it is if a configuration does not say
 ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "vectorization": "sync"}
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USAGE = 1, 2
+MAX_NAME = 200  # characters of what a file names
+GRACE = 8.0  # seconds from SIGTERM to the end, whatever the run is doing: who sends it often kills after 10
 
 messages = Console(stderr=True, highlight=False)
 
@@ -38,6 +43,18 @@ class TrainOptions(PPOConfig):
     """where the run is recorded, a new folder; runs/<env>-<seed>-<time> if None"""
     eval_episodes: int = 20
     """episodes of the evaluation at the end; 0 for none"""
+
+    resume: Path | None = None
+    """run directory to go on in, from its newest checkpoint, which is unpickled: name only one of your own; the other
+    options are those of the run, and of those that are named a larger --total-timesteps is the usual"""
+    checkpoint_interval: int | None = None
+    """iterations from a checkpoint to the next; as often as costs less than 1% of the time if None"""
+    checkpoint_minutes: float | None = None
+    """minutes from a checkpoint to the next, where that is sooner"""
+    keep_checkpoints: int = 3
+    """how many checkpoints are kept, the newest ones"""
+    env_snapshot: bool = True
+    """checkpoints hold the environments, pickled, and are resumed with them; otherwise with new episodes"""
 
     def __post_init__(self) -> None:
         """Leaves the checks to `PPO`: tyro would take their errors for its own."""
@@ -82,84 +99,178 @@ class BuildKernelOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 failed, 2 a mistake of the user's, 130 interrupted."""
+    """Runs a command and returns its exit code: 0, 1 failed, 2 a mistake of the user's, 130 SIGINT, 143 SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with _interrupts() as interrupted:
+    with _signals() as stop, _warnings_as_messages():
         try:
             options = _parse(arguments)
             _import_tensorflow_quietly()
             if isinstance(options, TrainOptions):
-                _train(options, interrupted)
+                code = _train(options, stop)
             elif isinstance(options, EvaluateOptions):
-                _evaluate(options)
+                with stop.at_once():
+                    code = _evaluate(options)
             else:
-                _build_kernel(options)
+                code = _build_kernel(options)
         except UserError as error:
             messages.print(f"error: {error}", markup=False, soft_wrap=True)
-            return EXIT_USAGE
+            code = EXIT_USAGE
         except RunFailure as error:
             messages.print(f"error: {error}", markup=False, soft_wrap=True)
-            return EXIT_FAILURE
+            code = EXIT_FAILURE
         except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+            stop.signal = stop.signal or signal.SIGINT
         except SystemExit as exit_of_parser:  # after --help, or after it explained what is wrong with the options
-            return int(exit_of_parser.code or 0)
-    return EXIT_INTERRUPTED if interrupted else 0
+            code = int(exit_of_parser.code or 0)
+    return code if stop.signal is None else 128 + stop.signal
 
 
 def _parse(arguments: list[str]) -> TrainOptions | EvaluateOptions | BuildKernelOptions:
     commands = {"train": TrainOptions, "evaluate": EvaluateOptions, "build-kernel": BuildKernelOptions}
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in commands:
-        default = TrainOptions(**preset(_env_id(rest))) if command == "train" else None
+        default = _train_defaults(rest) if command == "train" else None
         return tyro.cli(commands[command], args=rest, default=default, prog=f"rl-lnlstm {command}")  # type: ignore[return-value]
     if command not in ("-h", "--help"):
         raise UserError(f"unknown command {command!r}: expected {' or '.join(commands)}")
     return tyro.extras.subcommand_cli_from_dict(commands, args=["--help"], prog="rl-lnlstm")  # type: ignore[arg-type]
 
 
-def _env_id(arguments: list[str]) -> str:
-    """The environment whose preset the other options' defaults are."""
+def _train_defaults(arguments: list[str]) -> TrainOptions:
+    """Of a run that is resumed, its options; otherwise those of the environment's preset."""
+    resumed = _value(arguments, "--resume")
+    if resumed is not None:
+        return _saved_options(Path(resumed))
+    env_id = _value(arguments, "--env-id")
+    return TrainOptions(**preset(PPOConfig.env_id if env_id is None else env_id))
+
+
+def _value(arguments: list[str], option: str) -> str | None:
     for position, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
-        if flag in ("--env-id", "--env_id"):
+        if flag in (option, option.replace("-", "_").replace("__", "--", 1)):
             return value or next(iter(arguments[position + 1 :]), "")
-    return PPOConfig.env_id
+    return None
 
 
-def _train(options: TrainOptions, interrupted: list[bool]) -> None:
+def _saved_options(run_dir: Path) -> TrainOptions:
+    from rl_lnlstm.files import MAX_JSON_BYTES, parse_json, read_regular
+
+    path = run_dir / "config.json"
+    try:
+        saved = parse_json(read_regular(path, MAX_JSON_BYTES))
+        if not isinstance(saved, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir} is no run directory to resume, {path.name}: {error}") from error
+    options: dict[str, Any] = {name: _tuple_if_list(value) for name, value in saved.items()}
+    try:
+        check_types(options, TrainOptions)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return TrainOptions(**{**options, "resume": run_dir, "run_dir": None})
+
+
+def _train(options: TrainOptions, stop: _Stop) -> int:
     from rl_lnlstm.evaluation import evaluate_policy
     from rl_lnlstm.ppo import PPO
-    from rl_lnlstm.run_directory import RunDirectory, check_is_free
+    from rl_lnlstm.run_directory import CHECKPOINTS, RunDirectory, check_is_free, locked
+    from rl_lnlstm.training_state import Checkpoints, read_newest
 
-    config = dataclasses.asdict(options)
-    run_dir, eval_episodes = config.pop("run_dir"), config.pop("eval_episodes")
-    if run_dir is None:
-        name = re.sub(r"[^\w.-]", "-", options.env_id)
-        run_dir = Path("runs") / f"{name}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_is_free(run_dir)
-    ppo = PPO(options.policy, options.env_id, **{k: v for k, v in config.items() if k not in ("policy", "env_id")})
-    try:
-        run = RunDirectory(run_dir, config, ppo.policy)
-        messages.print(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}", markup=False)
+    _check_checkpoint_options(options)
+    run_dir = options.resume or options.run_dir or _new_run_dir(options)
+    config = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("run_dir", "resume")}
+    hyperparameters = {field.name: config[field.name] for field in dataclasses.fields(PPOConfig)}
+    with contextlib.ExitStack() as resources:
+        state = None
+        if options.resume is None:
+            check_is_free(run_dir)
+        else:
+            resources.enter_context(locked(run_dir))
+            _list_changes(_saved_options(run_dir), options)
+            state = read_newest(run_dir / CHECKPOINTS)
+        ppo = PPO(hyperparameters.pop("policy"), hyperparameters.pop("env_id"), **hyperparameters)
+        resources.callback(ppo.envs.close)
+        if state is None:
+            resources.enter_context(locked(run_dir))
+            check_is_free(run_dir)
+            run = RunDirectory(run_dir, config, ppo.policy)
+            messages.print(
+                f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}", markup=False
+            )
+        else:
+            if options.env_snapshot and state.environments is not None:
+                messages.print("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
+            ppo.load_checkpoint(state, options.total_timesteps, options.env_snapshot)
+            run = RunDirectory(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
+            left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
+            messages.print(
+                f"resumed after {ppo.num_timesteps:,} frames in {run_dir}: {left}", markup=False, soft_wrap=True
+            )
+        checkpoints = Checkpoints(
+            run_dir / CHECKPOINTS,
+            ppo,
+            run.flush,
+            options.checkpoint_interval,
+            options.checkpoint_minutes,
+            options.keep_checkpoints,
+            options.env_snapshot,
+            stopping=lambda: stop.signal is not None,
+        )
         try:
-            if not interrupted:
-                with _progress(options.total_timesteps) as progress:
-                    ppo.learn(callback=[run, progress, lambda _: not interrupted])
+            checkpoints.save()  # from now on there always is one
+            if stop.signal is None:
+                with _progress(options.total_timesteps, ppo.num_timesteps) as progress:
+                    ppo.learn(callback=[run, progress, checkpoints])
+        except BaseException:
+            # In the middle of an iteration the run is in no state that it could go on from: the one before holds.
+            if ppo.between_iterations:
+                checkpoints.save()
+            raise
         finally:
-            run.finish()
+            everything = run.finish()
             messages.print(f"policy, metrics and learning curve are in {run_dir}", markup=False)
-    finally:
-        ppo.envs.close()
-    if interrupted or eval_episodes == 0:
-        return
-    envs = _make_envs(config, eval_episodes, 8, **ppo.config.fault_tolerance)
-    with contextlib.closing(envs):
-        mean, std = evaluate_policy(ppo.policy, envs, eval_episodes, seed=options.seed + options.num_envs)
-    print(f"{mean:.1f} +/- {std:.1f} over {eval_episodes} episodes")
+    if not everything:
+        messages.print(f"error: {run_dir} could not be written to the end", markup=False)
+        return EXIT_FAILURE
+    if stop.signal is None and options.eval_episodes:
+        envs = _make_envs(config, options.eval_episodes, 8, **ppo.config.fault_tolerance)
+        with stop.at_once(), contextlib.closing(envs):
+            mean, std = evaluate_policy(ppo.policy, envs, options.eval_episodes, seed=options.seed + options.num_envs)
+        print(f"{mean:.1f} +/- {std:.1f} over {options.eval_episodes} episodes")
+    return 0
 
 
-def _evaluate(options: EvaluateOptions) -> None:
+def _new_run_dir(options: TrainOptions) -> Path:
+    name = re.sub(r"[^\w.-]", "-", options.env_id)
+    return Path("runs") / f"{name}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _check_checkpoint_options(options: TrainOptions) -> None:
+    if options.resume is not None and options.run_dir is not None:
+        raise UserError("--resume goes on in the run directory that it names: leave out --run-dir")
+    for name, at_least in (("checkpoint_interval", 1), ("keep_checkpoints", 1), ("checkpoint_minutes", 0)):
+        value = getattr(options, name)
+        if value is not None and not value >= at_least:
+            raise UserError(f"{name} must be at least {at_least}, got {value}")
+
+
+def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
+    """Tells which options are not those that the run had; raises `UserError` for those that cannot be changed."""
+    changes = {
+        field.name: f"{field.name} {getattr(saved, field.name)} -> {getattr(options, field.name)}"
+        for field in dataclasses.fields(options)
+        if getattr(saved, field.name) != getattr(options, field.name)
+    }
+    refused = changes.keys() & PPOConfig.fixed()
+    if refused:
+        listed = ", ".join(changes[name] for name in sorted(refused))
+        raise UserError(f"a run that is resumed cannot change what its weights or environments are: {listed}")
+    if changes:
+        messages.print(f"changed: {', '.join(changes.values())}", markup=False, soft_wrap=True)
+
+
+def _evaluate(options: EvaluateOptions) -> int:
     import numpy as np
 
     from rl_lnlstm.checkpoint import load_policy
@@ -187,10 +298,9 @@ def _evaluate(options: EvaluateOptions) -> None:
             messages.print(f"{what} are in {folder}", markup=False)
     if not options.json:
         print(f"{mean:.1f} +/- {std:.1f} over {options.episodes} episodes")
-        print(
-            f"interquartile mean {iqm:.1f} (95% confidence {low:.1f} to {high:.1f}), {np.mean(lengths):.0f} frames each"
-        )
-        return
+        frames = np.mean(lengths)
+        print(f"interquartile mean {iqm:.1f}, {low:.1f} to {high:.1f} with 95% confidence; {frames:.0f} frames each")
+        return 0
     result: dict[str, Any] = {
         "env_id": env_id,
         "mean_reward": mean,
@@ -205,6 +315,7 @@ def _evaluate(options: EvaluateOptions) -> None:
         "episode_lengths": lengths,
     }
     print(json.dumps(result))
+    return 0
 
 
 def _make_envs(
@@ -239,20 +350,44 @@ def _make_envs(
 
 
 def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
-    """What `_make_envs` takes: what the options name and, for the rest, what the run was configured with."""
+    """What `_make_envs` takes: what the options name and, for the rest, what the run was configured with.
+
+    Of a configuration nothing is taken that imports a module or writes a file: that is not for a file to decide.
+    """
+    from rl_lnlstm.files import MAX_JSON_BYTES, parse_json, read_regular
+
+    path = options.path / "config.json"
     try:
-        config = json.loads((options.path / "config.json").read_text())
+        config = parse_json(read_regular(path, MAX_JSON_BYTES))
         known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
     except (OSError, ValueError, AttributeError):
         known = dict(ENVIRONMENT)
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
     if "env_id" not in given and known["env_id"] is None:
         raise UserError(f"{options.path} does not say which environment its policy was trained in: give --env-id")
-    return {**known, **given}
+    taken = {name: _tuple_if_list(value) for name, value in known.items() if name not in given}
+    try:
+        check_types(taken, TrainOptions)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; give --{str(error).split()[0].replace('_', '-')}") from None
+    for name, values in (("env_id", [taken.get("env_id", "")]), ("wrappers", taken.get("wrappers", ()))):
+        for value in values:
+            named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:" if name == "wrappers" else "")
+            if ":" in named or named == "RecordVideo" or len(value) > MAX_NAME:
+                flag = name.replace("_", "-")
+                raise UserError(
+                    f"{path} names {value[:MAX_NAME]!r}, which a file is not trusted with, as it imports a module or "
+                    f"writes files: give --{flag} to allow it"
+                )
+    return {**taken, **given}
+
+
+def _tuple_if_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Any]:
+def _progress(total: int, completed: int) -> Iterator[Any]:
     """A progress bar, as a callback of `PPO.learn`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -264,7 +399,7 @@ def _progress(total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=messages) as bar:
-        task = bar.add_task("", total=total, fps=0.0, ret=float("nan"))
+        task = bar.add_task("", total=total, completed=min(total, completed), fps=0.0, ret=float("nan"))
 
         def show(metrics: dict[str, float]) -> None:
             bar.update(
@@ -277,32 +412,104 @@ def _progress(total: int) -> Iterator[Any]:
         yield show
 
 
-def _build_kernel(options: BuildKernelOptions) -> None:
+def _build_kernel(options: BuildKernelOptions) -> int:
     from rl_lnlstm.kernel.build import library
 
     print(library(options.force))
+    return 0
+
+
+class _Stop:
+    """Whether the process was asked to end, by Ctrl-C (SIGINT) or SIGTERM.
+
+    The first signal is noted, for the run to end in order, and the second one raises KeyboardInterrupt; while nothing
+    could be lost, the first one does.
+
+    Attributes:
+        signal: the first one's number, None as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._deferred = True
+
+    def note(self, number: int, _: Any) -> None:
+        again, self.signal = self.signal is not None, self.signal or number
+        if again or not self._deferred:
+            raise KeyboardInterrupt
+        messages.print("stopping after this iteration; Ctrl-C again stops at once")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self._deferred = False
+        try:
+            yield
+        finally:
+            self._deferred = True
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """The first Ctrl-C is noted in the list that is given, for the run to end in order; the second one raises."""
-    noted: list[bool] = []
-
-    def note(*_: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(True)
-        messages.print("stopping after this iteration; Ctrl-C again stops at once")
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread, which alone receives signals
-        yield noted
+def _signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+        yield stop
         return
+    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _deadline():
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    """Ends the process `GRACE` seconds after SIGTERM, if it is still in the block.
+
+    A thread of its own sees to it, woken by the signal itself: as long as the main thread is in a compiled update, it
+    calls no handler. What is on the disk is whole at any moment.
+    """
+    ended = threading.Event()
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while received := woken.recv(1):
+            if received[0] == signal.SIGTERM and not ended.wait(GRACE):
+                os.write(2, b"the iteration did not end in time: stopped in the middle, after the newest checkpoint\n")
+                os._exit(128 + signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
-        yield noted
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(before)
+        ended.set()
+        waker.close()
+        watcher.join()
+        woken.close()
+
+
+@contextlib.contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """What a run lives with is told on standard error, each cause once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", RunWarning)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, RunWarning):
+                messages.print(f"warning: {message}", markup=False, soft_wrap=True)
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = tell
+        yield
 
 
 def _import_tensorflow_quietly() -> None:

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import math
 import numbers
+import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from rl_lnlstm.errors import UserError
@@ -139,6 +141,8 @@ class PPOConfig:
             self._require(name, self._is_number(name) and 0 < getattr(self, name) < math.inf, "greater than 0")
         for name in ("ent_coef", "vf_coef"):
             self._require(name, self._is_number(name) and 0 <= getattr(self, name) < math.inf, "at least 0")
+        finite = self._is_number("log_std_init") and math.isfinite(self.log_std_init)
+        self._require("log_std_init", finite, "a finite number")
         positive = self.target_kl is None or (self._is_number("target_kl") and self.target_kl > 0)
         self._require("target_kl", positive, "greater than 0")
         valid = isinstance(self.sde_sample_freq, numbers.Integral) and (
@@ -194,6 +198,12 @@ class PPOConfig:
         )
         return {name: getattr(self, name) for name in names}
 
+    @classmethod
+    def fixed(cls) -> frozenset[str]:
+        """Names of the options that a run which is resumed cannot change: what its weights and environments are."""
+        environments = {"env_id", "env_kwargs", "wrappers", "seed", "num_envs", "vectorization", "num_steps"}
+        return frozenset({*environments, "eval_interval", "n_eval_episodes", "policy", *cls().policy_arguments})
+
     def _is_number(self, name: str) -> bool:
         return isinstance(getattr(self, name), numbers.Real)
 
@@ -210,3 +220,31 @@ def make_config(**options: Any) -> PPOConfig:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise UserError(f"unknown option {name!r}; did you mean {' or '.join(near)}?")
     return PPOConfig(**options)
+
+
+def check_types(options: Mapping[str, Any], kind: type[PPOConfig] = PPOConfig) -> None:
+    """Raises `UserError` unless all `options`, such as a file holds, are fields of `kind` and of their types."""
+    types = typing.get_type_hints(kind)
+    for name, value in options.items():
+        if name not in types:
+            raise UserError(f"unknown option {name!r}")
+        if not _is_of_type(value, types[name]):
+            expected = getattr(types[name], "__name__", str(types[name]))
+            raise UserError(f"{name} must be of type {expected}, got {str(value)[:100]!r}")
+
+
+def _is_of_type(value: Any, expected: Any) -> bool:
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is typing.Literal:
+        return any(value == known and type(value) is type(known) for known in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of_type(part, arguments[0]) for part in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is_of_type(part, kind) for item in value.items() for part, kind in zip(item, arguments, strict=True)
+        )
+    if arguments:  # a union
+        return any(_is_of_type(value, argument) for argument in arguments)
+    if expected is float:
+        return type(value) is float or (type(value) is int and abs(value) < 2**53)
+    return type(value) is expected and (expected is not int or abs(value) < 2**63)

@@ -1,4 +1,6 @@
-"""The errors that tell a user what to change."""
+"""The errors that tell a user what to change, and the warning of what a run lives with."""
+
+import warnings
 
 
 class UserError(ValueError):
@@ -31,3 +33,12 @@ class TrainingFailure(RunFailure):
 
     The message names the first of them.
     """
+
+
+class RunWarning(UserWarning):
+    """What a run lives with and its user should know: a disk that is full, environments that cannot be snapshotted."""
+
+
+def warn(message: str) -> None:
+    """Gives a `RunWarning`; the same one again is told only once."""
+    warnings.warn(message, RunWarning, stacklevel=2)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 8 << 20
 
 
 @contextlib.contextmanager
@@ -23,16 +28,106 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Gives a new folder to write into, which takes the place of `path` if the block does not raise."""
+def replacing_folder(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Gives a new folder to write into, which takes the place of `path` if the block does not raise.
+
+    Args:
+        path: the folder.
+        durable: have everything on the disk before it is renamed, and the new name when this returns, so that not even
+            a power failure leaves half of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
         yield new
+        if durable:
+            for written in (*new.iterdir(), new):
+                _flush_to_disk(written)
         if path.exists():
             path.rename(old)  # a folder that is not empty cannot be replaced in one step
-        new.rename(path)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        if durable:
+            _flush_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Appender:
+    """Appends records to a file, each of them whole or not at all.
+
+    What the disk refuses is kept, and tried again before the next record.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._pending: list[bytes] = []
+
+    def append(self, record: bytes) -> None:
+        """Raises `OSError` if the disk takes no more; the record is kept."""
+        self._pending.append(record)
+        self.flush()
+
+    def flush(self, durable: bool = False) -> None:
+        """Writes what is kept; raises `OSError` if the disk does not take it."""
+        while self._pending:
+            record, end = self._pending[0], os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(record) != len(record):
+                    self._file.write(record[-1:])  # raises why: the disk is full, or the file may not grow
+                    raise OSError("the record was cut short")
+            except OSError:
+                self._file.truncate(end)
+                raise
+            del self._pending[0]
+        if durable:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file; what is still kept is lost."""
+        self._file.close()
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes: no device that never ends, no pipe that never begins.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is no regular file")
+        if limit is not None and status.st_size > limit:
+            raise OSError(f"{path} is larger than {limit:,} bytes")
+        return file.read() if limit is None else file.read(limit)
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON in UTF-8.
+
+    Raises:
+        ValueError: it is none, or nested more deeply than anything of ours.
+    """
+    try:
+        return json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None

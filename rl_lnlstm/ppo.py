@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -16,14 +17,16 @@ import numpy as np
 import tensorflow as tf
 from gymnasium.vector import VectorEnv
 
+from rl_lnlstm import training_state
 from rl_lnlstm.config import AUTO, make_config
-from rl_lnlstm.envs import make_vec
-from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError
+from rl_lnlstm.envs import make_vec, restore_snapshot, take_snapshot
+from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, warn
 from rl_lnlstm.evaluation import check_spaces
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.returns import discounted_sums, explained_variance, generalized_advantages
 from rl_lnlstm.rollout import Rollout, RolloutRunner
 from rl_lnlstm.selection import BestPolicy
+from rl_lnlstm.spaces import space_to_json
 from rl_lnlstm.stepping import Episode
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,14 @@ class Sequences(NamedTuple):
     valid: Any
     state: Any  # the policy's, each [sequences, width]
     action_masks: tuple[Any, ...]  # a single array, or none where environments have no masks
+
+
+class Schedule(NamedTuple):
+    """What a call of `PPO.learn` trains over, in frames, and the seconds that it has taken."""
+
+    start: int
+    target: int
+    elapsed: float = 0.0
 
 
 class PPO:
@@ -93,6 +104,9 @@ class PPO:
 
         self.num_timesteps = 0
         self.iteration = 0
+        self.between_iterations = True
+        self._schedule = Schedule(0, self.config.total_timesteps)
+        self._resumed = False
         self._runner = RolloutRunner(
             self.policy,
             self.envs,
@@ -153,7 +167,8 @@ class PPO:
         """Trains for `total_timesteps` more frames (as configured, if None), to the end of a rollout.
 
         Args:
-            total_timesteps: frames, over all environments.
+            total_timesteps: frames, over all environments. None after `load_checkpoint` goes on with the call of
+                `learn` that the checkpoint was written in.
             callback: called after each iteration with its metrics; training stops when one returns False.
 
         Returns:
@@ -165,11 +180,16 @@ class PPO:
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
         callbacks = [callback] if callable(callback) else list(callback)
-        start = self.num_timesteps
-        target = start + (self.config.total_timesteps if total_timesteps is None else total_timesteps)
-        started = time.perf_counter()
+        if total_timesteps is None and self._resumed:
+            start, target, before = self._schedule
+        else:
+            frames = self.config.total_timesteps if total_timesteps is None else total_timesteps
+            start, target, before = self.num_timesteps, self.num_timesteps + frames, 0.0
+        self._schedule, self._resumed = Schedule(start, target, before), False
+        started = time.perf_counter() - before
         proceed = True
-        while proceed and self.num_timesteps < target:
+        while proceed and not self.finished:
+            self.between_iterations = False
             remaining = 1 - (self.num_timesteps - start) / (target - start)
             rollout = self._runner.run()
             self._check_that_something_is_valid(rollout)
@@ -181,7 +201,7 @@ class PPO:
                 gc.collect()  # what tracing left: 0.2 s that would fall into some later iteration
             evaluated = {}
             if self._selection is not None:
-                if self.iteration % self.config.eval_interval == 0 or self.num_timesteps >= target:
+                if self.iteration % self.config.eval_interval == 0 or self.finished:
                     self._selection.evaluate()
                 evaluated["eval/mean_reward"] = self._selection.mean_reward
             elapsed = time.perf_counter() - started
@@ -196,6 +216,8 @@ class PPO:
                 **evaluated,
                 **losses,
             }
+            self._schedule = Schedule(start, target, elapsed)
+            self.between_iterations = True
             # All are called, also when one of them stops the run.
             answers = [called(metrics) for called in callbacks]
             proceed = not any(answer is False for answer in answers)
@@ -208,6 +230,11 @@ class PPO:
             self._selection.restore()
         return self
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last call of `learn`, or the one that a loaded checkpoint interrupted, has all its frames."""
+        return self.num_timesteps >= self._schedule.target
+
     def _check_that_something_is_valid(self, rollout: Rollout) -> None:
         self._broken_rollouts = 0 if rollout.valid.any() else self._broken_rollouts + 1
         if self._broken_rollouts > self.config.max_env_failures:
@@ -219,6 +246,141 @@ class PPO:
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy; see `RecurrentPolicy.save`."""
         self.policy.save(path)
+
+    def save_checkpoint(self, path: str | os.PathLike, env_snapshot: bool = True) -> None:
+        """Writes all that training depends on in the folder `path`, for `load_checkpoint`.
+
+        To be called between iterations: by a callback of `learn`, or after it. The folder is whole, or as before, at
+        any instant. Environments that cannot be pickled are named in a `RunWarning`, and left out.
+
+        Args:
+            path: the folder, which is replaced if it is there.
+            env_snapshot: include the environments, pickled.
+
+        Raises:
+            UserError: an iteration was begun and not ended.
+            OSError: the disk does not take it.
+        """
+        if not self.between_iterations:
+            raise UserError(f"a checkpoint is written between iterations, but iteration {self.iteration + 1} has begun")
+        tree = {
+            "spaces": self._spaces(),
+            "iteration": self.iteration,
+            "num_timesteps": self.num_timesteps,
+            "schedule": self._schedule,
+            "weights": self.policy.get_weights(),
+            "optimizer": [variable.numpy() for variable in self._optimizer.variables],
+            "generators": [generator.bit_generator.state for generator in self._generators()],
+            "runner": self._runner.get_state(),
+            "selection": None if self._selection is None else self._selection.get_state(),
+            "environments": {
+                purpose: envs.get_state()  # type: ignore[attr-defined]
+                for purpose, envs in self._environments().items()
+            },
+            "in_a_row": (self._broken_rollouts, self._fruitless_updates),
+            "discounted_sums": self._discounted_sums,
+            "episodes": list(self._episodes),
+        }
+        training_state.write(Path(path), tree, self._take_snapshots() if env_snapshot else {})
+
+    def load_checkpoint(
+        self,
+        checkpoint: str | os.PathLike | training_state.TrainingState,
+        total_timesteps: int | None = None,
+        env_snapshot: bool = True,
+    ) -> None:
+        """Goes on from a checkpoint of a trainer that was built alike; call `learn()` next.
+
+        With the environments in it, training goes on exactly as if it had never been interrupted. Otherwise the
+        environments begin new episodes, and a `RunWarning` says so.
+
+        Args:
+            checkpoint: the folder that `save_checkpoint` wrote, or what was read from it.
+            total_timesteps: frames that the interrupted call of `learn` is to train for, if not those that it was asked
+                for; what is annealed then goes on as if it had been asked for these from the beginning.
+            env_snapshot: restore the environments, by unpickling them: for checkpoints that one wrote oneself.
+
+        Raises:
+            UserError: there is no checkpoint, it is damaged, or of a trainer that differs from this one.
+        """
+        state = checkpoint
+        if not isinstance(state, training_state.TrainingState):
+            state = training_state.read(Path(state))
+        tree = state.tree
+        if tree["spaces"] != self._spaces():
+            raise UserError(
+                f"the checkpoint was written for spaces {tree['spaces']}, this trainer has {self._spaces()}"
+            )
+        if (tree["selection"] is None) != (self._selection is None):
+            raise UserError("eval_interval must be 0 in both the checkpoint's trainer and this one, or in neither")
+        optimizer = [variable.numpy() for variable in self._optimizer.variables]
+        for what, saved, own in (
+            ("weights", tree["weights"], self.policy.get_weights()),
+            ("optimizer variables", tree["optimizer"], optimizer),
+            ("state", [*tree["runner"]["state"]], [*self._runner.get_state()["state"]]),
+        ):
+            got, expected = ([(part.shape, str(part.dtype)) for part in parts] for parts in (saved, own))
+            if got != expected:
+                raise UserError(f"the checkpoint is of another trainer: its {what} are {got}, this one's {expected}")
+
+        self.policy.set_weights(tree["weights"])
+        for variable, value in zip(self._optimizer.variables, tree["optimizer"], strict=True):
+            variable.assign(value)
+        for generator, value in zip(self._generators(), tree["generators"], strict=True):
+            generator.bit_generator.state = value
+        self.iteration, self.num_timesteps = tree["iteration"], tree["num_timesteps"]
+        self._discounted_sums = tree["discounted_sums"]
+        self._episodes = deque((Episode(*episode) for episode in tree["episodes"]), maxlen=EPISODES_IN_MEAN)
+        self._runner.set_state(tree["runner"])
+        if self._selection is not None:
+            self._selection.set_state(tree["selection"])
+        self._broken_rollouts, self._fruitless_updates = tree["in_a_row"]
+        for purpose, envs in self._environments().items():
+            envs.set_state(tree["environments"][purpose])  # type: ignore[attr-defined]
+        self._restore_snapshots(state.unpickled_environments() if env_snapshot else {})
+        start, target, elapsed = tree["schedule"]
+        self._schedule = Schedule(start, target if total_timesteps is None else start + total_timesteps, elapsed)
+        self._resumed = total_timesteps is not None or not self.finished
+        self.between_iterations = True
+
+    def _spaces(self) -> list[Any]:
+        return [space_to_json(space) for space in (self.policy.observation_space, self.policy.action_space)]
+
+    def _generators(self) -> tuple[np.random.Generator, ...]:
+        return self._shuffler, self.policy.generator
+
+    def _environments(self) -> dict[str, VectorEnv]:
+        evaluation = {} if self._selection is None else {"evaluation": self._selection.envs}
+        return {"training": self.envs, **evaluation}
+
+    def _take_snapshots(self) -> training_state.Environments:
+        snapshots = {}
+        for purpose, envs in self._environments().items():
+            try:
+                snapshots[purpose] = take_snapshot(envs)
+            except ValueError as error:
+                warn(
+                    f"checkpoints are without the environments for {purpose}, and who resumes from one begins new "
+                    f"episodes: {error}",
+                )
+        return snapshots
+
+    def _restore_snapshots(self, snapshots: training_state.Environments) -> None:
+        for purpose, envs in self._environments().items():
+            reason = "the checkpoint is without their snapshot"
+            if purpose in snapshots:
+                try:
+                    restore_snapshot(envs, snapshots[purpose])
+                    continue
+                except ValueError as error:
+                    reason = f"their snapshot cannot be restored, {error}"
+            warn(f"the environments for {purpose} begin new episodes: {reason}")
+            # Not the seed of the run, which would show again what was seen at its beginning.
+            seed = int(np.random.SeedSequence((self.config.seed, self.num_timesteps)).generate_state(1)[0])
+            if envs is self.envs:
+                self._runner.restart(seed)
+            elif self._selection is not None:
+                self._selection.restart(seed)
 
     def _learn_from(self, rollout: Rollout, remaining: float) -> Metrics:
         """Advantages, update and statistics; `remaining` falls from 1 to 0 over the training."""

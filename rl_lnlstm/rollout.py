@@ -88,6 +88,19 @@ class RolloutRunner:
         self._state = policy.initial_state(envs.num_envs)
         self._tells_rewards = getattr(policy, "previous_reward", False)
 
+    def restart(self, seed: int | None = None) -> None:
+        """Begins new episodes in all environments, which also resets the policy's state."""
+        self._stepper.restart(seed)
+
+    def get_state(self) -> dict[str, Any]:
+        """All but the policy and the environments, for `set_state` when these are what they are now."""
+        return {"state": tuple(self._state), "stepper": self._stepper.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from where `get_state` was called."""
+        self._state = type(self._state)(*state["state"])
+        self._stepper.set_state(state["stepper"])
+
     def run(self) -> Rollout:
         """The next rollout."""
         stepper = self._stepper

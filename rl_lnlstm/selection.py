@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium.vector import VectorEnv
 
@@ -22,6 +24,8 @@ class BestPolicy:
         mean_reward: of the last evaluation; NaN before the first.
     """
 
+    _STATE = ("mean_reward", "_seed", "_best", "_weights")
+
     def __init__(self, policy: RecurrentPolicy, envs: VectorEnv, n_eval_episodes: int, seed: int) -> None:
         self.policy, self.envs, self.n_eval_episodes = policy, envs, n_eval_episodes
         self.mean_reward = float("nan")
@@ -40,3 +44,16 @@ class BestPolicy:
         """Gives the policy the best weights, if there was an evaluation."""
         if self._weights:
             self.policy.set_weights(self._weights)
+
+    def restart(self, seed: int) -> None:
+        """Begins the next evaluation with a reset of all environments by `seed`."""
+        self._seed = seed
+
+    def get_state(self) -> dict[str, Any]:
+        """All but the policy and the environments, for `set_state` when these are what they are now."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from where `get_state` was called."""
+        for name in self._STATE:
+            setattr(self, name, state[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -47,6 +48,8 @@ class Stepper:
         EnvironmentFailure: an action mask that is wrong or allows nothing.
     """
 
+    _STATE = ("observations", "episode_starts", "action_masks", "_resetting", "_returns", "_lengths")
+
     def __init__(self, envs: VectorEnv, seed: int | None = None) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
@@ -55,12 +58,25 @@ class Stepper:
                 f"got {mode!r} from {envs}"
             )
         self.envs, self._mode = envs, mode
-        self.observations, infos = envs.reset(seed=seed)
-        self.episode_starts = np.ones(envs.num_envs, bool)
-        self._masks = ActionMasks.find(envs, infos)
+        self.restart(seed)
+
+    def restart(self, seed: int | None = None) -> None:
+        """Begins new episodes in all environments."""
+        self.observations, infos = self.envs.reset(seed=seed)
+        self.episode_starts = np.ones(self.envs.num_envs, bool)
+        self._masks = ActionMasks.find(self.envs, infos)
         self.action_masks = self._masks.read((infos, self.episode_starts)) if self._masks else None
-        self._resetting = np.zeros(envs.num_envs, bool)
-        self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
+        self._resetting = np.zeros(self.envs.num_envs, bool)
+        self._returns, self._lengths = np.zeros(self.envs.num_envs), np.zeros(self.envs.num_envs, int)
+
+    def get_state(self) -> dict[str, Any]:
+        """All but the environments, for `set_state` when these are what they are now."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from where `get_state` was called."""
+        for name in self._STATE:
+            setattr(self, name, state[name])
 
     def step(self, actions: Any) -> Step:
         """Takes `actions`, as the environments take them."""

@@ -243,8 +243,8 @@ def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys
     assert (tmp_path / "run" / "learning_curve.png").is_file()
 
 
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_ctrl_c_ends_the_run_in_order(vectorization, tmp_path):
+@pytest.mark.parametrize(("vectorization", "number"), [("sync", signal.SIGINT), ("async", signal.SIGTERM)])
+def test_a_signal_ends_the_run_in_order(vectorization, number, tmp_path):
     run_dir = tmp_path / "run"
     command = [sys.executable, "train.py", *SMALL, "--run-dir", str(run_dir), "--vectorization", vectorization]
     process = subprocess.Popen(
@@ -256,11 +256,11 @@ def test_ctrl_c_ends_the_run_in_order(vectorization, tmp_path):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        os.killpg(process.pid, number)  # as a terminal does, or a scheduler: to the workers too
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, error
+    assert process.returncode == 128 + number, error
     assert "Traceback" not in error
     assert load_policy(run_dir).units == 8
     assert len(rows(run_dir)) >= 3
