@@ -25,7 +25,7 @@ train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed  ## check form and types
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def as_floats(space: gym.Space, values: Any) -> Any:
     if is_categorical(space):
         component, value = categories(space)
         flat = tf.reshape(tf.cast(values, tf.int64), [-1, int(component[-1]) + 1])
-        return tf.cast(tf.gather(flat, component, axis=1) == value, tf.float32)
+        return tf.cast(tf.equal(tf.gather(flat, component, axis=1), value), tf.float32)
     return tf.cast(values, tf.float32)
 
 
