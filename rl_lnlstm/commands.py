@@ -23,7 +23,10 @@ from rich.console import Console
 
 from rl_lnlstm.config import PPOConfig, check_types
 from rl_lnlstm.errors import RunFailure, RunWarning, UserError
+from rl_lnlstm.files import check_is_free
 from rl_lnlstm.presets import preset
+
+OTHER_RUN = "--run-dir, or go on with a run by --resume"  # how to name another run directory
 
 # What an environment is made of, and what it is if a configuration does not say
 ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "vectorization": "sync"}
@@ -85,7 +88,7 @@ class EvaluateOptions:
     video: Path | None = None
     """folder to record videos of the episodes in; steps one environment only"""
     record: Path | None = None
-    """folder for the episodes as NumPy arrays, with the recurrent state beside them"""
+    """new folder for the episodes as NumPy arrays, with the recurrent state beside them"""
     json: bool = False
     """print one JSON object on standard output"""
 
@@ -174,7 +177,7 @@ def _saved_options(run_dir: Path) -> TrainOptions:
 def _train(options: TrainOptions, stop: _Stop) -> int:
     from rl_lnlstm.evaluation import evaluate_policy
     from rl_lnlstm.ppo import PPO
-    from rl_lnlstm.run_directory import CHECKPOINTS, RunDirectory, check_is_free, locked
+    from rl_lnlstm.run_directory import CHECKPOINTS, RunDirectory, locked
     from rl_lnlstm.training_state import Checkpoints, read_newest
 
     _check_checkpoint_options(options)
@@ -184,7 +187,7 @@ def _train(options: TrainOptions, stop: _Stop) -> int:
     with contextlib.ExitStack() as resources:
         state = None
         if options.resume is None:
-            check_is_free(run_dir)
+            check_is_free(run_dir, "run directory", OTHER_RUN)
         else:
             resources.enter_context(locked(run_dir))
             _list_changes(_saved_options(run_dir), options)
@@ -193,7 +196,7 @@ def _train(options: TrainOptions, stop: _Stop) -> int:
         resources.callback(ppo.envs.close)
         if state is None:
             resources.enter_context(locked(run_dir))
-            check_is_free(run_dir)
+            check_is_free(run_dir, "run directory", OTHER_RUN)
             run = RunDirectory(run_dir, config, ppo.policy)
             messages.print(
                 f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}", markup=False
@@ -274,26 +277,28 @@ def _evaluate(options: EvaluateOptions) -> int:
     import numpy as np
 
     from rl_lnlstm.checkpoint import load_policy
-    from rl_lnlstm.evaluation import bootstrap_interval, evaluate_policy, interquartile_mean, record_episodes
-    from rl_lnlstm.recording import save_episodes
+    from rl_lnlstm.evaluation import bootstrap_interval, interquartile_mean, run_episodes
+    from rl_lnlstm.recording import save_episode
 
     policy = load_policy(options.path)
     policy.seed(options.seed)
     environment = _trained_in(options)
     env_id = environment["env_id"]
+    record = options.record
+    if record is not None:
+        check_is_free(record, "folder", "--record")
+    returns, lengths = [], []
     envs = _make_envs(environment, options.episodes, options.num_envs, options.video)
     with contextlib.closing(envs):
-        how = policy, envs, options.episodes, options.deterministic, options.seed
-        if options.record is not None:
-            recorded = record_episodes(*how)
-            save_episodes(recorded, options.record)
-            returns = [float(episode["rewards"].sum()) for episode in recorded]
-            lengths = [len(episode["rewards"]) for episode in recorded]
-        else:
-            returns, lengths = evaluate_policy(*how, return_episode_rewards=True)
+        runs = run_episodes(policy, envs, options.episodes, options.deterministic, options.seed, record is not None)
+        for number, (episode, arrays) in enumerate(runs):
+            returns.append(episode.ret)
+            lengths.append(episode.length)
+            if record is not None:
+                save_episode(arrays, record / f"episode-{number:05d}.npz")
     mean, std = float(np.mean(returns)), float(np.std(returns))
     iqm, (low, high) = float(interquartile_mean(np.array(returns))), bootstrap_interval(np.array(returns))
-    for what, folder in (("videos", options.video), ("recorded episodes", options.record)):
+    for what, folder in (("videos", options.video), ("recorded episodes", record)):
         if folder is not None:
             messages.print(f"{what} are in {folder}", markup=False)
     if not options.json:
@@ -305,6 +310,7 @@ def _evaluate(options: EvaluateOptions) -> int:
         "env_id": env_id,
         "mean_reward": mean,
         "std_reward": std,
+        "median_reward": float(np.median(returns)),
         "iqm_reward": iqm,
         "iqm_confidence_interval": [low, high],
         "n_episodes": len(returns),

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import EnvironmentFailure, UserError
-from rl_lnlstm.recording import EpisodeArrays, Recorder
+from rl_lnlstm.recording import STATE, EpisodeArrays, Recorder
 from rl_lnlstm.stepping import Episode, Stepper
 
 MOST_BROKEN_OFF = 100  # episodes in a row; an environment that never finishes one would be evaluated for ever
@@ -77,12 +77,12 @@ def evaluate_policy(
         Mean and standard deviation of the undiscounted returns; or the return and the length in frames of each episode.
 
     Raises:
-        UserError: `n_eval_episodes` below 1, or an environment with other spaces than the policy's.
+        UserError: fewer than 1 episode, or an environment with other spaces than the policy's.
         EnvironmentFailure: the environment failed; if `env` is from `make_vec` and survives failures, it did so in too
             many episodes. Those in which it failed do not count.
     """
-    with _environments(policy, env, n_eval_episodes) as envs:
-        episodes = [episode for episode, _ in _run_episodes(policy, envs, n_eval_episodes, deterministic, seed)]
+    with _environments(env) as envs:
+        episodes = [episode for episode, _ in run_episodes(policy, envs, n_eval_episodes, deterministic, seed)]
     returns = [episode.ret for episode in episodes]
     if return_episode_rewards:
         return returns, [episode.length for episode in episodes]
@@ -103,10 +103,17 @@ def record_episodes(
         n_episodes: how many episodes.
 
     Returns:
-        For each episode of T steps the arrays `observations` and `actions` `[T, *shape]` (of `Dict` and `Tuple` spaces
-        one for each entry, such as `observations/image`), `rewards` `[T]`, the state that each action was chosen with,
-        `h` and `c` `[T, state_size]` (zeros at first; and `feedback`, if the policy has it), and the scalars
-        `terminated` and `truncated`.
+        For each episode of T steps a dict of arrays, those of nested spaces one for each entry, by names such as
+        `observations/image`:
+
+        - `observations`, `actions` `[T, *shape]`, of the spaces' dtypes and within their bounds; `rewards` `[T]`;
+        - `final_observation` `[*shape]`, what the last action led to; `terminated` and `truncated`, bool scalars;
+        - `action_masks` `[T, size]` bool, if the environments have them and the policy takes them;
+        - of a policy of this package `values` `[T]` and the state that each action was chosen with, `h` and `c`
+          `[T, state_size]`, zeros at first, and `feedback` `[T, features]` if the policy has it.
+
+        `policy.predict(observations, (h, c), deterministic=True)` repeats the actions if they were deterministic; with
+        `action_masks`, where there are any.
 
     Raises:
         UserError, EnvironmentFailure: as `evaluate_policy`.
@@ -117,10 +124,8 @@ def record_episodes(
     >>> episode["h"].shape[0] == episode["rewards"].size
     True
     """
-    with _environments(policy, env, n_episodes) as envs:
-        recorder = Recorder(envs.single_observation_space, envs.single_action_space, envs.num_envs)
-        runs = _run_episodes(policy, envs, n_episodes, deterministic, seed, recorder)
-        return [arrays for _, arrays in runs if arrays is not None]
+    with _environments(env) as envs:
+        return [arrays for _, arrays in run_episodes(policy, envs, n_episodes, deterministic, seed, record=True)]
 
 
 def interquartile_mean(returns: np.ndarray) -> np.ndarray:
@@ -163,46 +168,30 @@ def check_spaces(policy: Any, envs: VectorEnv) -> None:
             raise UserError(f"the policy was made for {kind} space {made_for}, but the environment has {got}")
 
 
-@contextlib.contextmanager
-def _environments(policy: PredictingPolicy, env: Any, count: int) -> Iterator[VectorEnv]:
-    """Those to run `count` episodes in, closed afterwards if they are made here."""
-    if count < 1:
-        raise UserError(f"n_eval_episodes must be at least 1, got {count}")
-    envs = make_vec(functools.partial(_identity, env) if isinstance(env, gym.Env) else env)
-    try:
-        check_spaces(policy, envs)
-        yield envs
-    finally:
-        if not isinstance(env, (gym.Env, VectorEnv)):
-            envs.close()
-
-
-def _identity(env: gym.Env) -> gym.Env:
-    return env
-
-
-def _run_episodes(
+def run_episodes(
     policy: PredictingPolicy,
     envs: VectorEnv,
-    count: int,
-    deterministic: bool,
-    seed: int | None,
-    recorder: Recorder | None = None,
-) -> list[tuple[Episode, EpisodeArrays | None]]:
-    remaining = [(count + i) // envs.num_envs for i in range(envs.num_envs)]
-    episodes: list[tuple[Episode, EpisodeArrays | None]] = []
+    n_episodes: int,
+    deterministic: bool = True,
+    seed: int | None = None,
+    record: bool = False,
+) -> Iterator[tuple[Episode, EpisodeArrays]]:
+    """What `evaluate_policy` and `record_episodes` run: each episode as it ends, with its arrays if it is recorded."""
+    if n_episodes < 1:
+        raise UserError(f"the number of episodes must be at least 1, got {n_episodes}")
+    check_spaces(policy, envs)
+    remaining = np.array([(n_episodes + i) // envs.num_envs for i in range(envs.num_envs)])
     stepper, state = Stepper(envs, seed), None
+    recorder = Recorder(envs.single_observation_space, envs.single_action_space, envs.num_envs) if record else None
     masked = stepper.action_masks is not None and "action_masks" in inspect.signature(policy.predict).parameters
     broken_off = np.zeros(envs.num_envs, int)  # in a row
-    while len(episodes) < count:
+    while remaining.any():
         masks = {"action_masks": stepper.action_masks} if masked else {}
-        # A step may write into the very arrays of the one before.
-        observations = stepper.observations if recorder is None else copy.deepcopy(stepper.observations)
-        before = observations, state, stepper.episode_starts
-        actions, state = policy.predict(*before, deterministic, **masks)
+        before = {} if recorder is None else {**_acted_on(policy, stepper, state), **masks}
+        actions, state = policy.predict(stepper.observations, state, stepper.episode_starts, deterministic, **masks)
         step = stepper.step(actions)
         if recorder is not None:
-            recorder.add(*before, actions, step)
+            recorder.add(step.valid & (remaining > 0), {**before, "actions": actions, "rewards": step.rewards})
         if getattr(policy, "previous_reward", False):
             state = policy.rewarded(state, step.rewards)  # type: ignore[attr-defined]
         if step.broken_off is not None:
@@ -214,8 +203,37 @@ def _run_episodes(
         for episode in step.episodes:
             index = episode.environment
             broken_off[index] = 0
-            arrays = None if recorder is None else recorder.take(index, step)
-            if remaining[index]:
-                remaining[index] -= 1
-                episodes.append((episode, arrays))
-    return episodes
+            if not remaining[index]:
+                continue
+            remaining[index] -= 1
+            final = stepper.observations if step.final_observations is None else step.final_observations
+            yield episode, {} if recorder is None else recorder.take(index, step, final)
+
+
+def _acted_on(policy: Any, stepper: Stepper, state: Any) -> dict[str, Any]:
+    """What the next actions will be chosen by, and, of a policy of this package, its values and its state."""
+    # Copied: a step may write into the very arrays of the one before.
+    parts = {"observations": copy.deepcopy(stepper.observations)}
+    if not hasattr(policy, "initial_state"):
+        return parts
+    starts = stepper.episode_starts
+    state = policy.initial_state(len(starts)) if state is None else state
+    parts["values"] = policy.value(stepper.observations, state, starts)
+    for name, part in zip(STATE, state, strict=False):
+        parts[name] = np.where(starts[:, np.newaxis], np.zeros_like(part), part)
+    return parts
+
+
+@contextlib.contextmanager
+def _environments(env: Any) -> Iterator[VectorEnv]:
+    """Those to run episodes in, closed afterwards if they are made here."""
+    envs = make_vec(functools.partial(_identity, env) if isinstance(env, gym.Env) else env)
+    try:
+        yield envs
+    finally:
+        if not isinstance(env, (gym.Env, VectorEnv)):
+            envs.close()
+
+
+def _identity(env: gym.Env) -> gym.Env:
+    return env

@@ -14,6 +14,16 @@ from typing import Any
 
 MAX_JSON_BYTES = 8 << 20
 
+from rl_lnlstm.errors import UserError
+
+
+def check_is_free(path: Path, what: str, flag: str) -> None:
+    """Raises `UserError` if the folder `path`, which `flag` names, holds anything that would be mixed with."""
+    if path.is_file():
+        raise UserError(f"{what} {path} is a file: name a new directory with {flag}")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{what} {path} already holds a run or other files: name a new one with {flag}")
+
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:

@@ -40,17 +40,6 @@ BEST_POLICY = "checkpoints/best"
 TENSORBOARD = "tensorboard"
 
 
-def check_is_free(path: Path) -> None:
-    """Raises `UserError` if `path` holds anything that a run would mix with."""
-    if path.is_file():
-        raise UserError(f"run directory {path} is a file: name a new directory with --run-dir")
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(
-            f"run directory {path} already holds a run or other files: name a new one with --run-dir, or go on with "
-            "what is there by --resume"
-        )
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keeps every other run out of the folder `path`, which is made if need be.

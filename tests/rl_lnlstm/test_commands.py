@@ -100,6 +100,7 @@ def test_evaluate_prints_one_json_object(run, capsys):
     assert main(["evaluate", str(run), "--episodes", "5", "--seed", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["n_episodes"] == len(result["episode_rewards"]) == 5
+    assert result["median_reward"] == sorted(result["episode_rewards"])[2]
     assert result["mean_reward"] == pytest.approx(np.mean(result["episode_rewards"]))
     assert result["std_reward"] == pytest.approx(np.std(result["episode_rewards"]))
     assert result["env_id"] == "CartPoleNoVel-v1"
@@ -111,8 +112,11 @@ def test_evaluate_records_what_it_reports(run, tmp_path, capsys):
     printed, told = capsys.readouterr()
     result = json.loads(printed)
     assert str(tmp_path / "episodes") in told.replace("\n", "")
-    episodes = [np.load(path, allow_pickle=False) for path in sorted((tmp_path / "episodes").iterdir())]
+    files = sorted((tmp_path / "episodes").iterdir())
+    assert [file.name for file in files] == [f"episode-0000{number}.npz" for number in range(3)]
+    episodes = [np.load(file, allow_pickle=False) for file in files]
     assert [episode["rewards"].sum() for episode in episodes] == result["episode_rewards"]
+    assert {"observations", "actions", "values", "h", "c", "terminated", "truncated"} <= set(episodes[0])
     low, high = result["iqm_confidence_interval"]
     assert low <= result["iqm_reward"] <= high
 
@@ -183,12 +187,13 @@ MISTAKES = {
     "no run": (["evaluate", "no-such-run"], ["no-such-run", "does not exist"]),
     "no policy": (["evaluate", "."], ["policy.json"]),
     "command": (["trian"], ["trian", "train"]),
-    "episodes": (["evaluate", "RUN", "--episodes", "0"], ["n_eval_episodes", "got 0"]),
+    "episodes": (["evaluate", "RUN", "--episodes", "0"], ["number of episodes", "got 0"]),
     "other spaces": (
         ["evaluate", "RUN", "--env-id", "Pendulum-v1"],
         ["made for observation space", "(4,)", "(3,)"],
     ),
     "used run directory": (["train", "--run-dir", "RUN"], ["already holds", "--run-dir"]),
+    "used folder of episodes": (["evaluate", "RUN", "--record", "RUN"], ["already holds", "--record"]),
 }
 
 

@@ -1,5 +1,7 @@
 """`evaluate_policy`: whole episodes, none favoured, in any autoreset mode."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import scipy.stats
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import UserError, evaluate_policy
+from rl_lnlstm.envs import make_vec
 from rl_lnlstm.evaluation import bootstrap_interval, interquartile_mean
 from rl_lnlstm.policies import MlpLnLstmPolicy
 
@@ -48,6 +51,29 @@ def test_every_mode_gives_the_same_episodes(mode):
     assert sorted(returns) == [1, 1, 3, 3, 15, 15]
 
 
+class Gamble(Countdown):
+    """Long episodes pay, short ones do not, and chance says which comes."""
+
+    def __init__(self):
+        super().__init__(1)
+
+    def reset(self, *, seed=None, options=None):
+        observation = super().reset(seed=seed)
+        self.length = int(self.np_random.choice([1, 30]))
+        return observation
+
+
+def test_short_episodes_count_no_more_often_than_long_ones():
+    together = evaluate_policy(Recorder(), make_vec(Gamble, 5), 23, seed=7, return_episode_rewards=True)
+    one_by_one = [
+        evaluate_policy(Recorder(), Gamble, episodes, seed=7 + index, return_episode_rewards=True)
+        for index, episodes in enumerate((4, 4, 5, 5, 5))
+    ]
+    for both, alone in zip(together, zip(*one_by_one, strict=True), strict=True):
+        assert sorted(both) == sorted(itertools.chain(*alone))
+    assert set(together[1]) == {1, 30}
+
+
 def test_mean_and_deviation():
     envs = SyncVectorEnv([lambda n=n: Countdown(n) for n in (1, 2)])
     assert evaluate_policy(Recorder(), envs, 2) == (2.0, 1.0)
@@ -63,7 +89,7 @@ def test_an_environment_an_id_and_a_function_will_do():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="n_eval_episodes must be at least 1, got 0"):
+    with pytest.raises(UserError, match="number of episodes must be at least 1, got 0"):
         evaluate_policy(Recorder(), lambda: Countdown(1), 0)
     with pytest.raises(UserError, match=r"made for observation space .* but the environment has"):
         evaluate_policy(Recorder(), "CartPole-v1")
