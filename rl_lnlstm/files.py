@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 8 << 20
-
 from rl_lnlstm.errors import UserError
+
+MAX_JSON_BYTES = 8 << 20
 
 
 def check_is_free(path: Path, what: str, flag: str) -> None:
