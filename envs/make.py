@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 STEPS_TO_RECOVER = 100
 
+# Packages that are no plugins of Gymnasium's, by how their ids begin: what to import, and what to install
+REGISTERED_BY = {"ALE/": ("ale_py", "ale-py"), "MiniGrid-": ("minigrid", "minigrid")}
+
 
 def make_vec(
     env: str | Callable[..., gym.Env] | VectorEnv,
@@ -147,11 +150,12 @@ def _find_spec(env_id: str) -> EnvSpec:
             raise UserError(
                 f"environment id {env_id!r}: module {module!r} cannot be imported, {type(error).__name__}: {error}"
             ) from error
-    elif registered_id.startswith("ALE/"):
-        try:
-            importlib.import_module("ale_py")  # registers them: it is no plugin of Gymnasium's, as MiniGrid is
-        except ImportError as error:
-            raise UserError(f"{env_id} needs a package that is not installed: pip install ale-py") from error
+    for prefix, (package, to_install) in REGISTERED_BY.items():
+        if not module and registered_id.startswith(prefix):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise UserError(f"{env_id} needs a package that is not installed: pip install {to_install}") from error
     if registered_id in gym.registry:
         return gym.registry[registered_id]
     by_lower = {known.lower(): known for known in gym.registry}
@@ -476,7 +480,10 @@ def _from_vector_entry_point(
     if not isinstance(source, EnvSpec) or source.vector_entry_point is None:
         raise UserError(f"vectorization='vector_entry_point': {name} has none, use 'sync' or 'async'")
     if wrappers:
-        raise UserError("wrappers: with vectorization='vector_entry_point' there are no single environments to wrap")
+        raise UserError(
+            "wrappers: with vectorization='vector_entry_point' there are no single environments to wrap, use 'sync' or "
+            "'async'"
+        )
     with _construction(name, kwargs):
         entry_point = source.vector_entry_point
         creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point

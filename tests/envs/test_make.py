@@ -193,6 +193,13 @@ def test_a_missing_dependency_says_what_to_install(vectorization):
         make_vec("Ant-v5", 2, vectorization=vectorization)
 
 
+@pytest.mark.parametrize(("package", "env_id"), [("ale_py", "ALE/Pong-v5"), ("minigrid", "MiniGrid-Empty-5x5-v0")])
+def test_ids_of_well_known_packages_need_no_module_in_front(package, env_id):
+    pytest.importorskip(package)
+    code = f"from rl_lnlstm.envs import make_vec; make_vec({env_id!r}).close()"
+    subprocess.run([sys.executable, "-c", code], check=True)  # nothing has imported the package there
+
+
 @BOTH
 def test_an_environment_that_raises_in_step(vectorization):
     with pytest.raises(
