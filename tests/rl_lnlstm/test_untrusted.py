@@ -277,12 +277,30 @@ def test_files_beside_a_policy_are_left_alone(folder, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("env_id", ["imported_by_a_policy:CartPole-v1", ["CartPole-v1"], None, 3])
-def test_evaluate_imports_no_module_that_a_run_directory_names(env_id, saved, tmp_path, capsys):
+NOT_TRUSTED = [
+    {"env_id": "imported_by_a_policy:CartPole-v1"},
+    {"env_id": ["CartPole-v1"]},
+    {"env_id": 3},
+    {"env_id": None},
+    {"env_id": "CartPole-v1" * 100},
+    {"wrappers": ["imported_by_a_policy:Wrapper"]},
+    {"wrappers": [" RecordVideo('written')"]},
+    {"wrappers": ["gymnasium.wrappers:RecordVideo('written')"]},
+    {"wrappers": [["TimeLimit(3)"]]},
+    {"wrappers": "RecordVideo('written')"},
+    {"env_kwargs": {"render_mode": ["human"]}},
+    {"vectorization": "imported_by_a_policy"},
+]
+
+
+@pytest.mark.parametrize("config", NOT_TRUSTED, ids=str)
+def test_evaluate_imports_and_writes_nothing_that_a_configuration_names(config, saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(saved, tmp_path / "run" / "policy")
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"env_id": env_id}))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"env_id": "CartPole-v1", **config}))
     assert main(["evaluate", str(tmp_path / "run")]) == 2
-    assert "--env-id" in capsys.readouterr().err
+    assert f"--{next(iter(config)).replace('_', '-')}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 # ----------------------------------------------------------------------------------------------------------- fuzzing
