@@ -24,6 +24,7 @@ WRONG = [
     ("target_kl", 0.0),
     ("target_kl", -0.1),
     ("seed", -1),
+    *(("sde_sample_freq", value) for value in (0, -2)),
 ]
 NOT_NUMBERS = [(name, "high") for name in ("gamma", "learning_rate", "ent_coef", "target_kl", "sequence_length")]
 
