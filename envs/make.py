@@ -214,7 +214,7 @@ class _Guard(gym.Wrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self._ended = False  # the episode, as a snapshot must tell: the vector environment keeps it to itself
+        self._ended = False  # the episode: the vector environment keeps it to itself
         self._reset_next = False
 
     def take_snapshot(self) -> bytes | str:
@@ -232,6 +232,10 @@ class _Guard(gym.Wrapper):
             return str(error)
         self._reset_next = self._ended
         return None
+
+    def call_unless_ended(self, method: str) -> Any:
+        """What that method of the environment returns; None, and it is not called, once the episode has ended."""
+        return None if self._ended else self.env.get_wrapper_attr(method)()
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]

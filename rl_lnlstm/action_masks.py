@@ -134,9 +134,12 @@ def _method(envs: VectorEnv) -> Callable[[], Any] | None:
     base = envs.unwrapped
     if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)):
         # Asked first: a call of what is not there ends the worker processes.
-        if all(base.call("has_wrapper_attr", METHOD)):
-            return lambda: base.call(METHOD)
-        return None
+        if not all(base.call("has_wrapper_attr", METHOD)):
+            return None
+        # Those of `make_vec` can: of a game that is over a method may have no answer.
+        if all(base.call("has_wrapper_attr", "call_unless_ended")):
+            return lambda: base.call("call_unless_ended", METHOD)
+        return lambda: base.call(METHOD)
     own = getattr(base, METHOD, None)
     return own if callable(own) else None
 

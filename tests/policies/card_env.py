@@ -20,8 +20,12 @@ class CardEnv(gym.Env):
 
     def __init__(self, tells="info", nvec=None, length=5, truncates=False, faulty=None):
         self.sizes = [CARDS] if nvec is None else list(nvec)
-        start = 2 if nvec is None else 0
-        self.action_space = gym.spaces.Discrete(CARDS, start=start) if nvec is None else gym.spaces.MultiDiscrete(nvec)
+        if nvec is None:
+            start = 2
+            self.action_space = gym.spaces.Discrete(CARDS, start=start)
+        else:
+            start = np.arange(len(nvec)) - 1
+            self.action_space = gym.spaces.MultiDiscrete(nvec, start=start)
         self.observation_space = gym.spaces.Box(0, 1, (2 * sum(self.sizes),), np.float32)
         self.start, self.length, self.truncates, self.faulty = start, length, truncates, faulty
         self.tells, self.taken, self.fouls, self.steps = tells, 0, 0, 0
@@ -67,3 +71,16 @@ class CardEnv(gym.Env):
 
     def _observation(self):
         return np.concatenate([self.mask, self.asked]).astype(np.float32)
+
+
+class Over(CardEnv):
+    """A game that does not know what is legal once it is over."""
+
+    def __init__(self):
+        super().__init__(tells="method")
+        self.action_masks = self._legal
+
+    def _legal(self):
+        if not self.mask.any():
+            raise RuntimeError("the game is over")
+        return self.mask

@@ -16,7 +16,7 @@ from rl_lnlstm.policies import MlpLnLstmPolicy
 from rl_lnlstm.ppo import cut_sequences
 from rl_lnlstm.stepping import Stepper
 from tests.policies import reference
-from tests.policies.card_env import CARDS, CardEnv
+from tests.policies.card_env import CARDS, CardEnv, Over
 
 NVEC = (3, 1, 4)
 SMALL = {"units": 4, "encoder_layers": (6,), "head_layers": (5,)}
@@ -71,16 +71,19 @@ def test_the_same_policy_without_masks_breaks_them():
     assert fouls(envs) > 0
 
 
+@pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
 @pytest.mark.parametrize("tells", ["info", "method"])
-def test_worker_processes_tell_their_masks(tells):
-    envs = make_vec(cards(tells=tells), 2, vectorization="async")
+@pytest.mark.parametrize("nvec", [None, NVEC], ids=["discrete", "multi-discrete"])
+def test_worker_processes_tell_their_masks(mode, tells, nvec):
+    envs = make_vec(cards(tells=tells, nvec=nvec), 2, vectorization="async", autoreset_mode=mode)
     try:
         policy = reference.randomise(policy_for(envs), scale=2)
-        stepper, state = Stepper(envs, 0), policy.initial_state(2)
+        stepper, state, episodes = Stepper(envs, 0), policy.initial_state(2), 0
         for _ in range(40):
             given = stepper.observations, state, stepper.episode_starts, stepper.action_masks
             actions, _, _, state = policy.step(*given)
-            stepper.step(actions)
+            episodes += len(stepper.step(actions).episodes)
+        assert episodes > 10
         assert envs.get_attr("fouls") == (0, 0)
         assert not stepper.action_masks.all()
     finally:
@@ -93,6 +96,19 @@ def test_worker_processes_without_masks_live_on():
         stepper = Stepper(envs, 0)
         assert stepper.action_masks is None
         assert stepper.step(np.zeros(2, int)).valid.all()
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_nobody_asks_for_masks_after_the_end(mode, vectorization):
+    envs = make_vec(Over, 2, vectorization=vectorization, autoreset_mode=mode)
+    try:
+        stepper, episodes = Stepper(envs, 0), 0
+        for _ in range(15):
+            episodes += len(stepper.step(stepper.action_masks.argmax(1) + 2).episodes)
+        assert episodes >= 4
     finally:
         envs.close()
 
@@ -160,7 +176,13 @@ def test_the_update_reproduces_masked_acting(mode, nvec, monkeypatch):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "XLA"])
 @pytest.mark.parametrize(
-    "space", [gym.spaces.Discrete(4, start=1), gym.spaces.MultiDiscrete([3, 1, 4], start=[5, 0, -1])], ids=str
+    "space",
+    [
+        gym.spaces.Discrete(4, start=1),
+        gym.spaces.MultiDiscrete([3, 1, 4], start=[5, 0, -1]),
+        gym.spaces.MultiDiscrete([[3, 1], [4, 2]]),
+    ],
+    ids=["discrete", "multi-discrete", "multi-discrete of rank 2"],
 )
 def test_an_illegal_action_has_no_probability_no_entropy_and_no_gradient(space, compiled):
     rng = np.random.default_rng(0)
@@ -202,8 +224,9 @@ def test_an_illegal_action_has_no_probability_no_entropy_and_no_gradient(space, 
     np.testing.assert_allclose(np.exp(log_p).sum(0), 1, atol=1e-5)
     np.testing.assert_allclose(entropies, -(np.exp(log_p) * log_p).sum(0), atol=1e-5)
     np.testing.assert_allclose(log_probs, log_p[0], atol=1e-5)
-    if space.shape == ():
-        illegal, *_ = policy.evaluate_actions(observations, actions + 3, state, ones, masks)
+    for component in np.flatnonzero(sizes > 2):  # one that is illegal makes the whole action so
+        foul = (sizes - 1) * (np.arange(len(sizes)) == component)
+        illegal, *_ = policy.evaluate_actions(observations, actions + foul.reshape(space.shape), state, ones, masks)
         np.testing.assert_array_equal(illegal, -np.inf)
 
 
@@ -298,7 +321,7 @@ def test_every_component_needs_a_value():
     def play():
         for _ in range(6):
             masks = np.split(stepper.action_masks, [3, 4], axis=1)
-            stepper.step(np.stack([mask.argmax(1) for mask in masks], -1))
+            stepper.step(np.stack([mask.argmax(1) for mask in masks], -1) + stepper.envs.single_action_space.start)
 
     with pytest.raises(EnvironmentFailure, match=r"allows no action: its action mask is \[1 0 0 0 1 0 0 1\]"):
         play()
