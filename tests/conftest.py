@@ -1,9 +1,17 @@
 import os
 import signal
 
+import pytest
+
 # Environments render without a screen. SDL's search for one loads graphics drivers, whose LLVM and TensorFlow's crash.
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 
 # Where the tests run in a shell's background, Ctrl-C is ignored, and would be by every process that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def told(caplog):
+    """What the package logged so far; TensorFlow logs as well, such as that it traced a lot in this process."""
+    return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("rl_lnlstm")]

@@ -291,8 +291,8 @@ def failing_once():
 
 
 @pytest.mark.usefixtures("failing_once")
-def test_an_environment_may_fail_also_in_the_evaluation_at_the_end(tmp_path, caplog, capsys):
+def test_an_environment_may_fail_also_in_the_evaluation_at_the_end(tmp_path, told, capsys):
     assert train(tmp_path / "run", "--env-id", "FailingOnce-v0", "--eval-episodes", "60") == 0
     assert float(rows(tmp_path / "run")[-1]["rollout/env_failures"]) == 2
-    assert re.match(r"FailingOnce-v0 \(environment 0 in 0\.\.1\) raised Zero.* \(at step \d+\)", caplog.messages[0])
+    assert re.match(r"FailingOnce-v0 \(environment 0 in 0\.\.1\) raised Zero.* \(at step \d+\)", told()[0])
     assert "over 60 episodes" in capsys.readouterr().out
