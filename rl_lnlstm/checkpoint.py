@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import MAX_JSON_BYTES, parse_json, read_regular, replacing_folder
+from rl_lnlstm.files import open_regular, read_json, replacing_folder
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.spaces import space_from_json, space_to_json
 
@@ -69,7 +68,7 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
     """
     folder = _find(Path(path))
     try:
-        description = parse_json(read_regular(folder / DESCRIPTION, MAX_JSON_BYTES))
+        description = read_json(folder / DESCRIPTION)
         if description["format"] != FORMAT:
             raise UserError(
                 f"{folder} holds a policy of format {description['format']}, this version reads format {FORMAT}"
@@ -116,22 +115,17 @@ def _weight_names(policy: RecurrentPolicy) -> list[str]:
 @contextlib.contextmanager
 def _open_weights(path: Path) -> Iterator[zipfile.ZipFile]:
     """The arrays' archive, which claims no more than the file holds: no compression, no entry over another."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # of a pipe, do not wait for its beginning
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is no regular file")
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            if len(entries) > MAX_ARRAYS:
-                raise ValueError(f"{path.name} holds more than {MAX_ARRAYS} arrays")
-            if len({entry.filename for entry in entries}) < len(entries):
-                raise ValueError(f"{path.name} holds an array twice")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ValueError(f"{path.name} is compressed")
-            if sum(entry.file_size for entry in entries) > status.st_size:
-                raise ValueError(f"{path.name} claims more than it holds")
-            yield archive
+    with open_regular(path) as (file, size), zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if len(entries) > MAX_ARRAYS:
+            raise ValueError(f"{path.name} holds more than {MAX_ARRAYS} arrays")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError(f"{path.name} holds an array twice")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError(f"{path.name} is compressed")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError(f"{path.name} claims more than it holds")
+        yield archive
 
 
 def _headers(archive: zipfile.ZipFile) -> dict[str, Header]:

@@ -23,9 +23,10 @@ from rich.console import Console
 
 from rl_lnlstm.config import PPOConfig, check_types
 from rl_lnlstm.errors import RunFailure, RunWarning, UserError
-from rl_lnlstm.files import check_is_free
+from rl_lnlstm.files import check_is_free, read_json
 from rl_lnlstm.presets import preset
 
+CONFIG = "config.json"  # of a run directory
 OTHER_RUN = "--run-dir, or go on with a run by --resume"  # how to name another run directory
 
 # What an environment is made of, and what it is if a configuration does not say
@@ -157,13 +158,9 @@ def _value(arguments: list[str], option: str) -> str | None:
 
 
 def _saved_options(run_dir: Path) -> TrainOptions:
-    from rl_lnlstm.files import MAX_JSON_BYTES, parse_json, read_regular
-
-    path = run_dir / "config.json"
+    path = run_dir / CONFIG
     try:
-        saved = parse_json(read_regular(path, MAX_JSON_BYTES))
-        if not isinstance(saved, dict):
-            raise ValueError("it is no object")
+        saved = _read_config(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir} is no run directory to resume, {path.name}: {error}") from error
     options: dict[str, Any] = {name: _tuple_if_list(value) for name, value in saved.items()}
@@ -296,8 +293,9 @@ def _evaluate(options: EvaluateOptions) -> int:
             lengths.append(episode.length)
             if record is not None:
                 save_episode(arrays, record / f"episode-{number:05d}.npz")
-    mean, std = float(np.mean(returns)), float(np.std(returns))
-    iqm, (low, high) = float(interquartile_mean(np.array(returns))), bootstrap_interval(np.array(returns))
+    earned = np.array(returns)
+    mean, std = float(np.mean(earned)), float(np.std(earned))
+    iqm, (low, high) = float(interquartile_mean(earned)), bootstrap_interval(earned)
     for what, folder in (("videos", options.video), ("recorded episodes", record)):
         if folder is not None:
             messages.print(f"{what} are in {folder}", markup=False)
@@ -310,7 +308,7 @@ def _evaluate(options: EvaluateOptions) -> int:
         "env_id": env_id,
         "mean_reward": mean,
         "std_reward": std,
-        "median_reward": float(np.median(returns)),
+        "median_reward": float(np.median(earned)),
         "iqm_reward": iqm,
         "iqm_confidence_interval": [low, high],
         "n_episodes": len(returns),
@@ -360,14 +358,12 @@ def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
 
     Of a configuration nothing is taken that imports a module or writes a file: that is not for a file to decide.
     """
-    from rl_lnlstm.files import MAX_JSON_BYTES, parse_json, read_regular
-
-    path = options.path / "config.json"
+    path = options.path / CONFIG
     try:
-        config = parse_json(read_regular(path, MAX_JSON_BYTES))
-        known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
-    except (OSError, ValueError, AttributeError):
-        known = dict(ENVIRONMENT)
+        config = _read_config(path)
+    except (OSError, ValueError):
+        config = {}
+    known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
     if "env_id" not in given and known["env_id"] is None:
         raise UserError(f"{options.path} does not say which environment its policy was trained in: give --env-id")
@@ -386,6 +382,13 @@ def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
                     f"writes files: give --{flag} to allow it"
                 )
     return {**taken, **given}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError("it is no object")
+    return config
 
 
 def _tuple_if_list(value: Any) -> Any:

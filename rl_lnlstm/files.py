@@ -10,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rl_lnlstm.errors import UserError
 
@@ -115,8 +115,9 @@ class Appender:
         self._file.close()
 
 
-def read_regular(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes: no device that never ends, no pipe that never begins.
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file to read from, and its size: no device that never ends, no pipe that never begins.
 
     Raises:
         OSError: it cannot be read, or is something else.
@@ -126,9 +127,28 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path} is no regular file")
-        if limit is not None and status.st_size > limit:
+        yield file, status.st_size
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: it cannot be read, is something else, or larger.
+    """
+    with open_regular(path) as (file, size):
+        if limit is not None and size > limit:
             raise OSError(f"{path} is larger than {limit:,} bytes")
         return file.read() if limit is None else file.read(limit)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of at most `MAX_JSON_BYTES` holds.
+
+    Raises:
+        OSError, ValueError: as `read_regular` and `parse_json`.
+    """
+    return parse_json(read_regular(path, MAX_JSON_BYTES))
 
 
 def parse_json(content: bytes) -> Any:
