@@ -283,7 +283,7 @@ class _GuardedVectorEnv(VectorWrapper):
         super().__init__(env)
         self.name = name
         self.failures = 0
-        self._max_failures = max_failures if isinstance(env, _RestartingSyncVectorEnv | WorkerVectorEnv) else 0
+        self._max_failures = max_failures if self._holds_guards() else 0
         self._steps = 0
         self._float_paths = [
             ("observation" + "".join(f"[{key!r}]" for key in path), path)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import keras
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.policies.encoders import IMAGE_LAYERS, convolutions, input_shape, seed_sequence
+from rl_lnlstm.policies.encoders import IMAGE_LAYERS, convolutions, seed_sequence, stack
 from rl_lnlstm.policies.recurrent import RecurrentPolicy, refuse_encoder
 
 
@@ -46,8 +45,7 @@ class CnnLnLstmPolicy(RecurrentPolicy):
             right = "MultiInputLnLstmPolicy takes entries" if nested else "MlpLnLstmPolicy takes vectors"
             raise UserError(f"CnnLnLstmPolicy takes an image, a Box of 2 to 4 axes, got {observation_space}: {right}")
         widths, seeds = IMAGE_LAYERS if encoder_layers is None else encoder_layers, seed_sequence(seed)
-        layers = convolutions(observation_space, widths, seeds)
-        encoder = keras.Sequential([keras.Input(input_shape(observation_space)), *layers], name="encoder")
+        encoder = stack(observation_space, convolutions(observation_space, widths, seeds))
         super().__init__(observation_space, action_space, encoder=encoder, seed=next(seeds), **arguments)
         self.custom_encoder = False
         self.arguments["encoder_layers"] = list(widths)

@@ -132,6 +132,11 @@ def convolutions(
     return [*layers, keras.layers.Flatten(), *hidden]
 
 
+def stack(space: gym.Space, layers: Sequence[keras.layers.Layer]) -> keras.Model:
+    """The encoder of observations that are a single leaf."""
+    return keras.Sequential([keras.Input(input_shape(space)), *layers], name="encoder")
+
+
 def multi_input(space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int]) -> keras.Model:
     """A network for each leaf: convolutions for images, perceptrons for others. Their features are concatenated."""
     inputs = _inputs(space)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import keras
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.policies.encoders import VECTOR_LAYERS, input_shape, perceptron, seed_sequence
+from rl_lnlstm.policies.encoders import VECTOR_LAYERS, perceptron, seed_sequence, stack
 from rl_lnlstm.policies.recurrent import RecurrentPolicy, refuse_encoder
-from rl_lnlstm.spaces import LEAVES
+from rl_lnlstm.spaces import check_observation_space
 
 
 class MlpLnLstmPolicy(RecurrentPolicy):
@@ -42,11 +41,10 @@ class MlpLnLstmPolicy(RecurrentPolicy):
                 f"MlpLnLstmPolicy takes a single array, got {observation_space}: MultiInputLnLstmPolicy takes entries"
             )
         widths, seeds = VECTOR_LAYERS if encoder_layers is None else encoder_layers, seed_sequence(seed)
-        if isinstance(observation_space, LEAVES):
-            layers = perceptron(observation_space, widths, activation, seeds)
-            arguments["encoder"] = keras.Sequential(
-                [keras.Input(input_shape(observation_space)), *layers], name="encoder"
-            )
-        super().__init__(observation_space, action_space, activation=activation, seed=next(seeds), **arguments)
+        check_observation_space(observation_space)
+        encoder = stack(observation_space, perceptron(observation_space, widths, activation, seeds))
+        super().__init__(
+            observation_space, action_space, encoder=encoder, activation=activation, seed=next(seeds), **arguments
+        )
         self.custom_encoder = False
         self.arguments["encoder_layers"] = list(widths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -114,7 +115,7 @@ class RolloutRunner:
                 states.append(self._state)
             if self._noise_steps is not None and t % self._noise_steps == 0:
                 self.policy.reset_noise(len(stepper.episode_starts))
-            observations, episode_starts = tf.nest.map_structure(np.copy, stepper.observations), stepper.episode_starts
+            observations, episode_starts = copy.deepcopy(stepper.observations), stepper.episode_starts
             masks = () if stepper.action_masks is None else (stepper.action_masks,)
             actions, *outputs, self._state = self.policy.step(observations, self._state, episode_starts, *masks)
             acted = observations, episode_starts, actions, masks, *outputs

@@ -12,7 +12,7 @@ import shutil
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,14 @@ class RunDirectory:
     def __call__(self, metrics: dict[str, float]) -> None:
         """Appends a row to `metrics.csv` and TensorBoard, and saves the policy if it is the best so far."""
         self._rows.append(metrics)
-        with self._survived():
-            self._metrics.append(self._line(metrics))
+        self._survives(lambda: self._metrics.append(self._line(metrics)))
         scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
         step = int(metrics["time/total_timesteps"])
-        with self._survived():
-            self._events.append(_record(Event(wall_time=time.time(), step=step, summary=scalars)))
-        if metrics["rollout/ep_rew_mean"] > self._best:
-            with self._survived():
-                self.policy.save(self.path / BEST_POLICY)
-                self._best = metrics["rollout/ep_rew_mean"]
+        event = _record(Event(wall_time=time.time(), step=step, summary=scalars))
+        self._survives(lambda: self._events.append(event))
+        mean = metrics["rollout/ep_rew_mean"]
+        if mean > self._best and self._survives(lambda: self.policy.save(self.path / BEST_POLICY)):
+            self._best = mean
 
     def flush(self) -> None:
         """Has everything that was recorded on the disk; raises `OSError` if that does not take it."""
@@ -135,27 +133,25 @@ class RunDirectory:
 
     def finish(self) -> bool:
         """Saves the policy, draws the learning curve and closes the files; returns whether the disk took everything."""
-        done = []
-        with self._survived():
-            self.policy.save(self.path / POLICY)
-            done.append(POLICY)
-        with self._survived():
-            self.flush()
-            done.append(METRICS)
-        with self._survived(), replacing_file(self.path / LEARNING_CURVE) as path:
-            learning_curve(self._rows, self._title).savefig(path, dpi=120)
-            done.append(LEARNING_CURVE)
+        writes = (lambda: self.policy.save(self.path / POLICY), self.flush, self._draw)
+        taken = [self._survives(write) for write in writes]
         self._metrics.close()
         self._events.close()
-        return len(done) == 3
+        return all(taken)
 
-    @contextlib.contextmanager
-    def _survived(self) -> Iterator[None]:
+    def _draw(self) -> None:
+        with replacing_file(self.path / LEARNING_CURVE) as path:
+            learning_curve(self._rows, self._title).savefig(path, dpi=120)
+
+    def _survives(self, write: Callable[[], None]) -> bool:
+        """Whether the disk took it; if not, that is told."""
         try:
-            yield
+            write()
         except OSError as error:
             reason = error.strerror or error
             warn(f"{self.path} cannot be written, {reason}: the run goes on and will try again")
+            return False
+        return True
 
     def _line(self, metrics: Mapping[str, float]) -> bytes:
         text = io.StringIO(newline="")

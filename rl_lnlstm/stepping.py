@@ -93,12 +93,12 @@ class Stepper:
         else:
             self.episode_starts = ends
             if ends.any():
-                space = self.envs.single_observation_space
-                final_observations = map_leaves(lambda _, part: np.copy(part), space, observations)
+                final_observations = copy.deepcopy(observations)
                 if self._mode is AutoresetMode.DISABLED:
                     observations, reset_infos = self.envs.reset(options={"reset_mask": ends})
                     told = [(infos, ~ends), (reset_infos, ends)]
                 else:
+                    space = self.envs.single_observation_space
                     _put_final(space, final_observations, infos["final_obs"], np.flatnonzero(ends))
         self.observations = observations
         if self._masks is not None:

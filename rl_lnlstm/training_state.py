@@ -155,10 +155,10 @@ class Checkpoints:
             self.save()
         return not stop
 
-    def save(self) -> bool:
-        """Writes a checkpoint now; a disk that refuses is survived. Returns whether there is one of this iteration."""
+    def save(self) -> None:
+        """Writes a checkpoint now, if there is none of this iteration; a disk that refuses is survived."""
         if self._written == self.ppo.iteration:
-            return True
+            return
         began = time.monotonic()
         self._tried = self.ppo.iteration
         try:
@@ -174,7 +174,6 @@ class Checkpoints:
             )
         self._ended = time.monotonic()
         self._cost = self._ended - began
-        return self._written == self.ppo.iteration
 
     def _is_due(self) -> bool:
         since = time.monotonic() - self._ended
