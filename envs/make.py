@@ -35,7 +35,7 @@ def make_vec(
     env: str | Callable[..., gym.Env] | VectorEnv,
     num_envs: int = 1,
     *,
-    vectorization: str = "sync",
+    vectorization: str = "auto",
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     wrappers: Sequence[str | Wrapper] = (),
     render_mode: str | None = None,
@@ -50,8 +50,10 @@ def make_vec(
             `gymnasium.Env` at each call. A `VectorEnv` is only guarded: the other
             arguments do not apply.
         num_envs: number of environments, at least 1.
-        vectorization: "sync", one after the other in this process; "async", a process for each; or
-            "vector_entry_point", the vectorised implementation that the id was registered with.
+        vectorization: "sync", one after the other in this process; "async", a process for each;
+            "vector_entry_point", the vectorised implementation that the id was registered with; or "auto", that
+            implementation if there is one, it offers the autoreset mode, it takes the keyword arguments and there are
+            no wrappers, otherwise "sync".
         autoreset_mode: when an environment whose episode ended is reset, an `AutoresetMode` or its name or value.
         wrappers: applied to each environment, the first one innermost: functions, or names of Gymnasium's wrappers or
             "module:Name", with arguments in parentheses if they need any, such as "FrameStackObservation(4)".
@@ -97,6 +99,9 @@ def make_vec(
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
 
+    if vectorization == "auto":
+        own = not around and _offers(source, mode, kwargs)
+        vectorization = "vector_entry_point" if own else "sync"
     if vectorization == "vector_entry_point":
         vector_env = _from_vector_entry_point(source, name, int(num_envs), mode, around, kwargs)
     elif vectorization in ("sync", "async"):
@@ -109,7 +114,7 @@ def make_vec(
             vector_env.spec = copy.deepcopy(source)
             vector_env.spec.kwargs.update(kwargs)
     else:
-        raise UserError(f"vectorization={vectorization!r}: expected 'sync', 'async' or 'vector_entry_point'")
+        raise UserError(f"vectorization={vectorization!r}: expected 'auto', 'sync', 'async' or 'vector_entry_point'")
     return _GuardedVectorEnv(vector_env, name, max_failures)
 
 
@@ -473,6 +478,23 @@ def _make_sync(makers: Sequence[_EnvMaker], mode: AutoresetMode) -> VectorEnv:
     return vector_env
 
 
+def _offers(source: EnvSpec | Callable[..., gym.Env], mode: AutoresetMode, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an id was registered with a vector implementation that takes these, without making one."""
+    if not isinstance(source, EnvSpec) or source.vector_entry_point is None:
+        return False
+    with _construction(source.id, kwargs):
+        creator = _vector_creator(source)
+    parameters = inspect.signature(creator).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_mode = "autoreset_mode" in parameters or getattr(creator, "metadata", {}).get("autoreset_mode") is mode
+    return takes_mode and (takes_any or kwargs.keys() <= parameters.keys())
+
+
+def _vector_creator(source: EnvSpec) -> Any:
+    entry_point = source.vector_entry_point
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
 def _from_vector_entry_point(
     source: EnvSpec | Callable[..., gym.Env],
     name: str,
@@ -489,9 +511,7 @@ def _from_vector_entry_point(
             "'async'"
         )
     with _construction(name, kwargs):
-        entry_point = source.vector_entry_point
-        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        if "autoreset_mode" in inspect.signature(creator).parameters:
+        if "autoreset_mode" in inspect.signature(_vector_creator(source)).parameters:
             kwargs = {**kwargs, "autoreset_mode": mode.value}
         vector_env = gym.make_vec(source, num_envs, vectorization_mode="vector_entry_point", **kwargs)
     offered = vector_env.metadata.get("autoreset_mode")

@@ -30,7 +30,7 @@ CONFIG = "config.json"  # of a run directory
 OTHER_RUN = "--run-dir, or go on with a run by --resume"  # how to name another run directory
 
 # What an environment is made of, and what it is if a configuration does not say
-ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "vectorization": "sync"}
+ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "vectorization": "auto"}
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 MAX_NAME = 200  # characters of what a file names
@@ -82,8 +82,8 @@ class EvaluateOptions:
     """its keyword arguments; those of the training if None"""
     wrappers: tuple[str, ...] | None = None
     """wrappers around it; those of the training if None"""
-    vectorization: Literal["sync", "vector_entry_point"] | None = None
-    """one after the other, or their own vector implementation; that of the training if None"""
+    vectorization: Literal["auto", "sync", "vector_entry_point"] | None = None
+    """one after the other, their own vector implementation, or the latter where there is one; as in training if None"""
     num_envs: int = 8
     """environments that are stepped together"""
     video: Path | None = None

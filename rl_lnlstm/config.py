@@ -33,8 +33,9 @@ class PPOConfig:
     parentheses if it needs any, such as FrameStackObservation(4)"""
     num_envs: int = 8
     """environments that are stepped together"""
-    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """environments in this process one after the other, in a process each, or as their own vector implementation"""
+    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
+    """environments in this process one after the other, in a process each, or as their own vector implementation; auto:
+    the last, where there is one and nothing is to be wrapped, otherwise sync"""
     num_steps: int = 128
     """steps of each environment in a rollout"""
     sequence_length: int | None = None

@@ -154,7 +154,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "TMaze-v0": {
         "total_timesteps": 100_000,
         "num_envs": 16,
-        "vectorization": "vector_entry_point",
         "num_steps": 64,
         "learning_rate": 1e-3,
         "ent_coef": 0.01,
@@ -163,7 +162,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "RepeatPrevious-v0": {
         "total_timesteps": 100_000,
         "num_envs": 16,
-        "vectorization": "vector_entry_point",
         "num_steps": 64,
         "update_epochs": 10,
         "learning_rate": 3e-3,

@@ -13,10 +13,11 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs import TMazeVectorEnv, make_vec
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 BOTH = pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -83,7 +84,7 @@ def test_a_vector_env_is_only_guarded():
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_sync_equals_gymnasiums(mode):
-    ours = make_vec("CartPole-v1", 3, autoreset_mode=mode)
+    ours = make_vec("CartPole-v1", 3, vectorization="sync", autoreset_mode=mode)
     assert ours.metadata["autoreset_mode"] is mode
     assert ours.spec.id == "CartPole-v1"
     theirs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=mode)
@@ -94,7 +95,7 @@ def test_sync_equals_gymnasiums(mode):
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SameStep"])
 def test_async_equals_sync(env_id, mode):
     kwargs = {"corridor_length": 2} if env_id == "TMaze-v0" else {}
-    sync = run(make_vec(env_id, 3, autoreset_mode=mode, env_kwargs=kwargs), 60)
+    sync = run(make_vec(env_id, 3, vectorization="sync", autoreset_mode=mode, env_kwargs=kwargs), 60)
     in_workers = run(make_vec(env_id, 3, vectorization="async", autoreset_mode=mode, env_kwargs=kwargs), 60)
     assert any(step[2].any() for step in sync[1:])
     assert data_equivalence(sync, in_workers, exact=True)
@@ -104,9 +105,42 @@ def test_vector_entry_point_with_its_autoreset_mode():
     for mode in AutoresetMode:
         vector_env = make_vec("TMaze-v0", 3, vectorization="vector_entry_point", autoreset_mode=mode)
         assert vector_env.metadata["autoreset_mode"] is mode
-    single = run(make_vec("RepeatPrevious-v0", 3), 60)
+    single = run(make_vec("RepeatPrevious-v0", 3, vectorization="sync"), 60)
     vectorised = run(make_vec("RepeatPrevious-v0", 3, vectorization="vector_entry_point"), 60)
     assert data_equivalence(single, vectorised, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "expected"),
+    [
+        ("CartPole-v1", {}, CartPoleVectorEnv),
+        ("CartPole-v1", {"env_kwargs": {"sutton_barto_reward": True}}, CartPoleVectorEnv),
+        ("CartPole-v1", {"autoreset_mode": "SAME_STEP"}, SyncVectorEnv),  # CartPole's has NEXT_STEP only
+        ("TMaze-v0", {"autoreset_mode": "SAME_STEP", "env_kwargs": {"corridor_length": 3}}, TMazeVectorEnv),
+        ("CartPole-v1", {"wrappers": ["FlattenObservation"]}, SyncVectorEnv),
+        ("Acrobot-v1", {}, SyncVectorEnv),
+        (gym.envs.classic_control.CartPoleEnv, {}, SyncVectorEnv),
+    ],
+)
+def test_auto_takes_the_vector_implementation_where_it_does_all_that_is_asked(env, options, expected):
+    with contextlib.closing(make_vec(env, 2, **options)) as vector_env:
+        assert isinstance(vector_env.unwrapped, expected)
+        assert vector_env.reset(seed=0)[0].shape[0] == 2
+
+
+def test_auto_takes_single_environments_for_keyword_arguments_that_only_they_have():
+    gym.register(
+        "OnlySingle-v0",
+        entry_point=lambda length=0.5: gym.envs.classic_control.CartPoleEnv(),
+        vector_entry_point=lambda num_envs, max_episode_steps=9: CartPoleVectorEnv(num_envs, max_episode_steps),
+    )
+    try:
+        with contextlib.closing(make_vec("OnlySingle-v0", 2, env_kwargs={"length": 1.0})) as vector_env:
+            assert isinstance(vector_env.unwrapped, SyncVectorEnv)
+        with pytest.raises(UserError, match=r"OnlySingle-v0 .*does not take env_kwargs=\{'lenght': 1.0\}"):
+            make_vec("OnlySingle-v0", 2, env_kwargs={"lenght": 1.0})
+    finally:
+        del gym.registry["OnlySingle-v0"]
 
 
 def test_callables_wrappers_render_mode_and_env_kwargs():
@@ -153,7 +187,7 @@ def unfit(**changes):
     [
         (unfit(num_envs=0), r"num_envs=0: expected an integer of at least 1"),
         (unfit(num_envs=2.0), r"num_envs=2.0: expected an integer"),
-        (unfit(vectorization="threads"), r"'threads': expected 'sync', 'async' or 'vector_entry_point'"),
+        (unfit(vectorization="threads"), r"'threads': expected 'auto', 'sync', 'async' or 'vector_entry_point'"),
         (unfit(autoreset_mode="never"), r"'never': expected one of NEXT_STEP, SAME_STEP, DISABLED"),
         (unfit(env=3), r"expected a Gymnasium id.* got 3"),
         (unfit(env="CartPoleNovel-v1"), r"'CartPoleNovel-v1'.*nearest known ones are CartPoleNoVel-v1, CartPole-v1"),
@@ -287,7 +321,7 @@ ORPHANS = """
     import gymnasium as gym
     import numpy as np
     from gymnasium.envs.classic_control import CartPoleEnv
-    from rl_lnlstm.envs import make_vec
+    from rl_lnlstm.envs import TMazeVectorEnv, make_vec
 
     class Stuck(CartPoleEnv):
         def step(self, action):
@@ -456,7 +490,7 @@ SCRIPT = """
     import gymnasium as gym
     import numpy as np
     from gymnasium.envs.classic_control import CartPoleEnv
-    from rl_lnlstm.envs import make_vec
+    from rl_lnlstm.envs import TMazeVectorEnv, make_vec
 
     print("top", flush=True)
     class Mine(CartPoleEnv):

@@ -68,6 +68,7 @@ def in_mode(mode):
 KINDS = {
     "sync": ("CartPoleNoVel-v1", {**NORMALIZED, "eval_interval": 3, "n_eval_episodes": 4}),
     "async": ("CartPole-v1", {"vectorization": "async"}),
+    "CartPole's own vector environment": ("CartPole-v1", NORMALIZED),
     "vector_entry_point": ("TMaze-v0", {"vectorization": "vector_entry_point", "sequence_length": 4}),
     "continuous": ("Pendulum-v1", {"shared_lstm": False, "target_kl": 0.001}),
     "structured": ("Blackjack-v1", {"num_layers": 2, "previous_action": True, "previous_reward": True}),
