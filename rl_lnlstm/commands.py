@@ -103,7 +103,11 @@ class BuildKernelOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 failed, 2 a mistake of the user's, 130 SIGINT, 143 SIGTERM."""
+    """Runs a command and returns its exit code.
+
+    It is 0, 1 if it failed, 2 for a mistake of the user's, and 128 and the number of what ended it: 130 SIGINT, 141
+    SIGPIPE, 143 SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with _signals() as stop, _warnings_as_messages():
         try:
@@ -122,6 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RunFailure as error:
             messages.print(f"error: {error}", markup=False, soft_wrap=True)
             code = EXIT_FAILURE
+        except BrokenPipeError:  # whoever read the output, `head` say, has gone
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             stop.signal = stop.signal or signal.SIGINT
         except SystemExit as exit_of_parser:  # after --help, or after it explained what is wrong with the options

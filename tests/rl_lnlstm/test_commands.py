@@ -282,6 +282,16 @@ def test_help_names_the_commands_and_every_hyperparameter():
     assert "evaluate" in shown.stdout
 
 
+def test_a_reader_of_the_output_may_leave():
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGPIPE
+    assert error == ""
+
+
 @pytest.fixture
 def failing_once():
     """Each of the environments fails once."""
