@@ -24,7 +24,7 @@ class CnnLnLstmPolicy(RecurrentPolicy):
             `[channels, height, width]` (the channels are fewer than rows or columns), or a stack of such frames.
         action_space: of a single environment.
         encoder_layers: widths of the ReLU layers between the convolutions and the recurrent core, (512,) if None.
-        seed: as for `RecurrentPolicy`.
+        normalize_observations, seed: as for `RecurrentPolicy`.
         **arguments: as for `RecurrentPolicy`, but for `encoder`.
 
     Raises:
@@ -36,6 +36,7 @@ class CnnLnLstmPolicy(RecurrentPolicy):
         observation_space: gym.Space,
         action_space: gym.Space,
         encoder_layers: Sequence[int] | None = None,
+        normalize_observations: bool = False,
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
@@ -45,7 +46,14 @@ class CnnLnLstmPolicy(RecurrentPolicy):
             right = "MultiInputLnLstmPolicy takes entries" if nested else "MlpLnLstmPolicy takes vectors"
             raise UserError(f"CnnLnLstmPolicy takes an image, a Box of 2 to 4 axes, got {observation_space}: {right}")
         widths, seeds = IMAGE_LAYERS if encoder_layers is None else encoder_layers, seed_sequence(seed)
-        encoder = stack(observation_space, convolutions(observation_space, widths, seeds))
-        super().__init__(observation_space, action_space, encoder=encoder, seed=next(seeds), **arguments)
+        encoder = stack(observation_space, convolutions(observation_space, widths, seeds, normalize_observations))
+        super().__init__(
+            observation_space,
+            action_space,
+            encoder=encoder,
+            normalize_observations=normalize_observations,
+            seed=next(seeds),
+            **arguments,
+        )
         self.custom_encoder = False
         self.arguments["encoder_layers"] = list(widths)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.normalization import RunningStatistics
 from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, map_leaves, width
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
@@ -26,6 +27,7 @@ VECTOR_LAYERS, IMAGE_LAYERS = (64,), (512,)
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 CONVOLUTIONS = {48: NATURE, 16: ((32, 4, 2), (64, 3, 2), (64, 3, 1)), 5: ((32, 3, 1), (64, 3, 1))}
 SMALLEST_IMAGE, SMALLEST_PHOTOGRAPH = 5, 16  # sides, in pixels
+IMAGE_CLIP = 5.0  # of normalised pixels
 SYMBOL_WIDTH = 8
 
 
@@ -81,24 +83,42 @@ def is_image(space: gym.Space) -> bool:
     return floating and side >= SMALLEST_PHOTOGRAPH and bool((low == 0).all() and (high == 1).all())
 
 
-def is_normalized(space: gym.Space) -> bool:
-    """A leaf that running statistics are kept of."""
-    return isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image(space)
+def running_statistics(space: gym.Space) -> RunningStatistics | None:
+    """What a leaf can be normalised by; None if it is not made of quantities.
+
+    An image's pixels each have their own, as in Burda et al. (2018), "Exploration by random network distillation": what
+    never changes becomes 0, and what moves stands out. Without, a bright background that no weight has any use for is
+    most of what the first layer sees, and many of its units die of it.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        return None
+    if is_image(space) or _is_bytes(space):
+        unit = 255.0 if _is_bytes(space) else 1.0
+        # Where a pixel hardly ever changes, noise of a hundredth is not to be made a signal.
+        return None if _is_symbols(space) else RunningStatistics(space.shape, IMAGE_CLIP, unit, (unit / 100) ** 2)
+    return RunningStatistics(space.shape) if np.issubdtype(space.dtype, np.floating) else None
 
 
 def perceptron(
-    space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int], prefix: str = "encoder"
+    space: gym.Space,
+    widths: Sequence[int] | None,
+    activation: str,
+    seeds: Iterator[int],
+    normalized: bool,
+    prefix: str = "encoder",
 ) -> list[keras.layers.Layer]:
-    """The layers for a leaf that is flattened."""
+    """The layers for a leaf that is flattened, `normalized` by its `running_statistics` or not."""
     widths = VECTOR_LAYERS if widths is None else widths
     layers = [dense(units, activation, next(seeds), f"{prefix}_{i}") for i, units in enumerate(widths)]
-    return [*_bytes_to_fractions(space), keras.layers.Flatten(), *layers]
+    return [*_bytes_to_fractions(space, normalized), keras.layers.Flatten(), *layers]
 
 
 def convolutions(
-    space: gym.Space, widths: Sequence[int] | None, seeds: Iterator[int], prefix: str = "encoder"
+    space: gym.Space, widths: Sequence[int] | None, seeds: Iterator[int], normalized: bool, prefix: str = "encoder"
 ) -> list[keras.layers.Layer]:
     """The layers for a leaf that is an image: convolutions, then dense layers, all of them ReLU.
+
+    `normalized` by its `running_statistics` or not.
 
     Raises:
         UserError: it is too small.
@@ -111,7 +131,7 @@ def convolutions(
         )
     stack = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
     layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
-    if space.dtype == np.uint8 and side < SMALLEST_PHOTOGRAPH:
+    if _is_symbols(space):
         # So few pixels are symbols, of which a value's distance from another says nothing.
         rows, columns, channels = _size(space.shape or ())
         initializer = keras.initializers.RandomNormal(stddev=1.0, seed=next(seeds))
@@ -120,7 +140,7 @@ def convolutions(
             keras.layers.Reshape((rows, columns, channels * SYMBOL_WIDTH)),
         ]
     else:
-        layers += _bytes_to_fractions(space)
+        layers += _bytes_to_fractions(space, normalized)
     for i, (filters, size, stride) in enumerate(stack):
         initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, next(seeds))
         name = f"{prefix}_convolution_{i}"
@@ -137,16 +157,18 @@ def stack(space: gym.Space, layers: Sequence[keras.layers.Layer]) -> keras.Model
     return keras.Sequential([keras.Input(input_shape(space)), *layers], name="encoder")
 
 
-def multi_input(space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int]) -> keras.Model:
+def multi_input(
+    space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int], normalized: bool
+) -> keras.Model:
     """A network for each leaf: convolutions for images, perceptrons for others. Their features are concatenated."""
     inputs = _inputs(space)
     features = []
     for number, (leaf, tensor) in enumerate(zip(leaves(space), flatten(space, inputs), strict=True)):
         prefix = f"encoder_{number}"
         layers = (
-            convolutions(leaf, widths, seeds, prefix)
+            convolutions(leaf, widths, seeds, normalized, prefix)
             if is_image(leaf)
-            else perceptron(leaf, widths, activation, seeds, prefix)
+            else perceptron(leaf, widths, activation, seeds, normalized, prefix)
         )
         for layer in layers:
             tensor = layer(tensor)
@@ -164,9 +186,16 @@ def _inputs(space: gym.Space, name: str | None = None) -> Any:
     return keras.Input(input_shape(space), name=name)
 
 
-def _bytes_to_fractions(space: gym.Space) -> list[keras.layers.Layer]:
-    all_bytes = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and bool((space.high == 255).all())
-    return [keras.layers.Rescaling(1 / 255)] if all_bytes else []
+def _is_bytes(space: gym.Space) -> bool:
+    return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and bool((space.high == 255).all())
+
+
+def _is_symbols(space: gym.Space) -> bool:
+    return is_image(space) and space.dtype == np.uint8 and _smaller_side(space.shape or ()) < SMALLEST_PHOTOGRAPH
+
+
+def _bytes_to_fractions(space: gym.Space, normalized: bool) -> list[keras.layers.Layer]:
+    return [keras.layers.Rescaling(1 / 255)] if _is_bytes(space) and not normalized else []
 
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:

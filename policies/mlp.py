@@ -22,7 +22,7 @@ class MlpLnLstmPolicy(RecurrentPolicy):
         encoder_layers: widths of the layers before the recurrent core, (64,) if None; empty feeds it the observation
             itself.
         activation: of all hidden layers, a name that Keras knows.
-        seed: as for `RecurrentPolicy`.
+        normalize_observations, seed: as for `RecurrentPolicy`.
         **arguments: as for `RecurrentPolicy`, but for `encoder`.
     """
 
@@ -32,6 +32,7 @@ class MlpLnLstmPolicy(RecurrentPolicy):
         action_space: gym.Space,
         encoder_layers: Sequence[int] | None = None,
         activation: str = "tanh",
+        normalize_observations: bool = False,
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
@@ -42,9 +43,17 @@ class MlpLnLstmPolicy(RecurrentPolicy):
             )
         widths, seeds = VECTOR_LAYERS if encoder_layers is None else encoder_layers, seed_sequence(seed)
         check_observation_space(observation_space)
-        encoder = stack(observation_space, perceptron(observation_space, widths, activation, seeds))
+        encoder = stack(
+            observation_space, perceptron(observation_space, widths, activation, seeds, normalize_observations)
+        )
         super().__init__(
-            observation_space, action_space, encoder=encoder, activation=activation, seed=next(seeds), **arguments
+            observation_space,
+            action_space,
+            encoder=encoder,
+            activation=activation,
+            normalize_observations=normalize_observations,
+            seed=next(seeds),
+            **arguments,
         )
         self.custom_encoder = False
         self.arguments["encoder_layers"] = list(widths)

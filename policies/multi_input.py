@@ -22,7 +22,7 @@ class MultiInputLnLstmPolicy(RecurrentPolicy):
         action_space: of a single environment.
         encoder_layers: widths of each encoder's dense layers; if None (512,) for images and (64,) for others.
         activation: of all hidden layers but those for images, a name that Keras knows.
-        seed: as for `RecurrentPolicy`.
+        normalize_observations, seed: as for `RecurrentPolicy`.
         **arguments: as for `RecurrentPolicy`, but for `encoder`.
     """
 
@@ -32,15 +32,22 @@ class MultiInputLnLstmPolicy(RecurrentPolicy):
         action_space: gym.Space,
         encoder_layers: Sequence[int] | None = None,
         activation: str = "tanh",
+        normalize_observations: bool = False,
         seed: int | None = None,
         **arguments: Any,
     ) -> None:
         refuse_encoder(self, arguments)
         check_observation_space(observation_space)
         seeds = seed_sequence(seed)
-        encoder = multi_input(observation_space, encoder_layers, activation, seeds)
+        encoder = multi_input(observation_space, encoder_layers, activation, seeds, normalize_observations)
         super().__init__(
-            observation_space, action_space, encoder=encoder, activation=activation, seed=next(seeds), **arguments
+            observation_space,
+            action_space,
+            encoder=encoder,
+            activation=activation,
+            normalize_observations=normalize_observations,
+            seed=next(seeds),
+            **arguments,
         )
         self.custom_encoder = False
         self.arguments["encoder_layers"] = None if encoder_layers is None else list(encoder_layers)

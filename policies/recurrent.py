@@ -18,7 +18,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.kernel.acting import CompiledStep, compiled_step
 from rl_lnlstm.layer import MaskedLNLSTM
 from rl_lnlstm.normalization import RunningStatistics
-from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats, is_normalized, seed_sequence
+from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats, running_statistics, seed_sequence
 from rl_lnlstm.policies.heads import Deviation, action_head
 from rl_lnlstm.recurrence import State
 from rl_lnlstm.spaces import (
@@ -70,8 +70,9 @@ class RecurrentPolicy(keras.layers.Layer):
         previous_reward: and the reward r that it earned, as sign(r) log(1 + |r|); see `rewarded`.
         head_layers: widths of the layers between the core and each head.
         activation: of those layers, a name that Keras knows.
-        normalize_observations: keep running statistics of what in the observations is floating-point and no image,
-            and normalise by them.
+        normalize_observations: keep running statistics of what in the observations is floating-point, or bytes of 0
+            to 255, each pixel of an image for itself, and normalise by them. Symbols, such as MiniGrid's, stay as they
+            are.
         normalize_rewards: keep running statistics of the discounted returns, for training to scale rewards with.
         log_std_init: for `Box` actions, the logarithm of the first standard deviation.
         state_dependent_std: for `Box` actions, the network gives their deviations; otherwise they are weights.
@@ -135,7 +136,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
         # In the structure of the space, None for a leaf that is not normalised
         self.observation_statistics = map_leaves(
-            lambda leaf: RunningStatistics(leaf.shape) if normalize_observations and is_normalized(leaf) else None,
+            lambda leaf: running_statistics(leaf) if normalize_observations else None,
             observation_space,
         )
         self.return_statistics = RunningStatistics() if normalize_rewards else None

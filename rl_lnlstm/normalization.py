@@ -9,44 +9,64 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-EPSILON = 1e-8
+PIECE = 2**20  # values that are taken in at once, so that float64 copies of images stay in the processor's cache
 
 
 class RunningStatistics(keras.layers.Layer):
     """Mean and variance of everything seen so far, each of shape `shape`, in float64.
 
     Merged batch by batch by Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing
-    sample variances". Before the first batch they are 0 and 1.
+    sample variances". Before the first batch they are 0 and the square of `unit`.
+
+    Args:
+        shape: of what is seen.
+        clip: no normalised value is larger, nor smaller than its negative.
+        unit: what a deviation is taken for before the first batch.
+        epsilon: added to the variance.
     """
 
-    def __init__(self, shape: Sequence[int] = (), clip: float = 10.0, **kwargs: Any) -> None:
+    def __init__(
+        self, shape: Sequence[int] = (), clip: float = 10.0, unit: float = 1.0, epsilon: float = 1e-8, **kwargs: Any
+    ) -> None:
         super().__init__(dtype="float64", **kwargs)
-        self.clip = clip
+        self.clip, self.epsilon = clip, epsilon
         self.mean = self.add_weight(name="mean", shape=tuple(shape), initializer="zeros", trainable=False)
-        self.variance = self.add_weight(name="variance", shape=tuple(shape), initializer="ones", trainable=False)
+        self.variance = self.add_weight(
+            name="variance",
+            shape=tuple(shape),
+            initializer=keras.initializers.Constant(unit**2),
+            trainable=False,
+        )
         self.count = self.add_weight(name="count", shape=(), initializer="zeros", trainable=False)
         self.built = True
 
     def update(self, batch: np.ndarray) -> None:
         """Take in `batch`, `[n, *shape]`."""
-        added = len(batch)
-        if not added:
+        if not len(batch):
             return
-        batch = batch.astype(np.float64)
         mean, variance, count = self.mean.numpy(), self.variance.numpy(), float(self.count.numpy())
-        total, difference = count + added, batch.mean(0) - mean
-        # The variance of 1 before the first batch is a placeholder: count is 0, so it has no weight.
-        sum_of_squares = variance * count + batch.var(0) * added + difference**2 * (count * added / total)
-        self.mean.assign(mean + difference * (added / total))
-        self.variance.assign(sum_of_squares / total)
-        self.count.assign(total)
+        rows = max(1, PIECE // max(1, mean.size))
+        for first in range(0, len(batch), rows):
+            piece = batch[first : first + rows].astype(np.float64)
+            added = len(piece)
+            total, difference = count + added, piece.mean(0) - mean
+            # The variance before the first batch is a placeholder: count is 0, so it has no weight.
+            sum_of_squares = variance * count + piece.var(0) * added + difference**2 * (count * added / total)
+            mean, variance, count = mean + difference * (added / total), sum_of_squares / total, total
+        self.mean.assign(mean)
+        self.variance.assign(variance)
+        self.count.assign(count)
 
     def normalize(self, values: Any) -> Any:
         """(values - mean) / deviation, float32, clipped to +/- `clip`."""
-        deviation = tf.sqrt(tf.convert_to_tensor(self.variance) + EPSILON)
-        normalized = (tf.cast(values, tf.float64) - tf.convert_to_tensor(self.mean)) / deviation
+        values = tf.convert_to_tensor(values)
+        # Bytes are exact in float32, which is half the work.
+        dtype = tf.float32 if values.dtype == tf.uint8 else tf.float64
+        mean = tf.cast(tf.convert_to_tensor(self.mean), dtype)
+        deviation = tf.cast(tf.sqrt(tf.convert_to_tensor(self.variance) + self.epsilon), dtype)
+        normalized = (tf.cast(values, dtype) - mean) / deviation
         return tf.cast(tf.clip_by_value(normalized, -self.clip, self.clip), tf.float32)
 
     def scale(self, values: np.ndarray) -> np.ndarray:
         """Values / deviation, not centred, clipped to +/- `clip`."""
-        return np.clip(values / np.sqrt(self.variance.numpy() + EPSILON), -self.clip, self.clip)
+        return np.clip(values / np.sqrt(self.variance.numpy() + self.epsilon), -self.clip, self.clip)

@@ -15,7 +15,6 @@ from rl_lnlstm import kernel
 from rl_lnlstm.distributions import Categorical
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.layer import MaskedLNLSTM
-from rl_lnlstm.normalization import EPSILON
 from rl_lnlstm.recurrence import Weights
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class CompiledStep:
                 cores=len(policy.cores),
                 normalized=statistics is not None,
                 clip=statistics.clip if statistics is not None else 0.0,
-                epsilon=EPSILON,
+                epsilon=statistics.epsilon if statistics is not None else 0.0,
                 encoder=[_activation(layer) for layer in encoder],
                 heads=[_activation(layer) for layer in policy.actor_layers],
             )

@@ -91,15 +91,59 @@ def test_layouts_are_told_apart():
         np.testing.assert_allclose(one._encode(given), other._encode(expected), atol=1e-6, err_msg=name)
 
 
-def test_images_of_floats_are_taken_as_they_are():
+@pytest.mark.parametrize("normalized", [False, True])
+def test_images_of_floats_are_those_of_bytes(normalized):
     bytes_, floats = (
-        CnnLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(4,), seed=0, normalize_observations=True)
+        CnnLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(4,), seed=0, normalize_observations=normalized)
         for space in (image(20, 20, 1), image(20, 20, 1, dtype=np.float32, high=1))
     )
     frames = np.random.default_rng(0).integers(256, size=(5, 20, 20, 1), dtype=np.uint8)
-    for policy in (bytes_, floats):  # and not normalised
-        policy.update_statistics(frames, np.ones(5, bool))
-    np.testing.assert_allclose(bytes_._encode(frames), floats._encode(np.float32(frames / 255)), atol=1e-5)
+    as_floats = np.float32(frames / 255)
+    for _ in range(2):
+        np.testing.assert_allclose(bytes_._encode(frames), floats._encode(as_floats), atol=2e-4)
+        for policy, given in ((bytes_, frames), (floats, as_floats)):
+            policy.update_statistics(given[:3], np.ones(3, bool))
+
+
+def test_normalisation_leaves_of_an_image_what_changes():
+    """A bright background that is always there is gone, what moves stands out, and noise stays small."""
+    rng = np.random.default_rng(0)
+    frames = np.full((200, 20, 20, 1), 200, np.uint8)
+    frames[np.arange(200), rng.integers(20, size=200), rng.integers(10, size=200)] = 90
+    frames[:, :, 15] += rng.integers(2, size=(200, 20, 1), dtype=np.uint8)
+    policy = CnnLnLstmPolicy(image(20, 20, 1), DISCRETE, units=2, encoder_layers=(4,), normalize_observations=True)
+    policy.update_statistics(frames, np.ones(200, bool))
+    normalized = np.asarray(policy.observation_statistics.normalize(frames))
+    assert normalized.dtype == np.float32
+    np.testing.assert_array_equal(normalized[:, :, 16:], 0)
+    assert (normalized[frames == 90] < -4).all()
+    assert np.abs(normalized[:, :, 15]).max() < 0.5
+    assert np.abs(normalized).max() <= 5
+    expected = (frames - frames.mean(0)) / np.sqrt(frames.var(0) + 2.55**2)
+    np.testing.assert_allclose(normalized, np.clip(expected, -5, 5), atol=1e-4)
+
+
+@pytest.mark.parametrize("policy_class", [MlpLnLstmPolicy, CnnLnLstmPolicy])
+def test_bytes_are_fractions_until_there_are_statistics(policy_class):
+    frames = np.random.default_rng(0).integers(256, size=(5, 20, 20, 1), dtype=np.uint8)
+    with_and_without = [
+        policy_class(image(20, 20, 1), DISCRETE, units=2, seed=0, normalize_observations=normalized)
+        for normalized in (False, True)
+    ]
+    one, other = (policy._encode(frames) for policy in with_and_without)
+    np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_acting_normalises_bytes_as_the_update_does():
+    space = spaces.Box(0, 255, (6,), np.uint8)
+    policy = MlpLnLstmPolicy(space, DISCRETE, units=4, normalize_observations=True, seed=0)
+    observations = np.random.default_rng(0).integers(256, size=(9, 6), dtype=np.uint8)
+    policy.update_statistics(observations // 2, np.ones(9, bool))
+    starts, state = np.ones(9, bool), policy.initial_state(9)
+    actions, values, log_probs, _ = policy.step(observations, state, starts)
+    again = policy.evaluate_actions(observations[:, None], actions[:, None], state, 1.0 - starts[:, None])
+    np.testing.assert_allclose(again[0][:, 0], log_probs, atol=1e-5)
+    np.testing.assert_allclose(again[2][:, 0], values, atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------- which, and others
@@ -181,21 +225,26 @@ def test_an_encoder_of_ones_own_takes_the_structure():
     assert DISCRETE.contains(actions)
 
 
-def test_statistics_are_kept_of_floats_that_are_no_images():
+def test_statistics_are_kept_of_floats_and_of_images_but_not_of_symbols():
     space = spaces.Dict(
-        speed=VECTOR, image=image(16, 16, dtype=np.float32, high=1), count=spaces.Box(0, 9, (2,), np.int64)
+        speed=VECTOR,
+        image=image(16, 16, dtype=np.float32, high=1),
+        count=spaces.Box(0, 9, (2,), np.int64),
+        symbols=image(7, 7, 3),
     )
     policy = MultiInputLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(4,), normalize_observations=True)
     assert {key: value is not None for key, value in policy.observation_statistics.items()} == {
         "count": False,
-        "image": False,
+        "image": True,
         "speed": True,
+        "symbols": False,
     }
     rng, valid = np.random.default_rng(0), np.array([[True, False], [True, True]])
     batch = {
         "speed": rng.normal(size=(2, 2, 3)).astype(np.float32),
         "image": np.zeros((2, 2, 16, 16), np.float32),
         "count": np.zeros((2, 2, 2), np.int64),
+        "symbols": np.zeros((2, 2, 7, 7, 3), np.uint8),
     }
     policy.update_statistics(batch, valid)
     np.testing.assert_allclose(policy.observation_statistics["speed"].mean, batch["speed"][valid].mean(0), atol=1e-6)

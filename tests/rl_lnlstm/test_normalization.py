@@ -39,6 +39,14 @@ def test_any_shape(shape):
     np.testing.assert_allclose(normalized.std(0), np.ones(shape), atol=1e-5)
 
 
+def test_a_batch_of_many_values_is_taken_in_piece_by_piece():
+    data = np.random.default_rng(0).integers(256, size=(50, 60_000), dtype=np.uint8)
+    statistics = fed(data, [20, 30])
+    np.testing.assert_allclose(statistics.mean.numpy(), data.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.variance.numpy(), data.var(0), rtol=1e-12)
+    assert float(statistics.count.numpy()) == 50
+
+
 def test_a_large_offset_costs_no_precision():
     """Deviation 1e-2 on an offset of 1e6: E[x^2] - E[x]^2, or float32, would leave nothing of it."""
     data = 1e6 + np.random.default_rng(1).normal(0, 1e-2, (5000, 2))

@@ -1,0 +1,152 @@
+"""What is learnt with the same frames where observations hide the state, ours beside sb3-contrib's RecurrentPPO.
+
+    python benchmarks/partially_observable.py [--env-ids popgym:popgym-RepeatPreviousEasy-v0 ...] [--seeds 3] [--record]
+
+The environments are of public packages, POPGym (Morad et al. 2023) and MiniGrid, and have no presets: both libraries
+train with their own default hyperparameters, in as many environments at once. Both are evaluated by `evaluate_policy`,
+which samples the actions: the best strategy of some of the games is a mixed one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+import warnings
+from typing import NamedTuple
+
+from measure import Table, Worker, record
+
+MINIGRID_WRAPPERS = ("minigrid.wrappers:ImgObsWrapper", "FlattenObservation")  # RecurrentPPO's CNN needs 36 x 36 pixels
+
+
+@dataclasses.dataclass
+class Options:
+    env_ids: tuple[str, ...] = (
+        "popgym:popgym-RepeatPreviousEasy-v0",
+        "popgym:popgym-RepeatFirstEasy-v0",
+        "popgym:popgym-CountRecallEasy-v0",
+        "popgym:popgym-HigherLowerEasy-v0",
+        "popgym:popgym-MultiarmedBanditEasy-v0",
+        "popgym:popgym-NoisyPositionOnlyCartPoleEasy-v0",
+        "popgym:popgym-PositionOnlyPendulumEasy-v0",
+        "popgym:popgym-VelocityOnlyCartpoleEasy-v0",
+        "minigrid:MiniGrid-RedBlueDoors-6x6-v0",
+    )
+    """Gymnasium ids, or module:id"""
+    frames: int = 100_000
+    """to train for, over all environments"""
+    num_envs: int = 8
+    """environments, of either library"""
+    seeds: int = 3
+    """0 to this"""
+    episodes: int = 100
+    """of each evaluation"""
+    threads: int = 2
+    """that either library computes with"""
+    record: bool = False
+    """write the results to RESULTS.md"""
+
+
+class Result(NamedTuple):
+    mean_reward: float
+    seconds: float  # of training
+
+
+def wrappers(env_id: str) -> tuple[str, ...]:
+    return MINIGRID_WRAPPERS if env_id.startswith("minigrid:") else ()
+
+
+class Ours:
+    def __init__(self, options: Options) -> None:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+        self._options = options
+
+    def run(self, env_id: str, seed: int) -> Result:
+        from rl_lnlstm import PPO, evaluate_policy
+        from rl_lnlstm.envs import make_vec
+
+        warnings.simplefilter("ignore")
+        options, started = self._options, time.perf_counter()
+        ppo = PPO("auto", env_id, num_envs=options.num_envs, wrappers=wrappers(env_id), seed=seed)
+        ppo.learn(options.frames)
+        seconds = time.perf_counter() - started
+        envs = make_vec(env_id, options.num_envs, wrappers=wrappers(env_id))
+        return Result(evaluate_policy(ppo.policy, envs, options.episodes, deterministic=False, seed=1000)[0], seconds)
+
+
+class StableBaselines:
+    def __init__(self, options: Options) -> None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        self._options = options
+
+    def run(self, env_id: str, seed: int) -> Result:
+        import gymnasium as gym
+        from sb3_contrib import RecurrentPPO
+        from stable_baselines3.common.env_util import make_vec_env
+
+        from rl_lnlstm import evaluate_policy
+        from rl_lnlstm.envs import make_vec
+        from rl_lnlstm.envs.wrappers import wrapper_from_name
+
+        warnings.simplefilter("ignore")
+
+        def make() -> gym.Env:
+            env = gym.make(env_id)
+            for wrapper in wrappers(env_id):
+                env = wrapper_from_name(wrapper)(env)
+            return env
+
+        options, started = self._options, time.perf_counter()
+        model = RecurrentPPO("MlpLstmPolicy", make_vec_env(make, options.num_envs, seed=seed), seed=seed, device="cpu")
+        model.learn(options.frames)
+        seconds = time.perf_counter() - started
+        envs = make_vec(env_id, options.num_envs, wrappers=wrappers(env_id))
+        return Result(evaluate_policy(model, envs, options.episodes, deterministic=False, seed=1000)[0], seconds)
+
+
+CANDIDATES = {"rl-lnlstm PPO": Ours, "sb3-contrib RecurrentPPO": StableBaselines}
+
+
+def main(options: Options) -> None:
+    rows = []
+    for env_id in options.env_ids:
+        results: dict[str, list[Result]] = {name: [] for name in CANDIDATES}
+        for seed in range(options.seeds):
+            for name, candidate in CANDIDATES.items():
+                worker = Worker(candidate, options)
+                results[name].append(worker.call("run", env_id, seed))
+                worker.close()
+                print(f"{env_id} seed {seed}, {name}: {results[name][-1]}", flush=True)
+        cells = []
+        for runs in results.values():
+            means = [run.mean_reward for run in runs]
+            cells.append(f"{statistics.mean(means):.2f} ({', '.join(f'{mean:.2f}' for mean in means)})")
+        cells += [f"{statistics.median(run.seconds for run in runs):.0f} s" for runs in results.values()]
+        rows.append([env_id.rpartition(":")[2], *cells])
+    names = list(CANDIDATES)
+    table = Table(
+        f"Mean return over {options.episodes} episodes, mean of the seeds (of each), and time to train",
+        ["", *names, *(f"{name}, time" for name in names)],
+        rows,
+    )
+    table.print()
+    if options.record:
+        intro = (
+            f"{options.frames:,} frames of {options.num_envs} environments, seeds 0 to {options.seeds - 1}; default "
+            "hyperparameters of either library."
+        )
+        record("partially_observable.py", intro, [table])
+
+
+if __name__ == "__main__":
+    import os
+
+    import tyro
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main(tyro.cli(Options, description=__doc__))
