@@ -1,10 +1,13 @@
 """Whole training, ours beside sb3-contrib's RecurrentPPO: frames per second on the same environment and sizes.
 
     python benchmarks/ppo.py [--env-id CartPole-v1] [--num-envs 8] [--iterations 20] [--rounds 5] [--record]
+    python benchmarks/ppo.py --env-id ALE/Pong-v5 --iterations 8 --rounds 3 --record
 
 Every run is a process of its own, and the runs alternate. Both train the same network (an LSTM on the observation that
 actor and critic share, and two tanh layers of 64 in front of each head; ours sees the observation there as well) with
-the same hyperparameters. Frames are the steps that the environments made: ours has steps that only reset an
+the same hyperparameters. In Atari games the LSTM is on the network of Mnih et al. (2015) with 512 features, and the
+heads are on the LSTM; ours steps ALE's own vector environment, RecurrentPPO what its library makes of ALE's single
+ones, both with four frames stacked. Frames are the steps that the environments made: ours has steps that only reset an
 environment, and does not count them. The peer runs with PyTorch's own number of threads and, since that is faster for
 some small networks, with one.
 """
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from measure import Bar, Patience, Table, Worker, record, seconds_of
 
-HEAD_LAYERS = [64, 64]  # RecurrentPPO's default
+HEAD_LAYERS = [64, 64]  # RecurrentPPO's default; for images it is none
 MANY_ENVS = 64
 
 
@@ -50,6 +53,10 @@ class Options:
     record: bool = False
     """write the results to RESULTS.md"""
 
+    @property
+    def atari(self) -> bool:
+        return self.env_id.startswith("ALE/")
+
 
 class Run(NamedTuple):
     """Cumulative figures, the first before the first iteration and one after each."""
@@ -76,25 +83,27 @@ class Stopwatch:
 
 
 class Ours:
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, options: Options, vectorization: str = "auto") -> None:
+        self._options, self._vectorization = options, vectorization
 
     def run(self, seed: int) -> Run:
         from rl_lnlstm import PPO
 
         options, acting = self._options, Stopwatch()
+        layers = {"head_layers": ()} if options.atari else {"encoder_layers": (), "head_layers": tuple(HEAD_LAYERS)}
         ppo = PPO(
-            "MlpLnLstmPolicy",
+            "CnnLnLstmPolicy" if options.atari else "MlpLnLstmPolicy",
             options.env_id,
+            vectorization=self._vectorization,
             num_envs=options.num_envs,
             num_steps=options.num_steps,
             update_epochs=options.update_epochs,
             num_minibatches=options.num_minibatches,
             units=options.units,
-            encoder_layers=(),
-            head_layers=tuple(HEAD_LAYERS),
+            shared_lstm=True,
             anneal_lr=False,
             seed=seed,
+            **layers,
         )
         ppo._runner.run = acting.around(ppo._runner.run)
         run = Run([0], [time.perf_counter()], [0.0])
@@ -132,8 +141,8 @@ class StableBaselines:
                 run.rollout_seconds.append(acting.seconds)
 
         model = Timed(
-            "MlpLstmPolicy",
-            make_vec_env(options.env_id, options.num_envs, seed=seed),
+            "CnnLstmPolicy" if options.atari else "MlpLstmPolicy",
+            atari_envs(options, seed) if options.atari else make_vec_env(options.env_id, options.num_envs, seed=seed),
             n_steps=options.num_steps,
             batch_size=frames // options.num_minibatches,
             n_epochs=options.update_epochs,
@@ -141,7 +150,7 @@ class StableBaselines:
                 "lstm_hidden_size": options.units,
                 "shared_lstm": True,
                 "enable_critic_lstm": False,
-                "net_arch": HEAD_LAYERS,
+                "net_arch": [] if options.atari else HEAD_LAYERS,
             },
             seed=seed,
             device="cpu",
@@ -150,6 +159,18 @@ class StableBaselines:
         run.seconds.append(time.perf_counter())
         model.learn(options.iterations * frames)
         return run
+
+
+def atari_envs(options: Options, seed: int) -> Any:
+    """As rl-baselines3-zoo makes them, but for the sticky actions of `-v5`, which ours has too."""
+    import ale_py
+    import gymnasium as gym
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    gym.register_envs(ale_py)
+    envs = make_atari_env(options.env_id, options.num_envs, seed=seed, env_kwargs={"frameskip": 1})
+    return VecFrameStack(envs, 4)
 
 
 BATCHES = 1, 8, 64
@@ -220,6 +241,7 @@ class Rates(NamedTuple):
 OURS = "rl-lnlstm PPO"
 CANDIDATES: dict[str, tuple[Any, ...]] = {  # name: class, and its arguments after the options
     OURS: (Ours,),
+    "rl-lnlstm PPO, vectorization sync": (Ours, "sync"),
     "sb3-contrib RecurrentPPO": (StableBaselines,),
     "sb3-contrib RecurrentPPO, 1 thread": (StableBaselines, 1),
 }
@@ -239,8 +261,10 @@ def rates(name: str, options: Options, seed: int) -> Rates:
 
 def main(options: Options) -> None:
     wait = Patience(options.patience)
-    measured: dict[str, list[Rates]] = {name: [] for name in CANDIDATES}
-    for seed, name in itertools.product(range(options.rounds), CANDIDATES):
+    # ALE's vector environment is not the same environment as its single ones.
+    names = [name for name, (_, *how) in CANDIDATES.items() if not (options.atari and "sync" in how)]
+    measured: dict[str, list[Rates]] = {name: [] for name in names}
+    for seed, name in itertools.product(range(options.rounds), names):
         wait()
         measured[name].append(rates(name, options, seed))
 
@@ -256,33 +280,20 @@ def main(options: Options) -> None:
         text = f"{value:,.0f}" if field in ("steady", "with_start") else f"{1000 * value:.0f} ms"
         return text if name == OURS else f"{text} ({ratio(name, field):.2f})"
 
-    peer = max((name for name in CANDIDATES if name != OURS), key=lambda name: median(name, "steady"))
-    acting, acting_bars = acting_table(options, wait)
-    wide = [rates(OURS, dataclasses.replace(options, num_envs=MANY_ENVS), seed) for seed in range(options.rounds)]
-    many = statistics.median(a.steady / b.steady for a, b in zip(wide, measured[OURS], strict=True))
-    wide_row = [f"{statistics.median(getattr(run, field) for run in wide):,.3g}" for field in Rates._fields]
-    more = Table(
-        f"The same of ours with {MANY_ENVS} environments",
-        ["", "frames/s", "frames/s with start-up", "rollout, s", "update, s"],
-        [[OURS, *wide_row]],
+    peer = max((name for name in names if CANDIDATES[name][0] is StableBaselines), key=lambda n: median(n, "steady"))
+    bars = [Bar(f"frames/s, ours to {peer}", ratio(peer, "steady"), 1.5 if options.atari else 8, at_least=True)]
+    title = (
+        f"{options.env_id}, {options.num_envs} environments x {options.num_steps} steps, "
+        f"{options.update_epochs} epochs x {options.num_minibatches} minibatches, LSTM {options.units}"
     )
-    tables = [
-        Table(
-            f"{options.env_id}, {options.num_envs} environments x {options.num_steps} steps, "
-            f"{options.update_epochs} epochs x {options.num_minibatches} minibatches, LSTM {options.units}",
-            ["(ratio of ours to it)", "frames/s", "frames/s with start-up", "rollout", "update"],
-            [[name, *(cell(name, field) for field in Rates._fields)] for name in CANDIDATES],
-        ),
-        more,
-        acting,
-        Table.of_bars(
-            [
-                Bar(f"frames/s, ours to {peer}", ratio(peer, "steady"), 8, at_least=True),
-                Bar(f"frames/s, {MANY_ENVS} environments to {options.num_envs}", many, 2.5, at_least=True),
-                *acting_bars,
-            ]
-        ),
-    ]
+    columns = ["(ratio of ours to it)", "frames/s", "frames/s with start-up", "rollout", "update"]
+    tables = [Table(title, columns, [[name, *(cell(name, field) for field in Rates._fields)] for name in names])]
+    if not options.atari:
+        many_table, many_bar = many_environments(options, measured[OURS])
+        acting, acting_bars = acting_table(options, wait)
+        tables += [many_table, acting]
+        bars += [many_bar, *acting_bars]
+    tables.append(Table.of_bars(bars))
     for table in tables:
         table.print()
     intro = (
@@ -291,7 +302,19 @@ def main(options: Options) -> None:
         "the process, imports included. Rollout and update: of one iteration."
     )
     if options.record:
-        record("ppo.py", intro, tables)
+        record(f"ppo.py {options.env_id}" if options.atari else "ppo.py", intro, tables)
+
+
+def many_environments(options: Options, few: list[Rates]) -> tuple[Table, Bar]:
+    wide = [rates(OURS, dataclasses.replace(options, num_envs=MANY_ENVS), seed) for seed in range(options.rounds)]
+    ratio = statistics.median(a.steady / b.steady for a, b in zip(wide, few, strict=True))
+    row = [f"{statistics.median(getattr(run, field) for run in wide):,.3g}" for field in Rates._fields]
+    table = Table(
+        f"The same of ours with {MANY_ENVS} environments",
+        ["", "frames/s", "frames/s with start-up", "rollout, s", "update, s"],
+        [[OURS, *row]],
+    )
+    return table, Bar(f"frames/s, {MANY_ENVS} environments to {options.num_envs}", ratio, 2.5, at_least=True)
 
 
 if __name__ == "__main__":

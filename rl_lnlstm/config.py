@@ -41,7 +41,7 @@ class PPOConfig:
     sequence_length: int | None = None
     """steps that backpropagation through time sees, a divisor of num_steps; num_steps if None"""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """of Adam"""
     anneal_lr: bool = True
     """learning rate falls linearly to 0 over total_timesteps"""
@@ -51,7 +51,7 @@ class PPOConfig:
     """lambda of generalised advantage estimation"""
     num_minibatches: int = 4
     """minibatches of an epoch; each is made of whole sequences"""
-    update_epochs: int = 4
+    update_epochs: int = 10
     """passes over each rollout"""
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
@@ -98,8 +98,9 @@ class PPOConfig:
     """name of the policy class; auto is the one that suits the observations"""
     units: int = 128
     """units of each layer of the recurrent core"""
-    shared_lstm: bool = True
-    """actor and critic share one core; otherwise each has its own"""
+    shared_lstm: bool = False
+    """actor and critic share one core, which is faster; otherwise each has its own, which mostly learns more from as
+    many frames"""
     num_layers: int = 1
     """layers of the recurrent core"""
     residual: bool = False

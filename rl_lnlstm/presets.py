@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-# CleanRL's ppo_atari_lstm.py, on the four stacked frames of ALE's own vector environment.
+# CleanRL's ppo_atari_lstm.py, on the four stacked frames of ALE's own vector environment, which are normalised: so Pong
+# is being learnt after 30,000 frames, and without not yet after 280,000, when half the first layer's units are dead.
 _ATARI: dict[str, Any] = {
     "total_timesteps": 10_000_000,
     "num_envs": 8,
     "vectorization": "vector_entry_point",
     "num_steps": 128,
+    "update_epochs": 4,
     "learning_rate": 2.5e-4,
     "clip_coef": 0.1,
     "clip_vloss": True,
     "ent_coef": 0.01,
+    "shared_lstm": True,
+    "normalize_observations": True,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -85,6 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "units": 64,
         "shared_lstm": False,
         "normalize_rewards": True,
+        "update_epochs": 4,
     },
     "BipedalWalker-v3": {
         "total_timesteps": 1_000_000,
@@ -97,6 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_lstm": False,
         "normalize_observations": True,
         "normalize_rewards": True,
+        "learning_rate": 3e-4,
     },
     "Acrobot-v1": {
         "total_timesteps": 100_000,
@@ -106,6 +112,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "units": 64,
         "normalize_observations": True,
         "normalize_rewards": True,
+        "update_epochs": 4,
+        "shared_lstm": True,
     },
     # 1.0 in each of 100 episodes; half the frames are not enough, and without entropy in the loss it does not start.
     "MiniGrid-MemoryS7-v0": {
@@ -119,6 +127,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ent_coef": 0.01,
         "units": 64,
         "encoder_layers": (64,),
+        "update_epochs": 4,
+        "shared_lstm": True,
     },
     # CleanRL's ppo_continuous_action.py, with eight environments instead of one.
     "HalfCheetah-v5": {
@@ -132,6 +142,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_lstm": False,
         "normalize_observations": True,
         "normalize_rewards": True,
+        "learning_rate": 3e-4,
     },
     # rl-baselines3-zoo's ppo_lstm for CarRacing, but for its frame skip.
     "CarRacing-v3": {
@@ -148,8 +159,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_sde": True,
         "sde_sample_freq": 4,
         "normalize_rewards": True,
+        "shared_lstm": True,
     },
-    "ALE/Pong-v5": _ATARI,
+    "ALE/Pong-v5": {**_ATARI, "total_timesteps": 2_000_000, "learning_rate": 7e-4},
     "ALE/Breakout-v5": _ATARI,
     "TMaze-v0": {
         "total_timesteps": 100_000,
@@ -157,6 +169,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_steps": 64,
         "learning_rate": 1e-3,
         "ent_coef": 0.01,
+        "update_epochs": 4,
+        "shared_lstm": True,
     },
     # No action has consequences beyond its own reward.
     "RepeatPrevious-v0": {
@@ -166,6 +180,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "update_epochs": 10,
         "learning_rate": 3e-3,
         "gamma": 0.0,
+        "shared_lstm": True,
     },
 }
 

@@ -1,5 +1,6 @@
 """The compiled kernel equals "while_loop", on every instruction set, and gives way to it where it does not apply."""
 
+import copy
 import functools
 import os
 import subprocess
@@ -44,6 +45,14 @@ class Case:
         )
         self.d = normal(time, batch, units), normal(batch, units), normal(batch, units)
 
+    def run_in_float64(self) -> list[tf.Tensor]:
+        """What `run` of "while_loop" gives when nothing is rounded."""
+        wide = copy.copy(self)
+        for name, value in vars(self).items():
+            if value is not None:
+                setattr(wide, name, tf.nest.map_structure(lambda part: tf.cast(part, tf.float64), value))
+        return wide.run(recurrence.unroll)
+
     def run(self, unroll) -> list[tf.Tensor]:
         """Outputs, final state, and the gradients of inputs, initial state and weights."""
         sources = [self.inputs, *self.state, *self.weights]
@@ -74,11 +83,13 @@ def assert_equal(got, expected, tolerance=1e-5):
 
 
 @hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000), graph=st.booleans())
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
     case = Case(*sizes, masked=masked, seed=seed)
-    run = tf.function(case.run, autograph=False) if graph else case.run
-    assert_equal(run(unroll), case.run(recurrence.unroll), 5e-5)
+    got = (tf.function(case.run, autograph=False) if graph else case.run)(unroll)
+    # In float32 "while_loop" itself is up to twice as far from it as the kernel is, so the two are farther apart.
+    assert_equal(got, case.run_in_float64(), 1e-5)
+    assert_equal(got, case.run(recurrence.unroll), 5e-5)
 
 
 @hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000))
@@ -86,7 +97,7 @@ def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
 def test_equals_while_loop_for_any_shape_under_xla(unroll, sizes, masked, seed):
     case = Case(*sizes, masked=masked, seed=seed)
     run = tf.function(case.run, autograph=False, jit_compile=True)
-    assert_equal(run(unroll), case.run(recurrence.unroll), 5e-5)
+    assert_equal(run(unroll), case.run_in_float64(), 1e-5)
 
 
 def test_under_xla_a_tape_may_be_outside():
@@ -124,11 +135,11 @@ def test_equals_while_loop_at_the_sizes_of_use(sizes):
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
 def test_every_instruction_set_equals_while_loop(isa):
     program = """
-        from rl_lnlstm import kernel, recurrence
+        from rl_lnlstm import kernel
         from tests.rl_lnlstm.test_kernel import Case, assert_equal
         for sizes in [(9, 5, 4, 16), (7, 1, 3, 33), (6, 13, 20, 126), (3, 2, 2, 3)]:
             case = Case(*sizes)
-            assert_equal(case.run(kernel.unroll), case.run(recurrence.unroll), 5e-5)
+            assert_equal(case.run(kernel.unroll), case.run_in_float64(), 1e-5)
     """
     run_fresh(program, RL_LNLSTM_ISA=isa)
 

@@ -315,7 +315,10 @@ UPDATES = {
     ),
     # The third step's divergence is 1.4 times target_kl, and allowed; the fourth's is twice, and not.
     "early stop": (
-        {"target_kl": 0.022, "update_epochs": 4, "max_grad_norm": 100.0, "normalize_rewards": True, "vf_coef": 0.1},
+        {
+            **{"target_kl": 0.022, "update_epochs": 4, "max_grad_norm": 100.0, "vf_coef": 0.1},
+            **{"normalize_rewards": True, "shared_lstm": True},
+        },
         {"mode": SAME_STEP, "action_space": gym.spaces.Discrete(2)},
     ),
 }
