@@ -264,9 +264,12 @@ def main(options: Options) -> None:
     # ALE's vector environment is not the same environment as its single ones.
     names = [name for name, (_, *how) in CANDIDATES.items() if not (options.atari and "sync" in how)]
     measured: dict[str, list[Rates]] = {name: [] for name in names}
+    wide: list[Rates] = []
     for seed, name in itertools.product(range(options.rounds), names):
         wait()
         measured[name].append(rates(name, options, seed))
+        if name == OURS and not options.atari:
+            wide.append(rates(name, dataclasses.replace(options, num_envs=MANY_ENVS), seed))
 
     def median(name: str, field: str) -> float:
         return statistics.median(getattr(run, field) for run in measured[name])
@@ -289,7 +292,7 @@ def main(options: Options) -> None:
     columns = ["(ratio of ours to it)", "frames/s", "frames/s with start-up", "rollout", "update"]
     tables = [Table(title, columns, [[name, *(cell(name, field) for field in Rates._fields)] for name in names])]
     if not options.atari:
-        many_table, many_bar = many_environments(options, measured[OURS])
+        many_table, many_bar = many_environments(options, wide, measured[OURS])
         acting, acting_bars = acting_table(options, wait)
         tables += [many_table, acting]
         bars += [many_bar, *acting_bars]
@@ -305,8 +308,7 @@ def main(options: Options) -> None:
         record(f"ppo.py {options.env_id}" if options.atari else "ppo.py", intro, tables)
 
 
-def many_environments(options: Options, few: list[Rates]) -> tuple[Table, Bar]:
-    wide = [rates(OURS, dataclasses.replace(options, num_envs=MANY_ENVS), seed) for seed in range(options.rounds)]
+def many_environments(options: Options, wide: list[Rates], few: list[Rates]) -> tuple[Table, Bar]:
     ratio = statistics.median(a.steady / b.steady for a, b in zip(wide, few, strict=True))
     row = [f"{statistics.median(getattr(run, field) for run in wide):,.3g}" for field in Rates._fields]
     table = Table(
