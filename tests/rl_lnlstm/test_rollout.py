@@ -11,7 +11,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformReward
 
 from rl_lnlstm import UserError
@@ -223,6 +223,66 @@ def test_the_three_modes_tell_the_same_story():
     for (mode, env), expected in advantages.items():
         np.testing.assert_allclose(advantages[AutoresetMode.NEXT_STEP, env], expected, atol=1e-5)
         assert returns[AutoresetMode.NEXT_STEP, env] == pytest.approx(returns[mode, env], abs=1e-4)
+
+
+class Countdown(gym.Env):
+    """Observes 0, 1 and 2, and earns 1 with each of two steps, after which it ends."""
+
+    observation_space, action_space = gym.spaces.Box(0, 9, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, truncated):
+        self.truncated = truncated
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        end = self.time == 2
+        return np.float32([self.time]), 1.0, end and not self.truncated, end and self.truncated, {}
+
+
+class ValuesWhatItSees:
+    """A policy to which an observation x is worth 10 + x."""
+
+    def __init__(self, policy):
+        self.policy, self.initial_state, self.legal_actions = policy, policy.initial_state, policy.legal_actions
+
+    def step(self, observations, state, episode_starts):
+        actions, _, log_probs, after = self.policy.step(observations, state, episode_starts)
+        return actions, self.value(observations, state, episode_starts), log_probs, after
+
+    def value(self, observations, state, episode_starts):
+        return 10 + observations[:, 0]
+
+
+@each_mode
+@pytest.mark.parametrize("truncated", [False, True])
+def test_an_episode_worked_by_hand(mode, truncated):
+    """gamma = lambda = 0.5, values 10, 11 and, of the final observation, 12 or, if that is terminal, 0.
+
+    The last step's advantage is 1 + 0.5 * 12 - 11 = -4, or 1 - 11 = -10; the first one's is 1 + 0.5 * 11 - 10 = -3.5
+    and a quarter of the last one's.
+    """
+    envs = SyncVectorEnv([lambda: Countdown(truncated)], autoreset_mode=mode)
+    policy = MlpLnLstmPolicy(envs.single_observation_space, envs.single_action_space, units=2, seed=0)
+    rollout = RolloutRunner(ValuesWhatItSees(policy), envs, 6, 6, seed=0).run()
+    advantages = generalized_advantages(
+        rollout.rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.terminations,
+        rollout.episode_ends,
+        0.5,
+        0.5,
+    )
+    last = -4.0 if truncated else -10.0
+    episodes = 2 if mode is AutoresetMode.NEXT_STEP else 3
+    np.testing.assert_array_equal(advantages[rollout.valid], [-3.5 + last / 4, last] * episodes)
+    returns = (advantages + rollout.values)[rollout.valid]
+    np.testing.assert_array_equal(returns, [6.5 + last / 4, 11 + last] * episodes)
 
 
 @pytest.mark.parametrize(
