@@ -61,6 +61,7 @@ sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, some 1
 bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/layer.py --record
 	$(BIN)/python benchmarks/ppo.py --record
+	$(BIN)/python benchmarks/ppo.py --env-id ALE/Pong-v5 --iterations 8 --rounds 3 --record
 
 kills: $(VENV)/.installed  ## kill a run at 20 random moments and resume it: it must be the run that was left alone
 	RL_LNLSTM_KILLS=20 $(BIN)/python -m pytest tests/rl_lnlstm/test_resume.py -s -k killed $(ARGS)
