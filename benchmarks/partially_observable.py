@@ -113,34 +113,42 @@ CANDIDATES = {"rl-lnlstm PPO": Ours, "sb3-contrib RecurrentPPO": StableBaselines
 
 
 def main(options: Options) -> None:
-    rows = []
+    results: dict[str, dict[str, list[Result]]] = {}
     for env_id in options.env_ids:
-        results: dict[str, list[Result]] = {name: [] for name in CANDIDATES}
+        of_env: dict[str, list[Result]] = {name: [] for name in CANDIDATES}
         for seed in range(options.seeds):
             for name, candidate in CANDIDATES.items():
                 worker = Worker(candidate, options)
-                results[name].append(worker.call("run", env_id, seed))
+                of_env[name].append(worker.call("run", env_id, seed))
                 worker.close()
-                print(f"{env_id} seed {seed}, {name}: {results[name][-1]}", flush=True)
-        cells = []
-        for runs in results.values():
+                print(f"{env_id} seed {seed}, {name}: {of_env[name][-1]}", flush=True)
+        results[env_id] = of_env
+        if options.record:  # hours may be ahead
+            record_results(results, options)
+    table_of(results, options).print()
+
+
+def table_of(results: dict[str, dict[str, list[Result]]], options: Options) -> Table:
+    rows = []
+    for env_id, of_env in results.items():
+        cells = [env_id.rpartition(":")[2]]
+        for runs in of_env.values():
             means = [run.mean_reward for run in runs]
             cells.append(f"{statistics.mean(means):.2f} ({', '.join(f'{mean:.2f}' for mean in means)})")
-        cells += [f"{statistics.median(run.seconds for run in runs):.0f} s" for runs in results.values()]
-        rows.append([env_id.rpartition(":")[2], *cells])
-    names = list(CANDIDATES)
-    table = Table(
+        rows.append(cells + [f"{statistics.median(run.seconds for run in runs):.0f} s" for runs in of_env.values()])
+    return Table(
         f"Mean return over {options.episodes} episodes, mean of the seeds (of each), and time to train",
-        ["", *names, *(f"{name}, time" for name in names)],
+        ["", *CANDIDATES, *(f"{name}, time" for name in CANDIDATES)],
         rows,
     )
-    table.print()
-    if options.record:
-        intro = (
-            f"{options.frames:,} frames of {options.num_envs} environments, seeds 0 to {options.seeds - 1}; default "
-            "hyperparameters of either library."
-        )
-        record("partially_observable.py", intro, [table])
+
+
+def record_results(results: dict[str, dict[str, list[Result]]], options: Options) -> None:
+    intro = (
+        f"{options.frames:,} frames of {options.num_envs} environments, seeds 0 to {options.seeds - 1}, "
+        f"{options.threads} threads; default hyperparameters of either library."
+    )
+    record("partially_observable.py", intro, [table_of(results, options)])
 
 
 if __name__ == "__main__":
