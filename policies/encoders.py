@@ -90,12 +90,12 @@ def running_statistics(space: gym.Space) -> RunningStatistics | None:
     never changes becomes 0, and what moves stands out. Without, a bright background that no weight has any use for is
     most of what the first layer sees, and many of its units die of it.
     """
-    if not isinstance(space, gym.spaces.Box):
+    if not isinstance(space, gym.spaces.Box) or (is_image(space) and _is_symbols(space)):
         return None
     if is_image(space) or _is_bytes(space):
         unit = 255.0 if _is_bytes(space) else 1.0
         # Where a pixel hardly ever changes, noise of a hundredth is not to be made a signal.
-        return None if _is_symbols(space) else RunningStatistics(space.shape, IMAGE_CLIP, unit, (unit / 100) ** 2)
+        return RunningStatistics(space.shape, IMAGE_CLIP, unit, (unit / 100) ** 2)
     return RunningStatistics(space.shape) if np.issubdtype(space.dtype, np.floating) else None
 
 
@@ -190,8 +190,9 @@ def _is_bytes(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and bool((space.high == 255).all())
 
 
-def _is_symbols(space: gym.Space) -> bool:
-    return is_image(space) and space.dtype == np.uint8 and _smaller_side(space.shape or ()) < SMALLEST_PHOTOGRAPH
+def _is_symbols(image: gym.Space) -> bool:
+    """An image, of bytes up to 255 or fewer, of so few pixels that they are symbols."""
+    return image.dtype == np.uint8 and _smaller_side(image.shape or ()) < SMALLEST_PHOTOGRAPH
 
 
 def _bytes_to_fractions(space: gym.Space, normalized: bool) -> list[keras.layers.Layer]:

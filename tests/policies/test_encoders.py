@@ -61,6 +61,12 @@ def test_smaller_images_get_smaller_networks(side):
     assert policy_for(policy.observation_space) is CnnLnLstmPolicy
 
 
+@pytest.mark.parametrize("high", [255, 10])
+def test_few_pixels_of_bytes_are_symbols_however_many_there_are(high):
+    policy = CnnLnLstmPolicy(image(7, 7, 3, high=high), DISCRETE, units=2, encoder_layers=(4,))
+    assert policy.encoder.get_layer("encoder_symbols").output.shape[1:] == (7, 7, 3, 8)
+
+
 @pytest.mark.parametrize("shape", [(4, 60, 4), (4, 4, 3), (3, 4, 4), (60, 4)])
 def test_an_image_that_is_too_small_is_refused_or_flattened(shape):
     with pytest.raises(UserError, match=r"at least 5 x 5.*MlpLnLstmPolicy") as caught:
