@@ -13,7 +13,8 @@ import dataclasses
 import statistics
 import time
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from measure import Table, Worker, record
 
@@ -57,6 +58,19 @@ def wrappers(env_id: str) -> tuple[str, ...]:
     return MINIGRID_WRAPPERS if env_id.startswith("minigrid:") else ()
 
 
+def evaluated(options: Options, env_id: str, train: Callable[[], Any]) -> Result:
+    """What the policy that `train` returns earns, and how long that took."""
+    from rl_lnlstm import evaluate_policy
+    from rl_lnlstm.envs import make_vec
+
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
+    policy = train()
+    seconds = time.perf_counter() - started
+    envs = make_vec(env_id, options.num_envs, wrappers=wrappers(env_id))
+    return Result(evaluate_policy(policy, envs, options.episodes, deterministic=False, seed=1000)[0], seconds)
+
+
 class Ours:
     def __init__(self, options: Options) -> None:
         import tensorflow as tf
@@ -65,16 +79,15 @@ class Ours:
         self._options = options
 
     def run(self, env_id: str, seed: int) -> Result:
-        from rl_lnlstm import PPO, evaluate_policy
-        from rl_lnlstm.envs import make_vec
+        from rl_lnlstm import PPO
 
-        warnings.simplefilter("ignore")
-        options, started = self._options, time.perf_counter()
-        ppo = PPO("auto", env_id, num_envs=options.num_envs, wrappers=wrappers(env_id), seed=seed)
-        ppo.learn(options.frames)
-        seconds = time.perf_counter() - started
-        envs = make_vec(env_id, options.num_envs, wrappers=wrappers(env_id))
-        return Result(evaluate_policy(ppo.policy, envs, options.episodes, deterministic=False, seed=1000)[0], seconds)
+        options = self._options
+
+        def train() -> Any:
+            ppo = PPO("auto", env_id, num_envs=options.num_envs, wrappers=wrappers(env_id), seed=seed)
+            return ppo.learn(options.frames).policy
+
+        return evaluated(options, env_id, train)
 
 
 class StableBaselines:
@@ -89,11 +102,9 @@ class StableBaselines:
         from sb3_contrib import RecurrentPPO
         from stable_baselines3.common.env_util import make_vec_env
 
-        from rl_lnlstm import evaluate_policy
-        from rl_lnlstm.envs import make_vec
         from rl_lnlstm.envs.wrappers import wrapper_from_name
 
-        warnings.simplefilter("ignore")
+        options = self._options
 
         def make() -> gym.Env:
             env = gym.make(env_id)
@@ -101,12 +112,11 @@ class StableBaselines:
                 env = wrapper_from_name(wrapper)(env)
             return env
 
-        options, started = self._options, time.perf_counter()
-        model = RecurrentPPO("MlpLstmPolicy", make_vec_env(make, options.num_envs, seed=seed), seed=seed, device="cpu")
-        model.learn(options.frames)
-        seconds = time.perf_counter() - started
-        envs = make_vec(env_id, options.num_envs, wrappers=wrappers(env_id))
-        return Result(evaluate_policy(model, envs, options.episodes, deterministic=False, seed=1000)[0], seconds)
+        def train() -> Any:
+            envs = make_vec_env(make, options.num_envs, seed=seed)
+            return RecurrentPPO("MlpLstmPolicy", envs, seed=seed, device="cpu").learn(options.frames)
+
+        return evaluated(options, env_id, train)
 
 
 CANDIDATES = {"rl-lnlstm PPO": Ours, "sb3-contrib RecurrentPPO": StableBaselines}

@@ -83,7 +83,7 @@ def assert_equal(got, expected, tolerance=1e-5):
 
 
 @hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000), graph=st.booleans())
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
     case = Case(*sizes, masked=masked, seed=seed)
     got = (tf.function(case.run, autograph=False) if graph else case.run)(unroll)
