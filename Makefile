@@ -27,10 +27,11 @@ train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch
 test: $(VENV)/.installed  ## run the tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-lint: $(VENV)/.installed  ## check form and types
+lint: $(VENV)/.installed  ## check form, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.installed  ## bring the code into form
 	$(BIN)/ruff check --fix .
@@ -41,13 +42,13 @@ test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, 
 
 # Python is not built for a sanitizer: its library has to be loaded first, and that of C++, whose throw it replaces. UndefinedBehaviorSanitizer without the checks
 # that TensorFlow's own headers fail to compile under. ThreadSanitizer sees only threads that are compiled for it, which TensorFlow's are not: a program has its own.
-SANITIZED_TESTS := tests/rl_lnlstm/test_kernel.py tests/policies/test_policies.py -p no:cacheprovider
+SANITIZED_TESTS := tests/lstm/test_kernel.py tests/policies/test_policies.py -p no:cacheprovider
 TF_FLAGS = $(shell TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c "import tensorflow as tf; c = tf.sysconfig; \
 	print(*c.get_compile_flags(), *c.get_link_flags(), '-Wl,-rpath,' + c.get_lib())" 2>/dev/null)
 
 sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, some 10 minutes
 	mkdir -p build/tsan
-	cd rl_lnlstm/kernel && $(CXX) ../../tests/rl_lnlstm/kernel_threads.cc launch.cc core_generic.cc -std=c++17 -O1 -g -w -DNDEBUG -fsanitize=thread -pthread $(TF_FLAGS) \
+	cd rl_lnlstm/lstm/kernel && $(CXX) ../../../tests/lstm/kernel_threads.cc launch.cc core_generic.cc -std=c++17 -O1 -g -w -DNDEBUG -fsanitize=thread -pthread $(TF_FLAGS) \
 		-o $(CURDIR)/build/tsan/kernel_threads
 	build/tsan/kernel_threads
 	RL_LNLSTM_CACHE=$(CURDIR)/build/asan LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
@@ -64,7 +65,7 @@ bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULT
 	$(BIN)/python benchmarks/ppo.py --env-id ALE/Pong-v5 --iterations 8 --rounds 3 --record
 
 kills: $(VENV)/.installed  ## kill a run at 20 random moments and resume it: it must be the run that was left alone
-	RL_LNLSTM_KILLS=20 $(BIN)/python -m pytest tests/rl_lnlstm/test_resume.py -s -k killed $(ARGS)
+	RL_LNLSTM_KILLS=20 $(BIN)/python -m pytest tests/commands/test_resume.py -s -k killed $(ARGS)
 
 learning: $(VENV)/.installed  ## train every preset over five seeds, some 40 minutes, and record it in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/learning.py --record --picture docs/learning_curve.png

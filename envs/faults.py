@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only between the classes here
-BROKEN_OFF = "rl_lnlstm.broken_off"  # see `make_vec`
+ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
 
 
 class Fault(Exception):

@@ -6,7 +6,7 @@ from rl_lnlstm.policies.cnn import CnnLnLstmPolicy
 from rl_lnlstm.policies.encoders import is_image
 from rl_lnlstm.policies.mlp import MlpLnLstmPolicy
 from rl_lnlstm.policies.multi_input import MultiInputLnLstmPolicy
-from rl_lnlstm.policies.recurrent import RecurrentPolicy
+from rl_lnlstm.policies.policy import RecurrentPolicy
 
 POLICIES: dict[str, type[RecurrentPolicy]] = {
     policy.__name__: policy for policy in (MlpLnLstmPolicy, CnnLnLstmPolicy, MultiInputLnLstmPolicy)

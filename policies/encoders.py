@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.normalization import RunningStatistics
+from rl_lnlstm.policies.normalization import RunningStatistics
 from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, map_leaves, width
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer

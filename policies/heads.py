@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rl_lnlstm.distributions import (
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies.distributions import (
     Bernoulli,
     Categorical,
     Composite,
@@ -19,22 +20,26 @@ from rl_lnlstm.distributions import (
     MultiCategorical,
     StateDependentGaussian,
 )
-from rl_lnlstm.errors import UserError
 
 # Small, so that the first policy is close to uniform (Andrychowicz et al., 2021, "What matters in on-policy RL?").
 POLICY_GAIN = 0.01
 
 
 class Deviation(NamedTuple):
-    """How the standard deviations of `Box` actions come about.
-
-    Without either flag they are weights, the same in every state. `of_state` projects the features to them;
-    `use_sde` is generalised state-dependent exploration.
-    """
+    """How the standard deviations of `Box` actions come about; see `PolicyOptions.std`."""
 
     log_std_init: float = 0.0
-    of_state: bool = False
-    use_sde: bool = False
+    std: str = "free"
+
+    @property
+    def of_state(self) -> bool:
+        """An output of the network."""
+        return self.std == "network"
+
+    @property
+    def use_sde(self) -> bool:
+        """Generalised state-dependent exploration."""
+        return self.std == "gsde"
 
 
 class _ActionHead(keras.layers.Layer):
@@ -260,10 +265,8 @@ def action_head(space: gym.Space, seed: int, deviation: Deviation) -> ActionHead
     """The head for an action space.
 
     Raises:
-        UserError: a space that no head is for, or options that exclude each other.
+        UserError: a space that no head is for.
     """
-    if deviation.of_state and deviation.use_sde:
-        raise UserError("use_sde and state_dependent_std exclude each other: got both")
     return _head(space, itertools.count(seed, 2), deviation, "action_head")
 
 

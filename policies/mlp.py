@@ -9,7 +9,7 @@ import gymnasium as gym
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.encoders import VECTOR_LAYERS, perceptron, seed_sequence, stack
-from rl_lnlstm.policies.recurrent import RecurrentPolicy, refuse_encoder
+from rl_lnlstm.policies.policy import RecurrentPolicy, refuse_encoder
 from rl_lnlstm.spaces import check_observation_space
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 
 from rl_lnlstm.policies.encoders import multi_input, seed_sequence
-from rl_lnlstm.policies.recurrent import RecurrentPolicy, refuse_encoder
+from rl_lnlstm.policies.policy import RecurrentPolicy, refuse_encoder
 from rl_lnlstm.spaces import check_observation_space
 
 

@@ -6,36 +6,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl_lnlstm.checkpoint import load_policy as load_policy
     from rl_lnlstm.config import PPOConfig as PPOConfig
     from rl_lnlstm.errors import EnvironmentFailure as EnvironmentFailure
     from rl_lnlstm.errors import TrainingFailure as TrainingFailure
     from rl_lnlstm.errors import UserError as UserError
-    from rl_lnlstm.evaluation import evaluate_policy as evaluate_policy
-    from rl_lnlstm.evaluation import record_episodes as record_episodes
-    from rl_lnlstm.layer import MaskedLNLSTM as MaskedLNLSTM
-    from rl_lnlstm.layer import MaskedLNLSTMCell as MaskedLNLSTMCell
-    from rl_lnlstm.ppo import PPO as PPO
+    from rl_lnlstm.evaluation.evaluate import evaluate_policy as evaluate_policy
+    from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
+    from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
+    from rl_lnlstm.lstm.layer import MaskedLNLSTMCell as MaskedLNLSTMCell
+    from rl_lnlstm.policies.saving import load_policy as load_policy
+    from rl_lnlstm.ppo.train import PPO as PPO
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "MaskedLNLSTM": "layer",
-    "MaskedLNLSTMCell": "layer",
-    "PPO": "ppo",
+    "MaskedLNLSTM": "lstm.layer",
+    "MaskedLNLSTMCell": "lstm.layer",
+    "PPO": "ppo.train",
     "PPOConfig": "config",
     "EnvironmentFailure": "errors",
     "TrainingFailure": "errors",
     "UserError": "errors",
-    "evaluate_policy": "evaluation",
-    "load_policy": "checkpoint",
-    "record_episodes": "evaluation",
+    "evaluate_policy": "evaluation.evaluate",
+    "load_policy": "policies.saving",
+    "record_episodes": "evaluation.evaluate",
 }
 __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: TensorFlow takes seconds to import, and `rl-lnlstm --help` needs none of it.
+    # Imported on first use: TensorFlow takes seconds to import, and neither `rl-lnlstm --help` nor the worker
+    # processes of environments need it.
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

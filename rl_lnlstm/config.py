@@ -1,172 +1,190 @@
-"""`PPOConfig`: the configuration, its documentation and, through the commands, their flags."""
+"""`PPOConfig`: every option of a training run, with its type, range and meaning in one place.
+
+A new option is one field here. The field gives the keyword argument of `PPO` (or of the policy, for `PolicyOptions`),
+the command-line flag with its help text, the entry in `config.json`, and the check of type and range.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
-import numbers
+import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from rl_lnlstm.errors import UserError
 
 AUTO = "auto"
 
 
+class Range(NamedTuple):
+    """The values that an option may have, and how an error describes them."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+FIXED = "fixed"  # marks an option that a resumed run must not change: with another value it would be another run
+
+Count = Annotated[int, Range(lambda value: value >= 1, "an integer of at least 1")]
+Index = Annotated[int, Range(lambda value: value >= 0, "an integer of at least 0")]
+Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "between 0 and 1")]
+Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "greater than 0")]
+NonNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
+SampleFrequency = Annotated[int, Range(lambda value: value == -1 or value >= 1, "an integer of at least 1, or -1")]
+Finite = Annotated[float, Range(math.isfinite, "a finite number")]
+
+
 @dataclasses.dataclass(kw_only=True)
-class PPOConfig:
-    """Hyperparameters of recurrent PPO. Names are CleanRL's where it has one."""
+class EnvironmentOptions:
+    """What the agent is trained in."""
 
-    env_id: str = "CartPoleNoVel-v1"
+    env_id: Annotated[str, FIXED] = "CartPoleNoVel-v1"
     """Gymnasium id of the environment, or module:id"""
-    total_timesteps: int = 100_000
-    """frames to train for, over all environments; the last rollout is finished"""
-    seed: int = 0
-    """decides everything random: the same seed gives the same run"""
-
-    env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    env_kwargs: Annotated[dict[str, bool | int | float | str], FIXED] = dataclasses.field(default_factory=dict)
     """keyword arguments for each environment"""
-    wrappers: tuple[str, ...] = ()
-    """around each environment, the first one innermost: names of gymnasium.wrappers, or module:Name, with arguments in
-    parentheses if it needs any, such as FrameStackObservation(4)"""
-    num_envs: int = 8
-    """environments that are stepped together"""
-    vectorization: Literal["auto", "sync", "async", "vector_entry_point"] = "auto"
-    """environments in this process one after the other, in a process each, or as their own vector implementation; auto:
-    the last, where there is one and nothing is to be wrapped, otherwise sync"""
-    num_steps: int = 128
+    wrappers: Annotated[tuple[str, ...], FIXED] = ()
+    """wrappers around each environment, the first one innermost: names from gymnasium.wrappers, or module:Name, with
+    arguments in parentheses if the wrapper needs any, such as FrameStackObservation(4)"""
+    num_envs: Annotated[Count, FIXED] = 8
+    """number of environments that are stepped together"""
+    vectorization: Annotated[Literal["auto", "sync", "async", "vector_entry_point"], FIXED] = "auto"
+    """sync: one environment after the other in this process; async: one process for each; vector_entry_point: the id's
+    own vector implementation; auto: vector_entry_point if the id has one and there are no wrappers, otherwise sync"""
+    max_env_failures: Index = 10
+    """an environment that raises, dies, hangs or returns NaN is replaced, and its aborted episode is left out; the run
+    stops when one environment fails more often than this in a row, with fewer than 100 steps in between"""
+    env_timeout: Positive | None = 60.0
+    """seconds that a step or a reset may take before the environment counts as hanging, None for no limit; only with
+    vectorization async, because nothing can be interrupted safely in this process"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class PolicyOptions:
+    """The network. These are also the keyword arguments of the policy classes."""
+
+    units: Annotated[Count, FIXED] = 128
+    """units of each LSTM layer"""
+    shared_lstm: Annotated[bool, FIXED] = True
+    """actor and critic share their LSTM layers, which is faster; otherwise each has its own, which usually learns more
+    from the same number of frames"""
+    num_layers: Annotated[Count, FIXED] = 1
+    """number of LSTM layers"""
+    residual: Annotated[bool, FIXED] = False
+    """add the input of each LSTM layer but the first to its output"""
+    previous_action: Annotated[bool, FIXED] = False
+    """the LSTM also sees the previous action"""
+    previous_reward: Annotated[bool, FIXED] = False
+    """the LSTM also sees the previous reward"""
+    encoder_layers: Annotated[tuple[Count, ...] | None, FIXED] = None
+    """widths of the dense layers before the LSTM; None: 512 after convolutions, 64 otherwise"""
+    head_layers: Annotated[tuple[Count, ...], FIXED] = (64,)
+    """widths of the dense layers between the LSTM and each head"""
+    activation: Annotated[str, FIXED] = "tanh"
+    """activation of the dense layers, a name that Keras knows"""
+    normalize_observations: Annotated[bool, FIXED] = False
+    """standardise each observation component with its running mean and standard deviation, which are saved with the
+    policy"""
+    normalize_rewards: Annotated[bool, FIXED] = False
+    """divide rewards by the running standard deviation of the discounted returns"""
+    log_std_init: Annotated[Finite, FIXED] = 0.0
+    """logarithm of the initial standard deviation of continuous actions"""
+    std: Annotated[Literal["free", "network", "gsde"], FIXED] = "free"
+    """standard deviation of continuous actions; free: weights of their own, the same in every state; network: an output
+    of the network; gsde: generalised state-dependent exploration, whose noise is the same in the same state"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class PPOOptions:
+    """The algorithm."""
+
+    num_steps: Annotated[Count, FIXED] = 128
     """steps of each environment in a rollout"""
     sequence_length: int | None = None
-    """steps that backpropagation through time sees, a divisor of num_steps; num_steps if None"""
-
-    learning_rate: float = 1e-3
-    """of Adam"""
+    """steps of backpropagation through time, a divisor of num_steps; num_steps if None"""
+    learning_rate: Positive = 1e-3
+    """learning rate of Adam"""
     anneal_lr: bool = True
-    """learning rate falls linearly to 0 over total_timesteps"""
-    gamma: float = 0.99
+    """decrease the learning rate linearly to 0 over total_timesteps"""
+    gamma: Fraction = 0.99
     """discount per step"""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """lambda of generalised advantage estimation"""
-    num_minibatches: int = 4
-    """minibatches of an epoch; each is made of whole sequences"""
-    update_epochs: int = 10
+    num_minibatches: Count = 4
+    """minibatches in an epoch; each consists of whole sequences"""
+    update_epochs: Count = 10
     """passes over each rollout"""
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
-    clip_coef: float = 0.2
+    clip_coef: Positive = 0.2
     """clipping range of the probability ratio"""
     anneal_clip: bool = False
-    """clipping range falls linearly to 0 over total_timesteps"""
+    """decrease the clipping range linearly to 0 over total_timesteps"""
     clip_vloss: bool = False
-    """clip the value's change as well, by clip_coef"""
-    ent_coef: float = 0.0
+    """clip the change of the value as well, by clip_coef"""
+    ent_coef: NonNegative = 0.0
     """weight of the entropy in the loss"""
-    vf_coef: float = 0.5
+    vf_coef: NonNegative = 0.5
     """weight of the value loss"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """gradients are scaled down to this global norm"""
-    target_kl: float | None = None
+    target_kl: Positive | None = None
     """an update stops before a step whose approximate KL divergence exceeds 1.5 times this"""
-    normalize_observations: bool = False
-    """normalise observations by their running statistics, which are saved with the policy"""
-    normalize_rewards: bool = False
-    """divide rewards by the running deviation of the discounted returns"""
-
-    eval_interval: int = 0
-    """iterations between evaluations with the most probable actions, after the last of which the policy that did best
-    is the one that is kept; 0 evaluates never and keeps the last"""
-    n_eval_episodes: int = 100
-    """episodes of each of these evaluations; their frames do not count"""
-
-    max_env_failures: int = 10
-    """an environment that raises, dies, hangs or returns NaN is made anew, and its broken episode left out; the run
-    stops when one has failed more often than this in a row, with fewer than 100 steps in between"""
-    env_timeout: float | None = 60.0
-    """seconds that a step or a reset may take before an environment counts as hanging, for ever if None; only with
-    vectorization async, because nothing can be interrupted safely in this process"""
-    max_skipped_updates: int = 10
-    """gradient steps whose loss or gradient is not finite are skipped; the run stops after more iterations than this
-    in a row with no other gradient steps"""
-
+    sde_sample_freq: Annotated[
+        int, Range(lambda value: value == -1 or value >= 1, "an integer of at least 1, or -1")
+    ] = -1
+    """with std gsde, steps after which the noise is drawn again; it is always drawn at the start of a rollout, and with
+    -1 only then"""
+    max_skipped_updates: Index = 10
+    """gradient steps whose loss or gradient is not finite are skipped; the run stops if every step is skipped in more
+    iterations in a row than this"""
     jit_compile: bool = True
-    """compile the update with XLA: some seconds at the start, then a third of the time; convolutions on a CPU would
-    be far slower so, and are left out"""
+    """compile the update with XLA: it takes some seconds at the start and makes updates about three times as fast;
+    networks with convolutions are not compiled on a CPU, where XLA's convolutions are slow"""
 
-    policy: str = AUTO
-    """name of the policy class; auto is the one that suits the observations"""
-    units: int = 128
-    """units of each layer of the recurrent core"""
-    shared_lstm: bool = False
-    """actor and critic share one core, which is faster; otherwise each has its own, which mostly learns more from as
-    many frames"""
-    num_layers: int = 1
-    """layers of the recurrent core"""
-    residual: bool = False
-    """add what enters a layer of the core but the first to what leaves it"""
-    previous_action: bool = False
-    """the core sees the previous action"""
-    previous_reward: bool = False
-    """the core sees the previous reward"""
-    encoder_layers: tuple[int, ...] | None = None
-    """widths of the dense layers before the core; if None 512 after convolutions, 64 for what is no image"""
-    head_layers: tuple[int, ...] = (64,)
-    """widths of the layers between the core and each head"""
-    activation: str = "tanh"
-    """of the layers before and after the core"""
-    log_std_init: float = 0.0
-    """logarithm of the first standard deviation of continuous actions"""
-    state_dependent_std: bool = False
-    """the network gives the standard deviations of continuous actions; otherwise they are weights of their own"""
-    use_sde: bool = False
-    """generalised state-dependent exploration of continuous actions: noise that is the same in the same state"""
-    sde_sample_freq: int = -1
-    """steps after which that noise is drawn anew, besides at the start of a rollout; -1 for then only"""
+
+@dataclasses.dataclass(kw_only=True)
+class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
+    """Options of recurrent PPO. Names are CleanRL's where it has one.
+
+    Raises:
+        UserError: an option of another type or out of its range; the message names it.
+    """
+
+    total_timesteps: Count = 100_000
+    """frames to train for, over all environments; the last rollout is finished"""
+    seed: Annotated[Index, FIXED] = 0
+    """decides everything random: the same seed gives the same run"""
+    policy: Annotated[str, FIXED] = AUTO
+    """name of the policy class; auto chooses the one that suits the observations"""
+    # Most tasks are learnt in fewer frames with separate layers. The policy classes themselves share them.
+    shared_lstm: Annotated[bool, FIXED] = False
+    """actor and critic share their LSTM layers, which is faster; otherwise each has its own, which usually learns more
+    from the same number of frames"""
+
+    eval_interval: Annotated[Index, FIXED] = 0
+    """iterations between evaluations of the most probable actions; at the end the policy that did best is kept. 0 for
+    no evaluations: the last policy is kept"""
+    n_eval_episodes: Annotated[Count, FIXED] = 100
+    """episodes of each of these evaluations; their frames are not counted"""
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_timesteps",
-            "num_envs",
-            "num_steps",
-            "num_minibatches",
-            "update_epochs",
-            "units",
-            "num_layers",
-            "n_eval_episodes",
-        ):
-            value = getattr(self, name)
-            self._require(name, isinstance(value, numbers.Integral) and int(value) >= 1, "an integer of at least 1")
-        for name in ("gamma", "gae_lambda"):
-            self._require(name, self._is_number(name) and 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("learning_rate", "clip_coef", "max_grad_norm"):
-            self._require(name, self._is_number(name) and 0 < getattr(self, name) < math.inf, "greater than 0")
-        for name in ("ent_coef", "vf_coef"):
-            self._require(name, self._is_number(name) and 0 <= getattr(self, name) < math.inf, "at least 0")
-        finite = self._is_number("log_std_init") and math.isfinite(self.log_std_init)
-        self._require("log_std_init", finite, "a finite number")
-        positive = self.target_kl is None or (self._is_number("target_kl") and self.target_kl > 0)
-        self._require("target_kl", positive, "greater than 0")
-        valid = isinstance(self.sde_sample_freq, numbers.Integral) and (
-            self.sde_sample_freq == -1 or self.sde_sample_freq >= 1
-        )
-        self._require("sde_sample_freq", valid, "an integer of at least 1, or -1")
-        positive = self.env_timeout is None or (self._is_number("env_timeout") and self.env_timeout > 0)
-        self._require("env_timeout", positive, "greater than 0")
-        for name in ("eval_interval", "seed", "max_env_failures", "max_skipped_updates"):
-            value = getattr(self, name)
-            self._require(name, isinstance(value, numbers.Integral) and int(value) >= 0, "an integer of at least 0")
-        length = self.bptt_steps
-        if not isinstance(length, numbers.Integral) or length < 1 or self.num_steps % length:
+        hints = _hints(type(self))
+        for name, value in vars(self).items():
+            setattr(self, name, checked(name, value, hints[name]))
+        if self.bptt_steps < 1 or self.num_steps % self.bptt_steps:
             raise UserError(
-                f"sequence_length must divide num_steps, got sequence_length={length!r} and num_steps={self.num_steps}"
+                f"sequence_length must divide num_steps, got sequence_length={self.sequence_length} and "
+                f"num_steps={self.num_steps}"
             )
-        sequences = self.num_envs * (self.num_steps // length)
+        sequences = self.num_envs * (self.num_steps // self.bptt_steps)
         if sequences % self.num_minibatches:
             raise UserError(
                 f"num_minibatches must divide the number of sequences, because minibatches are made of whole ones: got "
                 f"num_minibatches={self.num_minibatches} for {sequences} sequences (num_envs={self.num_envs} times "
-                f"num_steps / sequence_length = {self.num_steps // length})"
+                f"num_steps / sequence_length = {self.num_steps // self.bptt_steps})"
             )
 
     @property
@@ -176,47 +194,24 @@ class PPOConfig:
 
     @property
     def fault_tolerance(self) -> dict[str, Any]:
-        """What `make_vec` has to know of failures."""
+        """The arguments of `make_vec` about failures."""
         return {"max_failures": self.max_env_failures, "timeout": self.env_timeout}
 
     @property
-    def policy_arguments(self) -> dict[str, Any]:
-        """The policy's part of the configuration."""
-        names = (
-            "units",
-            "shared_lstm",
-            "num_layers",
-            "residual",
-            "previous_action",
-            "previous_reward",
-            "encoder_layers",
-            "head_layers",
-            "activation",
-            "normalize_observations",
-            "normalize_rewards",
-            "log_std_init",
-            "state_dependent_std",
-            "use_sde",
-        )
-        return {name: getattr(self, name) for name in names}
+    def policy_options(self) -> dict[str, Any]:
+        """The policy's part of the configuration, as keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(PolicyOptions)}
 
     @classmethod
     def fixed(cls) -> frozenset[str]:
-        """Names of the options that a run which is resumed cannot change: what its weights and environments are."""
-        environments = {"env_id", "env_kwargs", "wrappers", "seed", "num_envs", "vectorization", "num_steps"}
-        return frozenset({*environments, "eval_interval", "n_eval_episodes", "policy", *cls().policy_arguments})
-
-    def _is_number(self, name: str) -> bool:
-        return isinstance(getattr(self, name), numbers.Real)
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise UserError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+        """Names of the options that a resumed run cannot change."""
+        return frozenset(name for name, hint in _hints(cls).items() if FIXED in _metadata(hint))
 
 
 def make_config(**options: Any) -> PPOConfig:
     """`PPOConfig`, with an error for unknown names that says which ones are near."""
     known = [field.name for field in dataclasses.fields(PPOConfig)]
+    options = upgraded(options)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
@@ -224,20 +219,63 @@ def make_config(**options: Any) -> PPOConfig:
     return PPOConfig(**options)
 
 
+def upgraded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with the names of today: files of earlier versions, and Stable-Baselines3's users, have others.
+
+    Raises:
+        UserError: options that exclude each other.
+    """
+    options = dict(options)
+    given = [std for name, std in (("state_dependent_std", "network"), ("use_sde", "gsde")) if options.pop(name, False)]
+    if len(given) > 1 or (given and options.get("std", given[0]) != given[0]):
+        raise UserError(
+            "use_sde (now std='gsde') and state_dependent_std (now std='network') exclude each other: got both"
+        )
+    return {**options, "std": given[0]} if given else options
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value of the option `name` as plain Python, with tuples for lists.
+
+    Raises:
+        UserError: it is not of the type `hint`, or out of its range.
+    """
+    value = _plain(value)
+    if not _is_of_type(value, hint):
+        raise UserError(f"{name} must be {_expected(hint)}, got {_shortened(value)}")
+    return value
+
+
 def check_types(options: Mapping[str, Any], kind: type[PPOConfig] = PPOConfig) -> None:
     """Raises `UserError` unless all `options`, such as a file holds, are fields of `kind` and of their types."""
-    types = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for name, value in options.items():
-        if name not in types:
+        if name not in hints:
             raise UserError(f"unknown option {name!r}")
-        if not _is_of_type(value, types[name]):
-            expected = getattr(types[name], "__name__", str(types[name]))
-            raise UserError(f"{name} must be of type {expected}, got {str(value)[:100]!r}")
+        checked(name, value, hints[name])
 
 
-def _is_of_type(value: Any, expected: Any) -> bool:
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin is typing.Literal:
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's, so that a configuration can be saved, and lists as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(part) for part in value)
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and value.ndim == 0 else value
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = [entry for entry in _metadata(hint) if isinstance(entry, Range)]
+        return _is_of_type(value, arguments[0]) and all(entry.holds(value) for entry in ranges)
+    if origin is Literal:
         return any(value == known and type(value) is type(known) for known in arguments)
     if origin is tuple:
         return isinstance(value, tuple) and all(_is_of_type(part, arguments[0]) for part in value)
@@ -245,8 +283,32 @@ def _is_of_type(value: Any, expected: Any) -> bool:
         return isinstance(value, dict) and all(
             _is_of_type(part, kind) for item in value.items() for part, kind in zip(item, arguments, strict=True)
         )
-    if arguments:  # a union
+    if origin in (typing.Union, types.UnionType):
         return any(_is_of_type(value, argument) for argument in arguments)
-    if expected is float:
-        return type(value) is float or (type(value) is int and abs(value) < 2**53)
-    return type(value) is expected and (expected is not int or abs(value) < 2**63)
+    if hint is float:
+        # Integers that a float holds exactly. What a file claims may be larger than any float.
+        return type(value) is float or (type(value) is int and abs(value) <= 2**53)
+    return type(value) is hint and (hint is not int or abs(value) < 2**63)
+
+
+def _expected(hint: Any) -> str:
+    """What an error says that a value must be."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = [entry.expected for entry in _metadata(hint) if isinstance(entry, Range)]
+        return " and ".join(ranges) or _expected(arguments[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is tuple:
+        return f"a sequence, each {_expected(arguments[0])}"
+    if origin is dict:
+        return f"a dictionary, each key {_expected(arguments[0])} and each value {_expected(arguments[1])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_expected(argument) for argument in arguments)
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _shortened(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."

@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_rewards": True,
         "units": 32,
         "shared_lstm": False,
-        "use_sde": True,
+        "std": "gsde",
         "sde_sample_freq": 8,
     },
     # With entropy in the loss it lands when it samples, but hovers when it takes the most probable actions.
@@ -161,7 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize_rewards": True,
         "shared_lstm": True,
         "log_std_init": -2.0,
-        "use_sde": True,
+        "std": "gsde",
         "sde_sample_freq": 4,
     },
     "ALE/Pong-v5": {**_ATARI, "total_timesteps": 2_000_000, "learning_rate": 7e-4},

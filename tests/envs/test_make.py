@@ -448,7 +448,7 @@ def test_nested_observations_and_infos_of_an_environment_that_is_made_anew(vecto
         vector_env.reset(seed=0)
         vector_env.step(np.zeros(4, int))
         observations, rewards, terminations, _, infos = vector_env.step(np.zeros(4, int))
-        np.testing.assert_array_equal(infos["rl_lnlstm.broken_off"], [False, False, True, False])
+        np.testing.assert_array_equal(infos["rl_lnlstm.aborted"], [False, False, True, False])
         assert observations["sensors"][1].tolist() == np.float32([[1e30] * 2, [1e30] * 2, [0, 0], [1e30] * 2]).tolist()
         assert rewards.tolist() == [1, 1, 0, 1]
         assert infos["of"].tolist() == ["step", "step", "reset", "step"]
@@ -458,7 +458,7 @@ def test_nested_observations_and_infos_of_an_environment_that_is_made_anew(vecto
         # Every environment goes on: the one made anew is at the first step of its episode, the others at their last.
         observations, _, terminations, _, infos = vector_env.step(np.zeros(4, int))
         assert terminations.tolist() == [True, True, False, True]
-        assert "rl_lnlstm.broken_off" not in infos
+        assert "rl_lnlstm.aborted" not in infos
         if mode == "DISABLED":
             observations, _ = vector_env.reset(options={"reset_mask": terminations})
             assert observations["sensors"][1][:, 0].tolist() == np.float32([0, 0, 1e30, 0]).tolist()
@@ -473,10 +473,10 @@ def test_a_worker_killed_between_steps_breaks_off_its_episode_also_in_a_reset_of
         vector_env.processes[1].join()
         vector_env.reset(options={"reset_mask": np.array([True, False])})
         *_, infos = vector_env.step(np.zeros(2, int))
-        assert infos["rl_lnlstm.broken_off"].tolist() == [False, True]
+        assert infos["rl_lnlstm.aborted"].tolist() == [False, True]
         assert vector_env.failures == 1
         *_, infos = vector_env.step(np.zeros(2, int))
-        assert "rl_lnlstm.broken_off" not in infos
+        assert "rl_lnlstm.aborted" not in infos
 
 
 def test_large_but_finite_is_accepted():

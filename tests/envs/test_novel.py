@@ -8,7 +8,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 from rl_lnlstm.envs import HideVelocities
-from rl_lnlstm.envs.novel import register_novel
+from rl_lnlstm.envs.tasks.novel import register_novel
 from rl_lnlstm.errors import UserError
 
 NOVEL = {

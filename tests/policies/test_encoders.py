@@ -16,7 +16,7 @@ from rl_lnlstm.policies import (
     RecurrentPolicy,
     policy_for,
 )
-from rl_lnlstm.policies.recurrent import FeedbackState
+from rl_lnlstm.policies.policy import FeedbackState
 from tests.policies.reference import randomise, weights_of
 from tests.reference import Weights, masked_ln_lstm
 

@@ -8,8 +8,9 @@ import scipy.stats
 import tensorflow as tf
 
 from rl_lnlstm import UserError
-from rl_lnlstm.kernel import acting, available
+from rl_lnlstm.lstm.kernel import available
 from rl_lnlstm.policies import MlpLnLstmPolicy, MultiInputLnLstmPolicy, RecurrentPolicy
+from rl_lnlstm.policies import compiled_step as acting
 from tests.policies import reference
 
 OBSERVATIONS = gym.spaces.Box(-2, 2, (3,), np.float32)
@@ -82,7 +83,7 @@ def test_acting_and_evaluating(action_space, shared_lstm):
         assert values.shape == log_probs.shape == (batch,)
         assert values.dtype == log_probs.dtype == np.float32
         assert [tuple(part.shape) for part in state] == [(batch, size)] * 2
-        for action in policy.legal_actions(actions):
+        for action in policy.clip_actions(actions):
             assert action_space.contains(action)
         steps.append((actions, values, log_probs))
     actions, values, log_probs = (np.stack(column) for column in zip(*steps, strict=True))

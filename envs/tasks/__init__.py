@@ -1,0 +1,1 @@
+"""Environments made for this package: hidden velocities and memory tasks."""

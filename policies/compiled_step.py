@@ -1,0 +1,167 @@
+"""A step of a policy as one call of compiled code: what `RecurrentPolicy._step_graph` does, without the graph."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import keras
+import numpy as np
+
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.lstm import kernel
+from rl_lnlstm.lstm.layer import MaskedLNLSTM
+from rl_lnlstm.lstm.recurrence import Weights
+from rl_lnlstm.policies.distributions import Categorical
+
+if TYPE_CHECKING:
+    from rl_lnlstm.policies.policy import RecurrentPolicy
+
+ACTIVATIONS = ("linear", "tanh", "relu", "sigmoid")  # those of act.cc
+MESSAGE_SIZE = 500
+
+
+class Arrays(ctypes.Structure):
+    """`RlLnlstmArrays` of act.cc."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("observations", "h", "c", "episode_starts", "noise", "action_masks"),
+                *("numbered_actions", "actions", "values", "log_probs", "new_h", "new_c"),
+            )
+        ),
+    )
+
+
+class CompiledStep:
+    """`policy`'s step on NumPy arrays: observations, h, c, episode starts and noise to actions, values, ..., h and c.
+
+    `Discrete` actions may have masks as last argument.
+    Weights are read from the variables at each call. Calls from several threads follow each other.
+    """
+
+    def __init__(self, policy: RecurrentPolicy, encoder: list[keras.layers.Dense]) -> None:
+        statistics, head = policy.observation_statistics, policy.action_head
+        self._shape = policy.observation_space.shape or ()
+        self._numbered = head.distribution is Categorical
+        self._sizes = int(np.prod(self._shape)), policy.state_size, head.noise_size
+        weights = [statistics.mean, statistics.variance] if statistics is not None else []
+        weights += _kernels_and_biases(encoder)
+        for core in policy.cores:
+            weights += [getattr(core, name) for name in Weights._fields]
+        weights += _kernels_and_biases([*policy.actor_layers, *policy.critic_layers, head.projection])
+        weights += [] if self._numbered else [head.log_std]
+        weights += _kernels_and_biases([policy.value_head])
+        self._network = int(
+            kernel.operations().rl_lnlstm_network(
+                [weight.value.handle for weight in weights],
+                observation_size=self._sizes[0],
+                units=policy.units,
+                cores=len(policy.cores),
+                normalized=statistics is not None,
+                clip=statistics.clip if statistics is not None else 0.0,
+                epsilon=statistics.epsilon if statistics is not None else 0.0,
+                encoder=[_activation(layer) for layer in encoder],
+                heads=[_activation(layer) for layer in policy.actor_layers],
+            )
+        )
+        library = ctypes.CDLL(str(kernel.path()))
+        library.rl_lnlstm_free.argtypes = [ctypes.c_void_p]
+        weakref.finalize(self, library.rl_lnlstm_free, self._network)
+        self._act = library.rl_lnlstm_act
+        self._act.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]
+        self._lock = threading.Lock()
+        self._make_buffers(1)
+
+    def _make_buffers(self, batch: int) -> None:
+        """The arrays that calls are made with: to find an array's address takes as long as to copy it."""
+        observation, state, noise = self._sizes
+        self._batch = batch
+        self._inputs = (
+            np.empty((batch, observation)),
+            np.empty((batch, state), np.float32),
+            np.empty((batch, state), np.float32),
+            np.empty(batch, bool),
+            np.empty((batch, noise), np.float32),
+            np.empty((batch, noise), bool),
+        )
+        self._outputs = (
+            np.empty(batch, np.int64) if self._numbered else np.empty((batch, noise), np.float32),
+            *np.empty((2, batch), np.float32),
+            *np.empty((2, batch, state), np.float32),
+        )
+        actions, *others = (array.ctypes.data for array in self._outputs)
+        both = (actions, None) if self._numbered else (None, actions)
+        self._arrays = Arrays(batch, *(array.ctypes.data for array in self._inputs), *both, *others)
+        self._mask_address = self._arrays.action_masks
+        self._address = ctypes.addressof(self._arrays)
+
+    def __call__(self, observations: Any, *others: Any) -> tuple[np.ndarray, ...]:
+        """See the class."""
+        observations = np.asarray(observations)
+        batch = len(observations)
+        if observations.shape[1:] != self._shape:
+            raise UserError(f"observations must have shape [batch, *{self._shape}], got {list(observations.shape)}")
+        with self._lock:
+            if batch != self._batch:
+                self._make_buffers(batch)
+            self._inputs[0][...] = observations.reshape(self._inputs[0].shape)
+            masked = len(others) == len(self._inputs) - 1
+            self._arrays.action_masks = self._mask_address if masked else None
+            names = ("h", "c", "episode_starts", "noise", "action_masks")
+            for name, buffer, array in zip(names, self._inputs[1:], others, strict=False):
+                array = np.asarray(array)
+                if array.shape != buffer.shape:
+                    raise UserError(f"{name} must have shape {list(buffer.shape)}, got {list(array.shape)}")
+                buffer[...] = array
+            message = ctypes.create_string_buffer(MESSAGE_SIZE)
+            if self._act(self._network, self._address, message, MESSAGE_SIZE):
+                raise RuntimeError(f"acting failed: {message.value.decode()}")
+            return tuple(array.copy() for array in self._outputs)
+
+
+def compiled_step(policy: RecurrentPolicy) -> CompiledStep | None:
+    """The step of a policy, or None if it is none of those that are compiled.
+
+    It must be a float32 network on a CPU, of a `Box` and with one recurrent layer that sees nothing else, whose encoder
+    is a stack of dense layers and whose activations are in `ACTIVATIONS`.
+    """
+    space = policy.observation_space
+    plain = isinstance(space, gym.spaces.Box) and policy.num_layers == 1 and not policy.feedback_size
+    encoder = _dense_layers(policy.encoder, len(space.shape or ())) if plain else None
+    if encoder is None or not policy.action_head.in_kernel:
+        return None
+    dense = [*encoder, *policy.actor_layers, *policy.critic_layers, policy.action_head.projection, policy.value_head]
+    compiled = (
+        all(layer.use_bias and _activation(layer) in ACTIVATIONS for layer in dense)
+        and all(layer.compute_dtype == layer.variable_dtype == "float32" for layer in [*dense, *policy.cores])
+        and all(type(core) is MaskedLNLSTM and core.backend != "while_loop" for core in policy.cores)
+        and kernel.available()
+    )
+    return CompiledStep(policy, encoder) if compiled else None
+
+
+def _dense_layers(encoder: keras.Model | None, rank: int) -> list[keras.layers.Dense] | None:
+    """The layers of an encoder that flattens observations of that rank and multiplies; None for any other."""
+    if encoder is None:
+        return []
+    if not isinstance(encoder, keras.Sequential):
+        return None
+    layers = list(encoder.layers)
+    if layers and type(layers[0]) is keras.layers.Flatten:
+        layers, rank = layers[1:], 1
+    return layers if rank == 1 and all(type(layer) is keras.layers.Dense for layer in layers) else None
+
+
+def _activation(layer: keras.layers.Dense) -> str:
+    return getattr(layer.activation, "__name__", "")
+
+
+def _kernels_and_biases(layers: list[keras.layers.Dense]) -> list[keras.Variable]:
+    return [weight for layer in layers for weight in (layer.kernel, layer.bias)]

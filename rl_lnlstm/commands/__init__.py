@@ -1,0 +1,3 @@
+"""The command line: `rl-lnlstm train`, `evaluate` and `build-kernel`."""
+
+from rl_lnlstm.commands.main import main as main

@@ -1,0 +1,1 @@
+"""Evaluating policies over whole episodes: scores, recordings and their statistics."""

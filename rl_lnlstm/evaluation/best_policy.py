@@ -1,0 +1,59 @@
+"""`BestPolicy`: evaluates a policy while it is trained, and keeps the best that it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rl_lnlstm.evaluation.evaluate import evaluate_policy
+from rl_lnlstm.policies import RecurrentPolicy
+
+
+class BestPolicy:
+    """The weights under which a policy did best when it took its most probable actions.
+
+    Args:
+        policy: what is trained.
+        envs: what it is evaluated in; episodes go on from one evaluation to the next.
+        n_eval_episodes: episodes of an evaluation.
+        seed: of the first reset.
+
+    Attributes:
+        mean_reward: of the last evaluation; NaN before the first.
+    """
+
+    _STATE = ("mean_reward", "_seed", "_best", "_weights")
+
+    def __init__(self, policy: RecurrentPolicy, envs: VectorEnv, n_eval_episodes: int, seed: int) -> None:
+        self.policy, self.envs, self.n_eval_episodes = policy, envs, n_eval_episodes
+        self.mean_reward = float("nan")
+        self._seed: int | None = seed
+        self._best = -float("inf")
+        self._weights: list[np.ndarray] = []
+
+    def evaluate(self) -> None:
+        """Evaluates the policy, and keeps its weights if none were better; of equals, the later ones."""
+        self.mean_reward, _ = evaluate_policy(self.policy, self.envs, self.n_eval_episodes, seed=self._seed)
+        self._seed = None
+        if self.mean_reward >= self._best:
+            self._best, self._weights = self.mean_reward, self.policy.get_weights()
+
+    def restore(self) -> None:
+        """Gives the policy the best weights, if there was an evaluation."""
+        if self._weights:
+            self.policy.set_weights(self._weights)
+
+    def restart(self, seed: int) -> None:
+        """Begins the next evaluation with a reset of all environments by `seed`."""
+        self._seed = seed
+
+    def get_state(self) -> dict[str, Any]:
+        """All but the policy and the environments, for `set_state` when these are what they are now."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from where `get_state` was called."""
+        for name in self._STATE:
+            setattr(self, name, state[name])

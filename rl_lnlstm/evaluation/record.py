@@ -1,0 +1,86 @@
+"""Whole episodes as NumPy arrays, with the recurrent state beside what was seen and done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rl_lnlstm.envs.autoreset import Step
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.files import replacing_file
+
+EpisodeArrays = dict[str, np.ndarray]
+STATE = "h", "c", "feedback"  # what a policy's state is called, part by part
+
+
+class Recorder:
+    """Gathers the steps of several environments into episodes.
+
+    Args:
+        observation_space: of a single environment.
+        action_space: of a single environment.
+        num_envs: how many there are.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, num_envs: int) -> None:
+        self._spaces = {
+            "observations": observation_space,
+            "final_observation": observation_space,
+            "actions": action_space,
+        }
+        self._steps: list[list[EpisodeArrays]] = [[] for _ in range(num_envs)]
+
+    def add(self, rows: np.ndarray, parts: Mapping[str, Any]) -> None:
+        """A step of the environments where `rows` `[num_envs]` is true; each part is `[num_envs, ...]`."""
+        columns = self._columns(parts)
+        for index in np.flatnonzero(rows):
+            self._steps[index].append({name: np.copy(values[index]) for name, values in columns.items()})
+
+    def take(self, index: int, step: Step, final_observations: Any) -> EpisodeArrays:
+        """The episode of that environment, which `step` ended."""
+        steps, self._steps[index] = self._steps[index], []
+        final = self._columns({"final_observation": final_observations})
+        return {
+            **{name: np.stack([row[name] for row in steps]) for name in steps[0]},
+            **{name: np.copy(values[index]) for name, values in final.items()},
+            "terminated": np.asarray(step.terminations[index]),
+            "truncated": np.asarray(step.truncations[index]),
+        }
+
+    def drop(self, aborted: np.ndarray) -> None:
+        """Forgets the unfinished episodes of those environments, `[num_envs]` bool."""
+        self._steps = [[] if dropped else steps for dropped, steps in zip(aborted, self._steps, strict=True)]
+
+    def _columns(self, parts: Mapping[str, Any]) -> EpisodeArrays:
+        columns: EpisodeArrays = {}
+        for name, part in parts.items():
+            columns.update(_named_leaves(name, self._spaces[name], part) if name in self._spaces else {name: part})
+        return columns
+
+
+def save_episode(arrays: EpisodeArrays, path: Path) -> None:
+    """Writes an `.npz` for `numpy.load`, which needs no pickle for it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with replacing_file(path) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(f"an episode cannot be recorded in {path}: {error}") from error
+
+
+def _named_leaves(name: str, space: gym.Space, structure: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(space, gym.spaces.Dict):
+        for key, inner in space.spaces.items():
+            yield from _named_leaves(f"{name}/{key}", inner, structure[key])
+    elif isinstance(space, gym.spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            yield from _named_leaves(f"{name}/{index}", inner, structure[index])
+    else:
+        yield name, structure

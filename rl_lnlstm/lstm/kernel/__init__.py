@@ -1,0 +1,203 @@
+"""The compiled CPU kernel: `recurrence.unroll` as two TensorFlow operations, which are built when first used."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.eager import record
+from tensorflow.python.ops import control_flow_util
+from tensorflow.python.saved_model import save_context
+
+from rl_lnlstm.lstm.kernel.build import BuildError, library
+from rl_lnlstm.lstm.recurrence import SECOND_DERIVATIVE, State, Tensor, Weights, centre
+
+LOGGER = logging.getLogger("rl_lnlstm")
+PAD = 16  # kPad of core.h
+
+
+def operations() -> Any:
+    """The module of the operations, or None where there are none; what was chosen is logged once."""
+    return _loaded()[0]
+
+
+def path() -> Path:
+    """The library that `operations` are of."""
+    return _loaded()[1]
+
+
+@functools.cache
+def _loaded() -> tuple[Any, Any]:
+    if os.environ.get("RL_LNLSTM_KERNEL") == "0":
+        LOGGER.info("backend: while_loop, because RL_LNLSTM_KERNEL is 0")
+        return None, None
+    try:
+        built = library()
+        module = tf.load_op_library(str(built))
+        if hasattr(module, "rl_lnlstm_use_threads"):
+            with tf.init_scope():
+                module.rl_lnlstm_use_threads()
+    except (BuildError, tf.errors.NotFoundError) as error:
+        LOGGER.warning("backend: while_loop, because the kernel cannot be built: %s", error)
+        return None, None
+    LOGGER.info("backend: kernel, %s", built)
+    return module, built
+
+
+def applies(inputs: Tensor) -> bool:
+    """The operations can stand where `inputs`, `[time, batch, features]`, is: float32, on a CPU, not to be saved.
+
+    XLA has to know the sizes.
+    """
+    return (
+        inputs.dtype == tf.float32
+        and not _exporting()
+        and available()
+        and (not _under_xla() or (inputs.shape.is_fully_defined() and hasattr(operations(), "rl_lnlstm_use_threads")))
+    )
+
+
+def _under_xla() -> bool:
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def available() -> bool:
+    """There are operations, and no GPU that tensors would have to leave for them."""
+    return not tf.config.list_logical_devices("GPU") and operations() is not None
+
+
+def _exporting() -> bool:
+    """The graph that is traced will be saved, and must load where there is no kernel."""
+    if save_context.in_save_context():
+        return True
+    # Keras traces before it saves, and nothing tells but who called.
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__", "").startswith(("keras.src.export.", "keras.src.backend.tensorflow.export")):
+            return True
+    return False
+
+
+def unroll(
+    inputs: Tensor, masks: Tensor | None, state: State, weights: Weights, time_major: bool = True
+) -> tuple[Tensor, State]:
+    """As `recurrence.unroll`, for what `applies`; unless `time_major`, inputs, masks and outputs are batch-major."""
+    masked = masks is not None
+    weights = Weights(*(tf.cast(weight, tf.float32) for weight in weights))
+    arguments = inputs, masks if masked else tf.zeros([0, 0]), *state, *weights
+    if _under_xla():
+        outputs, h, c = _unroll_under_xla(time_major, masked, *arguments)
+    else:
+        keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
+        outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, time_major=time_major, masked=masked, keep=keep)
+    return outputs, State(h, c)
+
+
+@tf.RegisterGradient("RlLnlstm>Forward")
+def _gradient(operation: tf.Operation, *d_outputs: Tensor) -> tuple[Any, ...]:
+    if not tf.executing_eagerly():
+        # Only now is it known that there is a backward pass. TensorFlow's own while and cond change their nodes alike.
+        operation.outputs[0].op._set_attr("keep", attr_value_pb2.AttrValue(b=True))
+    attributes = {name: operation.get_attr(name) for name in ("time_major", "masked")}
+    backward = functools.partial(operations().rl_lnlstm_backward, **attributes)
+    return _gradients(operation.inputs, operation.outputs, d_outputs[:3], backward)
+
+
+def _unroll_under_xla(
+    time_major: bool, masked: bool, inputs: Tensor, masks: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """The operations as custom calls (xla.cc): XLA has no place for TensorFlow's."""
+    (outer, inner, features), units = inputs.shape, others[0].shape[-1]
+    time, batch = (outer, inner) if time_major else (inner, outer)
+    width = padded(units)
+
+    def call(name: str, operands: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], keep: bool) -> list[Tensor]:
+        sizes = f"{time} {batch} {features} {units} {int(time_major)} {int(masked)} {int(keep)}"
+        return gen_xla_ops.xla_custom_call_v2(operands, name, sizes, False, [tf.float32] * len(shapes), shapes)
+
+    def forward(arguments: Sequence[Tensor], keep: bool) -> list[Tensor]:
+        kept = outer if keep else 0
+        gates, numbers = (kept, inner, 4 * width), (kept, inner)
+        shapes = (outer, inner, units), (batch, units), (batch, units), gates, numbers, gates, (kept, inner, width)
+        return call("rl_lnlstm_forward", arguments, (*shapes, numbers, numbers), keep)
+
+    def backward(*operands: Tensor) -> list[Tensor]:
+        gates, cells, state = (outer, inner, 4 * width), (outer, inner, width), (batch, units)
+        shapes = gates, gates, cells, cells, state, state
+        return call("rl_lnlstm_backward", operands, (*shapes, *[(4 * units,)] * 2, *[(units,)] * 2), True)
+
+    @tf.custom_gradient
+    def run(inputs: Tensor, *others: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
+        arguments = inputs, masks, *others
+        keep = record.could_possibly_record()  # a tape is here; if it is outside, the forward pass is run once more
+        outputs = forward(arguments, keep)
+
+        @tf.custom_gradient
+        def grad(*d_outputs: Tensor) -> tuple[tuple[Any, ...], Callable]:
+            kept = outputs if keep else forward(arguments, True)
+            d_inputs, _, *d_others = _gradients(arguments, kept, d_outputs, backward)
+            return (d_inputs, *d_others), _second_derivative
+
+        return tuple(outputs[:3]), grad
+
+    return run(inputs, *others)
+
+
+def padded(units: int) -> int:
+    """What a gate of so many units is wide where the operations keep it."""
+    return -(-units // PAD) * PAD
+
+
+def _gradients(
+    arguments: Sequence[Tensor], results: Sequence[Tensor], d_results: Sequence[Tensor], backward: Callable
+) -> tuple[Any, ...]:
+    """The gradients of the forward operation's arguments: the `backward` operation, and the products over all steps."""
+    inputs, masks, h0, c0, *weights = arguments
+    outputs, _, _, *kept = results
+    w = Weights(*weights)
+    units = w.cell_gamma.shape[0]
+    width = padded(units)
+    kernel, recurrent_kernel = centre(w.kernel), centre(w.recurrent_kernel)
+    gram = tf.matmul(recurrent_kernel, recurrent_kernel, transpose_b=True)
+    d_product, d_gain, entering_h, along_h, d_h0, d_c0, d_bias, d_kernel_gamma, d_cell_gamma, d_cell_beta = backward(
+        masks, h0, c0, *w[1:], outputs, *kept, gram, *d_results
+    )
+    rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+    d_product, d_gain = (tf.reshape(v, [-1, 4 * width]) for v in (d_product, d_gain))
+    entering_h, along_h = (tf.reshape(v, [-1, width]) for v in (entering_h, along_h))
+
+    def units_of(columns: Tensor) -> Tensor:
+        """Without the padding of each gate."""
+        if units == width:
+            return columns
+        return tf.reshape(tf.reshape(columns, [-1, 4, width])[..., :units], [-1, 4 * units])
+
+    padded_kernel = kernel
+    if units != width:
+        padded_kernel = tf.reshape(
+            tf.pad(tf.reshape(kernel, [-1, 4, units]), [[0, 0], [0, 0], [0, width - units]]), [-1, 4 * width]
+        )
+    d_inputs = tf.reshape(tf.matmul(d_product, padded_kernel, transpose_b=True), tf.shape(inputs))
+    d_kernel = centre(units_of(tf.matmul(rows, d_product, transpose_a=True)))
+    gain = units_of(tf.matmul(entering_h, d_gain, transpose_a=True)[:units])
+    squares = tf.matmul(entering_h, along_h, transpose_a=True)[:units, :units]
+    d_recurrent_kernel = centre(gain * w.recurrent_gamma - tf.matmul(squares, recurrent_kernel))
+    d_recurrent_gamma = tf.reduce_sum(gain * recurrent_kernel, 0)
+    d_weights = Weights(
+        d_kernel, d_recurrent_kernel, d_kernel_gamma, d_recurrent_gamma, d_bias, d_cell_gamma, d_cell_beta
+    )
+    return d_inputs, None, d_h0, d_c0, *d_weights
+
+
+@tf.RegisterGradient("RlLnlstm>Backward")
+def _second_derivative(*_: Any) -> None:
+    raise NotImplementedError(SECOND_DERIVATIVE)

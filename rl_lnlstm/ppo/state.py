@@ -1,0 +1,109 @@
+"""The state of a training run in a folder: JSON and arrays and, where they can be had, pickled environments."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.files import parse_json, read_regular, replacing_folder
+
+FORMAT = 1
+STATE, ARRAYS, ENVIRONMENTS, MANIFEST = "state.json", "arrays.npz", "envs.pkl", "manifest.json"
+
+Environments = dict[str, list[bytes]]  # by what they are for, the snapshots that envs.take_snapshot returned
+
+
+class TrainingState(NamedTuple):
+    """What a checkpoint holds: a tree of JSON's types, tuples and arrays, and the environments, if they are there."""
+
+    tree: Any
+    environments: bytes | None
+
+    def unpickled_environments(self) -> Environments:
+        """The environments' snapshots. The only place where what a file says is executed."""
+        return {} if self.environments is None else pickle.loads(self.environments)
+
+
+def write(path: Path, tree: Any, environments: Environments) -> None:
+    """Writes a checkpoint in the folder `path`, which is whole, and on the disk, or not there.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    files = {STATE: json.dumps({"format": FORMAT, "tree": _described(tree, arrays)}).encode()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    files[ARRAYS] = buffer.getvalue()
+    if environments:
+        files[ENVIRONMENTS] = pickle.dumps(environments)
+    files[MANIFEST] = json.dumps(
+        {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    ).encode()
+    with replacing_folder(path, durable=True) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+
+def read(path: Path) -> TrainingState:
+    """Reads the checkpoint in the folder `path`; unpickles nothing.
+
+    Raises:
+        UserError: there is none, or it is damaged; the message says which file.
+    """
+    name = MANIFEST
+    try:
+        manifest = parse_json(read_regular(path / MANIFEST))
+        if not isinstance(manifest, dict) or not {STATE, ARRAYS} <= set(manifest) <= {STATE, ARRAYS, ENVIRONMENTS}:
+            raise ValueError("it does not list the files of a checkpoint")
+        contents = {}
+        for name, checksum in manifest.items():
+            contents[name] = read_regular(path / name)
+            if hashlib.sha256(contents[name]).hexdigest() != checksum:
+                raise ValueError("its checksum is not that of the manifest")
+        name = STATE
+        state = parse_json(contents[STATE])
+        if state["format"] != FORMAT:
+            raise ValueError(f"it is of format {state['format']}, this version reads format {FORMAT}")
+        with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as arrays:
+            tree = _restored(state["tree"], arrays)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"checkpoint {path} is damaged: {name}, {type(error).__name__}: {error}") from error
+    return TrainingState(tree, contents.get(ENVIRONMENTS))
+
+
+def _described(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """`tree` in JSON's types; arrays are put aside into `arrays`, and named where they were."""
+    if isinstance(tree, np.ndarray | np.generic):
+        if tree.dtype.hasobject:
+            raise TypeError(f"arrays of {tree.dtype} are no data")
+        name = f"{len(arrays):04d}"
+        arrays[name] = np.asarray(tree)
+        return {"array": name}
+    if isinstance(tree, dict):
+        return {"dict": {name: _described(part, arrays) for name, part in tree.items()}}
+    if isinstance(tree, tuple):
+        return {"tuple": [_described(part, arrays) for part in tree]}
+    if isinstance(tree, list):
+        return [_described(part, arrays) for part in tree]
+    return tree
+
+
+def _restored(description: Any, arrays: Any) -> Any:
+    if isinstance(description, list):
+        return [_restored(part, arrays) for part in description]
+    if not isinstance(description, dict):
+        return description
+    ((kind, content),) = description.items()
+    if kind == "array":
+        return arrays[content]
+    if kind == "tuple":
+        return tuple(_restored(part, arrays) for part in content)
+    return {name: _restored(part, arrays) for name, part in content.items()}

@@ -1,0 +1,411 @@
+"""Runs that are killed, stopped and resumed: they are the run that was left alone, bit for bit."""
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rl_lnlstm.commands import main
+from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.files import parse_json
+from rl_lnlstm.policies.saving import load_policy
+from rl_lnlstm.ppo.state import read
+from rl_lnlstm.runs.checkpoints import read_newest
+from rl_lnlstm.runs.run_directory import locked
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("RL_LNLSTM_KILLS", "2"))  # `make kills` takes 20
+FRAMES = 2400
+TINY = [
+    *("--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--update-epochs", "2", "--no-jit-compile"),
+    *("--units", "8", "--eval-interval", "20", "--n-eval-episodes", "2", "--eval-episodes", "0"),
+    *("--checkpoint-interval", "3"),
+]
+TIMINGS = ("time/fps", "time/time_elapsed")
+ENVIRONMENT = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "train.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process, timeout=120):
+    _, error = process.communicate(timeout=timeout)
+    assert "Traceback" not in error
+    return process.returncode, error
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rows(run_dir):
+    """The metrics as they are in the file, but for what a clock says."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [{name: text for name, text in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def events(run_dir):
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {
+        name: [(event.step, event.value) for event in accumulator.Scalars(name)]
+        for name in accumulator.Tags()["scalars"]
+        if name not in TIMINGS
+    }
+
+
+def checkpoints(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("[0-9]*"))
+
+
+def same(one, other):
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def assert_same_run(one, other):
+    assert rows(one) == rows(other)
+    first, second = events(one), events(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    for policy in ("policy", "checkpoints/best"):
+        assert same(*(load_policy(run / policy).get_weights() for run in (one, other)))
+    trees = [read_newest(run / "checkpoints").tree for run in (one, other)]
+    for tree in trees:
+        tree["schedule"] = tree["schedule"][:2]  # the third is what it took
+    assert same(*trees), "also what a further resume would go on from"
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """A run to compare with. Nothing in this module writes to it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "alone"
+    assert main(["train", *TINY, "--run-dir", str(run_dir), "--total-timesteps", str(FRAMES)]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def run(left_alone, tmp_path):
+    return shutil.copytree(left_alone, tmp_path / "run")
+
+
+def elapsed(run_dir):
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [float(row["time/time_elapsed"]) for row in csv.DictReader(file)]
+
+
+def kill_after(process, run_dir, count, pause):
+    """Kills the process when it has recorded `count` iterations, and returns how many it had then."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(rows(run_dir)) < count and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(pause)
+    process.kill()
+    process.communicate()
+    return len(rows(run_dir))
+
+
+def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_left_alone(left_alone, tmp_path):
+    """Killed at random moments: of the start, of rollouts and updates, and while checkpoints are written."""
+    chance, run_dir = random.Random(int(os.environ.get("RL_LNLSTM_SEED", "0"))), tmp_path / "killed"
+    process = start(*TINY, "--run-dir", run_dir, "--total-timesteps", FRAMES)
+    wait_for(lambda: checkpoints(run_dir), process)
+    killed_after = [0]
+    for _ in range(KILLS):
+        more = chance.randint(0, 2 * len(rows(left_alone)) // (KILLS + 1))  # so that the kills divide the run
+        killed_after.append(kill_after(process, run_dir, killed_after[-1] + more, chance.random() * 0.02))
+        process = start("--resume", run_dir)
+    assert ended(process)[0] == 0
+    print(f"killed after {killed_after[1:]} of {len(rows(left_alone))} iterations")
+    assert any(0 < count < len(rows(left_alone)) for count in killed_after)
+    assert_same_run(left_alone, run_dir)
+    assert elapsed(run_dir) == sorted(elapsed(run_dir)), "the clock of a run goes on where it was"
+
+
+def test_a_run_that_ended_goes_on_to_more_frames(left_alone, run, capsys):
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "nothing is left to train" in capsys.readouterr().err
+    assert_same_run(left_alone, run)
+    assert main(["train", "--resume", str(run), "--total-timesteps", "2900", "--learning-rate", "0.01"]) == 0
+    error = capsys.readouterr().err
+    assert "total_timesteps 2400 -> 2900" in error
+    assert "learning_rate 0.001 -> 0.01" in error
+    assert rows(run)[: len(rows(left_alone))] == rows(left_alone)
+    more = rows(run)[len(rows(left_alone)) :]
+    assert 2900 <= int(more[-1]["time/total_timesteps"]) < 2932
+    frames = int(rows(left_alone)[-1]["time/total_timesteps"])
+    assert float(more[0]["train/learning_rate"]) == pytest.approx(0.01 * (1 - frames / 2900)), "as if asked for 2900"
+    config = parse_json((run / "config.json").read_bytes())
+    assert (config["total_timesteps"], config["learning_rate"]) == (2900, 0.01)
+
+
+def contents(run_dir):
+    return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def test_what_cannot_change_is_refused_and_nothing_is_touched(run, capsys):
+    before = contents(run)
+    assert main(["train", "--resume", str(run), "--units", "9", "--num-envs", "4", "--gamma", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "units 8 -> 9" in error
+    assert "num_envs 2 -> 4" in error
+    assert "gamma" not in error
+    assert main(["train", "--resume", str(run), "--run-dir", str(run / "other")]) == 2
+    assert main(["train", "--resume", str(run / "policy")]) == 2
+    assert contents(run) == before
+
+
+# --------------------------------------------------------------------------------------------------------- damage
+
+
+def damaged(content, damage):
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    return {"empty": b"", "truncated": content[:half], "flipped": flipped}[damage]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
+@pytest.mark.parametrize("file", ["state.json", "arrays.npz", "envs.pkl", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file, damage, run):
+    *_, before, newest = checkpoints(run)
+    path = run / "checkpoints" / newest / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(damaged(path.read_bytes(), damage))
+    with pytest.warns(RunWarning, match=rf"{newest} is damaged: "):
+        state = read_newest(run / "checkpoints")
+    assert state.tree["iteration"] == int(before)
+    assert checkpoints(run)[-1] == before
+    assert (run / "checkpoints" / f"damaged-{newest}").is_dir(), "it is kept, where nothing takes it for a checkpoint"
+
+
+def test_from_the_checkpoint_before_the_run_is_the_same(left_alone, run, capsys):
+    newest = checkpoints(run)[-1]
+    (run / "checkpoints" / newest / "arrays.npz").write_bytes(b"")
+    assert main(["train", "--resume", str(run)]) == 0
+    assert f"{newest} is damaged: arrays.npz" in capsys.readouterr().err
+    assert_same_run(left_alone, run)
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_anew(run, capsys):
+    metrics = (run / "metrics.csv").read_bytes()
+    for name in checkpoints(run):
+        (run / "checkpoints" / name / "state.json").write_bytes(b"{}")
+    assert main(["train", "--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in checkpoints(run))
+    assert (run / "metrics.csv").read_bytes() == metrics
+    shutil.rmtree(run / "checkpoints")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ trust and locks
+
+
+class Executes:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_only_resume_unpickles_only_the_snapshot_and_not_if_told_not_to(run, tmp_path, capsys):
+    checkpoint = run / "checkpoints" / checkpoints(run)[-1]
+    content = pickle.dumps(Executes(tmp_path / "executed"))
+    (checkpoint / "envs.pkl").write_bytes(content)
+    manifest = parse_json((checkpoint / "manifest.json").read_bytes())
+    manifest["envs.pkl"] = hashlib.sha256(content).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 0
+    assert main(["train", "--resume", str(run), "--no-env-snapshot", "--total-timesteps", "2500"]) == 0
+    assert not (tmp_path / "executed").exists()
+    error = capsys.readouterr().err
+    assert "begin new episodes" in error
+    assert "unpickling" not in error
+    assert not (run / "checkpoints" / checkpoints(run)[-1] / "envs.pkl").exists()
+
+
+def test_a_second_run_in_a_directory_is_refused(run, tmp_path, capsys):
+    with locked(run):
+        assert main(["train", "--resume", str(run)]) == 2
+        assert "in use" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run)]) == 0
+    with locked(tmp_path / "new"):
+        assert main(["train", *TINY, "--run-dir", str(tmp_path / "new")]) == 2
+        assert "in use" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------- signals
+
+
+def test_sigterm_while_a_checkpoint_is_written_ends_the_run_in_order(left_alone, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(*TINY, "--checkpoint-interval", "1", "--run-dir", run_dir, "--total-timesteps", FRAMES)
+    wait_for(lambda: len(checkpoints(run_dir)) == 3, process)
+    wait_for(lambda: any(path.name.startswith(".") for path in (run_dir / "checkpoints").iterdir()), process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+    state = read(run_dir / "checkpoints" / checkpoints(run_dir)[-1])
+    assert state.tree["iteration"] == len(rows(run_dir)) < len(rows(left_alone)), "it is of the last iteration"
+    assert rows(run_dir) == rows(left_alone)[: len(rows(run_dir))]
+    assert load_policy(run_dir / "policy").units == 8
+    assert main(["train", "--resume", str(run_dir), "--checkpoint-interval", "3"]) == 0
+    assert_same_run(left_alone, run_dir)
+
+
+SLOW = """
+import os, time, gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+class Slow(CartPoleEnv):
+    steps = 0
+    def step(self, action):
+        Slow.steps += 1
+        if Slow.steps == 28:
+            open(os.environ["REACHED"], "w").close()
+            if os.environ["PHASE"] == "rollout":
+                time.sleep(600)
+        return super().step(action)
+gym.register("Slow-v0", entry_point=Slow)
+"""
+
+
+def test_sigterm_ends_a_run_whose_iteration_would_take_forever(tmp_path):
+    """A rollout that waits for its environment, and an update during which Python runs no signal handler."""
+    (tmp_path / "slow_envs.py").write_text(SLOW)
+    processes = {}
+    for phase in ("rollout", "update"):
+        environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PHASE": phase}
+        options = ["--env-id", "slow_envs:Slow-v0", "--update-epochs", "1000000", "--run-dir", tmp_path / phase]
+        processes[phase] = start(*TINY, *options, **environment, REACHED=str(tmp_path / f"{phase}.reached"))
+    for phase, process in processes.items():
+        wait_for((tmp_path / f"{phase}.reached").exists, process)
+    time.sleep(3)  # the last steps of the rollout, and tracing
+    for process in processes.values():
+        process.send_signal(signal.SIGTERM)
+    for phase, process in processes.items():
+        code, error = ended(process)
+        assert code == 143, error
+        assert "in the middle" in error
+        assert read_newest(tmp_path / phase / "checkpoints").tree["iteration"] == 0
+
+
+# ----------------------------------------------------------------------------------------------------- full disks
+
+DISK = """
+import os, resource, gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+class Filling(CartPoleEnv):
+    # Takes the disk's space away at one step, and gives it back at another.
+    steps = 0
+    def step(self, action):
+        Filling.steps += 1
+        if Filling.steps == 300:
+            take()
+        if Filling.steps == 1500:
+            give()
+        return super().step(action)
+gym.register("Filling-v0", entry_point=Filling, max_episode_steps=100)
+"""
+LIMIT = """
+def take():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+def give():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+FILL = """
+filler = os.environ["FILLER"]
+def take():
+    with open(filler, "wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                pass
+def give():
+    os.unlink(filler)
+"""
+
+
+@pytest.fixture(params=["limit", "fill"])
+def small_disk(request, tmp_path, monkeypatch):
+    """A directory whose disk takes no more while `Filling-v0` says so."""
+    sys.modules.pop("filling_envs", None)
+    (tmp_path / "filling_envs.py").write_text(DISK + (LIMIT if request.param == "limit" else FILL))
+    monkeypatch.syspath_prepend(tmp_path)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if request.param == "limit":
+        yield disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        del gym.registry["Filling-v0"]
+        return
+    monkeypatch.setenv("FILLER", str(disk / "filler"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+    del gym.registry["Filling-v0"]  # workers of other tests get the registry, and could not import its module
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, capsys):
+    run_dir = small_disk / "run"
+    options = [*TINY, "--env-id", "filling_envs:Filling-v0", "--total-timesteps", "2000"]
+    assert main(["train", *options, "--run-dir", str(run_dir)]) == 0
+    error = capsys.readouterr().err
+    assert "no checkpoint could be written" in error
+    assert error.count("will try again") <= 4, "each cause is told once"
+    assert [int(row["time/iterations"]) for row in rows(run_dir)] == list(range(1, len(rows(run_dir)) + 1))
+    assert read_newest(run_dir / "checkpoints").tree["iteration"] == len(rows(run_dir))
+    frames = [int(row["time/total_timesteps"]) for row in rows(run_dir)]
+    assert [step for step, _ in events(run_dir)["train/loss"]] == frames
+    assert load_policy(run_dir / "policy").units == 8
+    assert list(run_dir.rglob(".*")) == [], "no halves are left"
+
+
+def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint(small_disk, tmp_path, capsys):
+    options = [*TINY, "--env-id", "filling_envs:Filling-v0", "--total-timesteps", "800"]
+    run_dir = small_disk / "run"
+    assert main(["train", *options, "--run-dir", str(run_dir)]) == 1
+    assert "could not be written to the end" in capsys.readouterr().err
+    assert 0 < read_newest(run_dir / "checkpoints").tree["num_timesteps"] <= 300
+    filling = sys.modules["filling_envs"]
+    filling.give()
+    filling.Filling.steps = 10**6
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert main(["train", *options, "--run-dir", str(tmp_path / "alone")]) == 0
+    assert_same_run(tmp_path / "alone", run_dir)

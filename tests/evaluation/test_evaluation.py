@@ -1,0 +1,109 @@
+"""`evaluate_policy`: whole episodes, none favoured, in any autoreset mode."""
+
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import scipy.stats
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rl_lnlstm import UserError, evaluate_policy
+from rl_lnlstm.envs import make_vec
+from rl_lnlstm.evaluation.evaluate import bootstrap_interval, interquartile_mean
+from rl_lnlstm.policies import MlpLnLstmPolicy
+
+
+class Countdown(gym.Env):
+    """Episodes of a fixed length; pays the number of the step; observes whether it is the first one."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length):
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.taken = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.taken += 1
+        return np.zeros(1, np.float32), float(self.taken), False, self.taken == self.length, {}
+
+
+class Recorder:
+    """Acts at random, and holds the flags it is given against the observations."""
+
+    observation_space, action_space = Countdown.observation_space, Countdown.action_space
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        np.testing.assert_array_equal(observation[:, 0] == 1, episode_start)
+        return np.zeros(len(observation), int), state
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_every_mode_gives_the_same_episodes(mode):
+    envs = SyncVectorEnv([lambda n=n: Countdown(n) for n in (1, 2, 5)], autoreset_mode=mode)
+    returns, lengths = evaluate_policy(Recorder(), envs, 6, return_episode_rewards=True)
+    assert sorted(lengths) == [1, 1, 2, 2, 5, 5], "short episodes do not count more often"
+    assert sorted(returns) == [1, 1, 3, 3, 15, 15]
+
+
+class Gamble(Countdown):
+    """Long episodes pay, short ones do not, and chance says which comes."""
+
+    def __init__(self):
+        super().__init__(1)
+
+    def reset(self, *, seed=None, options=None):
+        observation = super().reset(seed=seed)
+        self.length = int(self.np_random.choice([1, 30]))
+        return observation
+
+
+def test_short_episodes_count_no_more_often_than_long_ones():
+    together = evaluate_policy(Recorder(), make_vec(Gamble, 5), 23, seed=7, return_episode_rewards=True)
+    one_by_one = [
+        evaluate_policy(Recorder(), Gamble, episodes, seed=7 + index, return_episode_rewards=True)
+        for index, episodes in enumerate((4, 4, 5, 5, 5))
+    ]
+    for both, alone in zip(together, zip(*one_by_one, strict=True), strict=True):
+        assert sorted(both) == sorted(itertools.chain(*alone))
+    assert set(together[1]) == {1, 30}
+
+
+def test_mean_and_deviation():
+    envs = SyncVectorEnv([lambda n=n: Countdown(n) for n in (1, 2)])
+    assert evaluate_policy(Recorder(), envs, 2) == (2.0, 1.0)
+
+
+def test_an_environment_an_id_and_a_function_will_do():
+    policy = MlpLnLstmPolicy(gym.make("CartPole-v1").observation_space, gym.spaces.Discrete(2), units=4, seed=0)
+    results = {
+        evaluate_policy(policy, env, 3, seed=5)
+        for env in ("CartPole-v1", gym.make("CartPole-v1"), lambda: gym.make("CartPole-v1"))
+    }
+    assert len(results) == 1
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="number of episodes must be at least 1, got 0"):
+        evaluate_policy(Recorder(), lambda: Countdown(1), 0)
+    with pytest.raises(UserError, match=r"made for observation space .* but the environment has"):
+        evaluate_policy(Recorder(), "CartPole-v1")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10, 101])
+def test_the_interquartile_mean_is_scipys_trimmed_one(count):
+    returns = np.random.default_rng(count).standard_cauchy((2, count))
+    np.testing.assert_allclose(interquartile_mean(returns), scipy.stats.trim_mean(returns, 0.25, axis=-1))
+
+
+def test_the_bootstrap_interval_is_scipys():
+    returns = np.random.default_rng(0).exponential(size=60)
+    theirs = scipy.stats.bootstrap((returns,), np.mean, method="percentile", n_resamples=20_000, rng=0)
+    ours = bootstrap_interval(returns, lambda drawn: drawn.mean(-1), resamples=20_000)
+    np.testing.assert_allclose(ours, theirs.confidence_interval, rtol=0.02)
+    assert bootstrap_interval([500.0] * 20) == (500.0, 500.0)

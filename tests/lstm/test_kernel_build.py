@@ -1,0 +1,280 @@
+"""The build: once for each compiler and source, by one process at a time, whole or not there, and nobody else's."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from rl_lnlstm.commands import main
+from rl_lnlstm.lstm.kernel import build as module
+from rl_lnlstm.lstm.kernel.build import BuildError, Unit, build, library
+
+COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+pytestmark = pytest.mark.skipif(COMPILER is None or os.name != "posix", reason="no C++ compiler")
+
+
+class Project:
+    """A library of two files, and a compiler that notes what it compiles.
+
+    It waits with compiling while there is a file `wait`, and in the middle of linking while there is one `wait-link`.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.cache, self.log = folder, folder / "cache", folder / "log"
+        self.header = folder / "answer.h"
+        self.header.write_text("int half();\n")
+        (folder / "half.cc").write_text('#include "answer.h"\nint half() { return HALF; }\n')
+        (folder / "answer.cc").write_text('#include "answer.h"\nextern "C" int answer() { return 2 * half(); }\n')
+        self.compiler = folder / "compiler"
+        self.compiler.write_text(
+            f'#!/bin/sh\ncase "$*" in *" -c "*) echo compiled >> {self.log}; wait={folder}/wait;; '
+            f"*-shared*) wait={folder}/wait-link;; esac\n"
+            'for last; do :; done\n[ -e "$wait" ] && echo half > "$last"\n'
+            'while [ -e "$wait" ]; do sleep 0.05; done\n'
+            f'exec {COMPILER} "$@"\n'
+        )
+        self.compiler.chmod(0o755)
+
+    def build(self, half=21, version="1", force=False):
+        units = [Unit(self.folder / "half.cc", ("-fPIC", f"-DHALF={half}")), self.answer_unit]
+        return build(units, [self.header], [], self.cache, version, force)
+
+    @property
+    def answer_unit(self):
+        return Unit(self.folder / "answer.cc", ("-fPIC",))
+
+    def start(self):
+        """The same build in another process, which does not import TensorFlow: it would take seconds."""
+        program = f"""
+            import ctypes, importlib.util, sys
+            from pathlib import Path
+            spec = importlib.util.spec_from_file_location("build", {module.__file__!r})
+            build = sys.modules["build"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(build)
+            folder = Path({str(self.folder)!r})
+            units = [build.Unit(folder / "half.cc", ("-fPIC", "-DHALF=21")),
+                     build.Unit(folder / "answer.cc", ("-fPIC",))]
+            path = build.build(units, [folder / "answer.h"], [], folder / "cache", "1")
+            assert ctypes.CDLL(str(path)).answer() == 42
+        """
+        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+
+    @property
+    def compiled(self):
+        """How many files, so far."""
+        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+    @property
+    def left(self):
+        """What is in the folders of the cache."""
+        return sorted(path.name for path in self.cache.glob("*/*"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    monkeypatch.setenv("CXX", str(project.compiler))
+    return project
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_second_call_compiles_nothing(project):
+    path = project.build()
+    assert ctypes.CDLL(str(path)).answer() == 42
+    assert project.compiled == 2
+    assert project.build() == path
+    assert project.compiled == 2
+    assert project.build(force=True) == path
+    assert project.compiled == 4
+    assert project.left == ["lock", module.LIBRARY]
+
+
+def test_whatever_makes_another_library_has_a_place_of_its_own(project, monkeypatch):
+    paths = [project.build(), project.build(half=4), project.build(version="2")]
+    project.header.write_text("int half();  // another one\n")
+    paths.append(project.build())
+    (project.folder / "half.cc").write_text("int half() { return 5; }\n")
+    paths.append(project.build())
+    monkeypatch.setenv("CXX", f"{project.compiler} -DOTHER")
+    paths.append(project.build())
+    assert len(set(paths)) == len(paths)
+
+
+def test_of_processes_at_once_one_builds_and_all_have_the_library(project):
+    (project.folder / "wait").touch()
+    processes = [project.start() for _ in range(4)]
+    wait_for(lambda: project.compiled)
+    time.sleep(0.5)  # for the others to arrive at the lock
+    (project.folder / "wait").unlink()
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert project.compiled == 2
+    assert project.left == ["lock", module.LIBRARY]
+
+
+@pytest.mark.parametrize(("wait", "half_made"), [("wait", "*.o"), ("wait-link", "*.so")])
+def test_a_killed_builder_leaves_no_half_made_library_and_no_lock(wait, half_made, project):
+    (project.folder / wait).touch()
+    process = project.start()
+    wait_for(lambda: [path for path in project.cache.rglob(half_made) if path.read_bytes() == b"half\n"])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(project.left) == 2  # the lock, and the folder in which it built, but no library
+    assert module.LIBRARY not in project.left
+    (project.folder / wait).unlink()
+    assert ctypes.CDLL(str(project.build())).answer() == 42
+    assert project.left == ["lock", module.LIBRARY]
+
+
+def test_an_interrupted_builder_leaves_nothing_and_stops_its_compilers(project):
+    (project.folder / "wait").touch()
+    process = project.start()
+    wait_for(lambda: project.compiled == 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0  # though the compilers would wait for ever
+    assert project.left == ["lock"]
+
+
+def test_a_compilers_error_is_told_and_nothing_is_left(project):
+    (project.folder / "half.cc").write_text("int half() { return nonsense; }\n")
+    with pytest.raises(BuildError, match=r"(?s)failed.*half\.cc.*nonsense"):
+        project.build()
+    assert project.left == ["lock"]
+
+
+def test_a_linkers_error_is_told_and_nothing_is_left(project):
+    with pytest.raises(BuildError, match="no_such_library"):
+        build([project.answer_unit], [project.header], ["-lno_such_library"], project.cache, "1")
+    assert project.left == ["lock"]
+
+
+def test_a_failed_build_can_be_repeated_when_it_is_mended(project):
+    good = (project.folder / "half.cc").read_text()
+    (project.folder / "half.cc").write_text("nonsense")
+    with pytest.raises(BuildError):
+        project.build()
+    (project.folder / "half.cc").write_text(good)
+    assert ctypes.CDLL(str(project.build())).answer() == 42
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
+def test_a_cache_that_others_may_write_to_is_refused(mode, project):
+    project.cache.mkdir()
+    project.cache.chmod(mode)
+    with pytest.raises(BuildError, match="others may write"):
+        project.build()
+    assert not project.compiled
+
+
+def test_a_built_library_is_refused_once_others_may_write_to_it(project):
+    folder = project.build().parent
+    folder.chmod(0o777)
+    with pytest.raises(BuildError, match="others may write"):
+        project.build()
+
+
+def test_another_users_cache_is_refused(project, monkeypatch):
+    project.build()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(BuildError, match="another user's"):
+        project.build()
+
+
+def test_a_cache_that_cannot_be_made_is_refused(project):
+    project.cache.write_text("a file")
+    with pytest.raises(BuildError, match="cannot be used"):
+        project.build()
+
+
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_to_is_used_but_not_built_in(project):
+    path = project.build()
+    path.parent.chmod(0o500)
+    project.cache.chmod(0o500)
+    try:
+        assert project.build() == path
+        with pytest.raises(BuildError, match="cannot be used"):
+            project.build(version="2")
+    finally:
+        project.cache.chmod(0o700)
+        path.parent.chmod(0o700)
+
+
+def test_the_cache_is_private_whatever_the_umask(project):
+    project.cache = project.folder / "one" / "two"
+    before = os.umask(0o002)
+    try:
+        folder = project.build().parent
+    finally:
+        os.umask(before)
+    assert [place.stat().st_mode & 0o777 for place in (folder, *folder.parents[:2])] == [0o700] * 3
+
+
+def test_a_missing_compiler_is_told(project, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match="no-such-compiler does not run"):
+        project.build()
+    monkeypatch.setenv("CXX", "'unbalanced")
+    with pytest.raises(BuildError, match="CXX"):
+        project.build()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(project.folder))
+    with pytest.raises(BuildError, match="no C\\+\\+ compiler found"):
+        project.build()
+
+
+def test_the_cache_is_where_the_environment_says(project, monkeypatch):
+    places = []
+    monkeypatch.setattr(module, "build", lambda units, included, link, cache, *_: places.append(cache))
+    for variable in ("HOME", "XDG_CACHE_HOME", "RL_LNLSTM_CACHE"):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False) if variable == "HOME" else None
+        monkeypatch.setenv(variable, str(project.folder / variable))
+        library()
+    parts = ("HOME/.cache/rl_lnlstm", "XDG_CACHE_HOME/rl_lnlstm", "RL_LNLSTM_CACHE")
+    assert places == [project.folder / part for part in parts]
+
+
+def test_each_source_has_its_own_flags_and_the_users(monkeypatch):
+    calls = []
+    monkeypatch.setenv("RL_LNLSTM_CXXFLAGS", "-fsanitize=address -g")
+    monkeypatch.setattr(module, "build", lambda *arguments: calls.append(arguments))
+    for machine, expected in (("x86_64", {"tensorflow", "core_generic", "core_avx2", "core_avx512"}), ("arm64", None)):
+        monkeypatch.setattr(module.platform, "machine", lambda machine=machine: machine)
+        library()
+        units, included, link, *_ = calls.pop()
+        flags = {unit.source.stem: unit.flags for unit in units}
+        assert set(flags) == (expected or {"tensorflow", "core_generic"})
+        assert not any(flag.startswith("-m") for name in ("tensorflow", "core_generic") for flag in flags[name])
+        assert ("-DRL_LNLSTM_X86" in flags["tensorflow"]) == (machine == "x86_64")
+        assert all(these[-2:] == ("-fsanitize=address", "-g") for these in (*flags.values(), link))
+        assert all("-ffast-math" not in these for these in flags.values())
+        assert {"core.h", "core.inc", "launch.h", "op.cc", "act.cc"} < {path.name for path in included}
+        assert all(unit.source.exists() for unit in units)
+
+
+def test_the_command_prints_the_path(project, monkeypatch, capsys):
+    monkeypatch.setattr(module, "library", lambda force: project.build(force=force))
+    for arguments, compiled in (([], 2), ([], 2), (["--force"], 4)):
+        assert main(["build-kernel", *arguments]) == 0
+        assert capsys.readouterr().out == f"{project.build()}\n"
+        assert project.compiled == compiled
+
+
+def test_the_command_explains_a_failure_in_a_line(project, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["build-kernel"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1

@@ -1,0 +1,252 @@
+"""Checkpoints of a trainer, from Python: what comes back, for every kind of environments, and what cannot."""
+
+import sys
+import threading
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.utils import EzPickle
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rl_lnlstm import PPO, UserError
+from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.files import Appender
+from rl_lnlstm.ppo.state import read, write
+from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
+from tests.failing_env import FailingEnv, Failure
+from tests.policies.card_env import CardEnv
+
+# Workers then need not import this module, and TensorFlow with it.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+TINY = {"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 3}
+NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
+FRAMES = 8 * 3 * 16
+
+
+def trainer(env="CartPole-v1", **config):
+    return PPO("auto", env() if isinstance(env, type) else env, **{**TINY, **config})
+
+
+def untimed(metrics):
+    return {name: repr(value) for name, value in metrics.items() if name not in ("time/fps", "time/time_elapsed")}
+
+
+def train(ppo, checkpoint=None, at=4):
+    """The metrics of each iteration; a checkpoint is written after one of them."""
+    seen = []
+
+    def record(metrics):
+        seen.append(untimed(metrics))
+        if checkpoint is not None and ppo.iteration == at:
+            ppo.save_checkpoint(checkpoint)
+
+    ppo.learn(None if checkpoint is None else FRAMES, record)
+    ppo.envs.close()
+    return seen
+
+
+class Truncated(gym.Wrapper):
+    """Ends when its time is up, which a wrapper counts."""
+
+    def __init__(self, env, limit):
+        super().__init__(env)
+        self.limit, self.count = limit, 0
+
+    def step(self, action):
+        self.count += 1
+        *result, _, info = self.env.step(action)
+        return *result, self.count % self.limit == 0, info
+
+
+def in_mode(mode):
+    return lambda: SyncVectorEnv([lambda i=i: Truncated(CartPoleEnv(), 4 + i) for i in range(3)], autoreset_mode=mode)
+
+
+KINDS = {
+    "sync": ("CartPoleNoVel-v1", {**NORMALIZED, "eval_interval": 3, "n_eval_episodes": 4}),
+    "async": ("CartPole-v1", {"vectorization": "async"}),
+    "CartPole's own vector environment": ("CartPole-v1", NORMALIZED),
+    "vector_entry_point": ("TMaze-v0", {"vectorization": "vector_entry_point", "sequence_length": 4}),
+    "continuous": ("Pendulum-v1", {"shared_lstm": False, "target_kl": 0.001}),
+    "structured": ("Blackjack-v1", {"num_layers": 2, "previous_action": True, "previous_reward": True}),
+    "held noise": ("Pendulum-v1", {"std": "gsde", "sde_sample_freq": 5}),
+    "masks": (lambda: CardEnv("info"), {}),
+    # One before the checkpoint and one after it, which has to find the counts and the seeds of the first
+    "failures": (
+        lambda: FailingEnv([*[None] * 3, Failure("raise", 4, 2), Failure("nan", 12, 1), Failure("raise", 14, 1)]),
+        NORMALIZED,
+    ),
+    "a function": (lambda: Truncated(CartPoleEnv(), 5), NORMALIZED),
+    "next step": (in_mode(AutoresetMode.NEXT_STEP), {}),
+    "same step": (in_mode(AutoresetMode.SAME_STEP), {}),
+    "disabled": (in_mode(AutoresetMode.DISABLED), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error::rl_lnlstm.errors.RunWarning")
+def test_a_trainer_goes_on_as_if_nothing_had_been(kind, tmp_path):
+    make, config = KINDS[kind]
+    env = None if " step" in kind or kind == "disabled" else make
+    alone = trainer(env or make(), **config)
+    expected = train(alone, tmp_path / "checkpoint")
+    resumed = trainer(env or make(), **config)
+    resumed.load_checkpoint(tmp_path / "checkpoint")
+    assert train(resumed) == expected[4:]
+    if kind == "failures":
+        counts = [float(metrics["rollout/env_failures"]) for metrics in expected]
+        assert 0 < counts[3] < counts[-1], "or there was nothing to go on from"
+    for one, other in zip(alone.policy.get_weights(), resumed.policy.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert resumed.policy.generator.random() == alone.policy.generator.random()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_episodes_that_were_about_to_be_reset_are_reset(vectorization, tmp_path):
+    """In mode NEXT_STEP the vector environment knows of it, and in a worker nobody else."""
+    # An episode is three steps and a reset: the 15th step ends one.
+    config = {"num_envs": 2, "num_steps": 15, "vectorization": vectorization}
+    alone = trainer(lambda: Truncated(CartPoleEnv(), 3), **config)
+    expected = train(alone, tmp_path / "checkpoint", at=1)
+    assert read(tmp_path / "checkpoint").tree["runner"]["stepper"]["_resetting"].all()
+    resumed = trainer(lambda: Truncated(CartPoleEnv(), 3), **config)
+    resumed.load_checkpoint(tmp_path / "checkpoint")
+    assert train(resumed) == expected[1:]
+
+
+class Locked(CartPoleEnv):
+    """Holds what cannot be pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class MadeAnew(CartPoleEnv, EzPickle):
+    """Pickles its arguments, and not its state."""
+
+    def __init__(self):
+        CartPoleEnv.__init__(self)
+        EzPickle.__init__(self)
+
+
+@pytest.mark.parametrize("env", [Locked, MadeAnew])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_environments_that_cannot_be_pickled_begin_new_episodes_and_say_so(env, vectorization, tmp_path):
+    ppo = PPO("MlpLnLstmPolicy", lambda: env(), **TINY, vectorization=vectorization)
+    with pytest.warns(RunWarning, match="without the environments for training.*(lock|EzPickle)"):
+        train(ppo, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint" / "envs.pkl").exists()
+    resumed = PPO("MlpLnLstmPolicy", lambda: env(), **TINY, vectorization=vectorization)
+    with pytest.warns(RunWarning, match="the environments for training begin new episodes"):
+        resumed.load_checkpoint(tmp_path / "checkpoint")
+    assert len(train(resumed)) >= 4
+
+
+def test_a_screen_that_is_open_is_left_out(tmp_path):
+    ppo = trainer(lambda: gym.make("CartPole-v1", render_mode="rgb_array"))
+    ppo.envs.call("render")
+    ppo.save_checkpoint(tmp_path / "checkpoint")
+    ppo.load_checkpoint(tmp_path / "checkpoint")
+    assert ppo.envs.call("render")[0].shape == (400, 600, 3)
+    ppo.envs.close()
+
+
+def test_the_call_of_learn_that_was_interrupted_is_finished(tmp_path):
+    ppo = trainer()
+    ppo.learn(FRAMES, lambda _: ppo.save_checkpoint(tmp_path / "checkpoint") or ppo.iteration < 2)
+    resumed = trainer()
+    resumed.load_checkpoint(tmp_path / "checkpoint")
+    assert not resumed.finished
+    before = resumed.num_timesteps
+    resumed.learn()
+    assert before < FRAMES <= resumed.num_timesteps < FRAMES + 3 * 16
+    assert resumed.finished
+    done = resumed.num_timesteps
+    resumed.learn(10)
+    assert resumed.num_timesteps >= done + 10, "and then each call trains so many more"
+
+
+MISMATCHES = {
+    "spaces": ({"env": "Pendulum-v1"}, "spaces"),
+    "weights": ({"units": 5}, "weights"),
+    "environments": ({"num_envs": 2}, "state"),
+    "evaluation": ({"eval_interval": 2}, "eval_interval"),
+}
+
+
+@pytest.mark.parametrize("what", MISMATCHES)
+def test_a_checkpoint_of_another_trainer_is_refused(what, tmp_path):
+    trainer().save_checkpoint(tmp_path / "checkpoint")
+    config, named = MISMATCHES[what]
+    other = trainer(**config)
+    before = other.policy.get_weights()
+    with pytest.raises(UserError, match=named):
+        other.load_checkpoint(tmp_path / "checkpoint")
+    assert all(np.array_equal(*pair) for pair in zip(before, other.policy.get_weights(), strict=True))
+
+
+def test_in_the_middle_of_an_iteration_there_is_no_checkpoint(tmp_path):
+    class Broken(CartPoleEnv):
+        count = 0
+
+        def step(self, action):
+            Broken.count += 1
+            if Broken.count == 70:
+                raise ZeroDivisionError
+            return super().step(action)
+
+    ppo = trainer(lambda: Broken(), max_env_failures=0)
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        ppo.learn(FRAMES)
+    with pytest.raises(UserError, match="iteration 2 has begun"):
+        ppo.save_checkpoint(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_the_newest_are_kept(tmp_path):
+    ppo = trainer()
+    checkpoints = Checkpoints(tmp_path, ppo, lambda: None, interval=2, keep=2)
+    (tmp_path / "best").mkdir()
+    ppo.learn(FRAMES, checkpoints)
+    assert ppo.iteration == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000008", "00000009", "best"], "also of the last one"
+    assert read_newest(tmp_path).tree["iteration"] == 9
+
+
+def test_a_tree_comes_back_as_it_was(tmp_path):
+    tree = {
+        "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "scalar": np.float64(0.1),
+        "nothing": np.zeros((0, 2), bool),
+        "structure": ({"camera": np.ones((1, 2), np.uint8)}, (1, [2.5, None, True])),
+        "large": 2**127 + 1,
+        "infinite": [float("inf"), 0.1 + 0.2],
+    }
+    write(tmp_path / "tree", tree, {})
+    got = read(tmp_path / "tree").tree
+    assert isinstance(got["structure"], tuple)
+    assert got["structure"][1] == (1, [2.5, None, True])
+    assert (got["large"], got["infinite"]) == (tree["large"], tree["infinite"])
+    for name in ("array", "scalar", "nothing"):
+        assert got[name].dtype == tree[name].dtype
+        np.testing.assert_array_equal(got[name], tree[name])
+    np.testing.assert_array_equal(got["structure"][0]["camera"], 1)
+    with pytest.raises(TypeError, match="object"):
+        write(tmp_path / "tree", np.array([print]), {})
+    assert read(tmp_path / "tree").tree["large"] == tree["large"], "what was there is not touched"
+
+
+def test_an_appender_appends_to_what_is_there(tmp_path):
+    (tmp_path / "file").write_bytes(b"first\n")
+    appender = Appender(tmp_path / "file")
+    appender.append(b"second\n")
+    appender.close()
+    assert (tmp_path / "file").read_bytes() == b"first\nsecond\n"

@@ -1,0 +1,45 @@
+"""Policies and runs that earlier versions saved still load, and act as they did.
+
+`data/earlier` was written by the commit before the package was divided into rooms. Its policies were saved with random
+weights, and `expected.json` holds the values and the most probable actions that they gave there.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from gymnasium.vector.utils import batch_space
+
+from rl_lnlstm import load_policy
+from rl_lnlstm.commands import main
+
+EARLIER = Path(__file__).parent / "data" / "earlier"
+EXPECTED = json.loads((EARLIER / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_policy_acts_as_it_did(name):
+    policy = load_policy(EARLIER / name)
+    space = batch_space(policy.observation_space, 2)
+    space.seed(0)
+    observations = [space.sample() for _ in EXPECTED[name]["values"]]
+    state = policy.initial_state(2)
+    for t, (values, actions) in enumerate(zip(EXPECTED[name]["values"], EXPECTED[name]["actions"], strict=True)):
+        starts = np.array([t == 0, t == 1])
+        np.testing.assert_allclose(policy.value(observations[t], state, starts), values, atol=1e-5)
+        got, state = policy.predict(observations[t], state, starts, deterministic=True)
+        for part, expected in zip(tf.nest.flatten(got), actions, strict=True):
+            np.testing.assert_allclose(part, expected, atol=1e-5)
+
+
+def test_a_run_is_resumed(tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(EARLIER / "run", run_dir)
+    before = (run_dir / "metrics.csv").read_text()
+    assert main(["train", "--resume", str(run_dir), "--total-timesteps", "384", "--eval-episodes", "0"]) == 0
+    after = (run_dir / "metrics.csv").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) > len(before.splitlines())
