@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import keras
@@ -16,9 +16,6 @@ from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
 from rl_lnlstm.lstm.recurrence import Weights
 from rl_lnlstm.policies.distributions import Categorical
-
-if TYPE_CHECKING:
-    from rl_lnlstm.policies.policy import RecurrentPolicy
 
 ACTIVATIONS = ("linear", "tanh", "relu", "sigmoid")  # those of act.cc
 MESSAGE_SIZE = 500
@@ -46,7 +43,7 @@ class CompiledStep:
     Weights are read from the variables at each call. Calls from several threads follow each other.
     """
 
-    def __init__(self, policy: RecurrentPolicy, encoder: list[keras.layers.Dense]) -> None:
+    def __init__(self, policy: Any, encoder: list[keras.layers.Dense]) -> None:
         statistics, head = policy.observation_statistics, policy.action_head
         self._shape = policy.observation_space.shape or ()
         self._numbered = head.distribution is Categorical
@@ -126,7 +123,7 @@ class CompiledStep:
             return tuple(array.copy() for array in self._outputs)
 
 
-def compiled_step(policy: RecurrentPolicy) -> CompiledStep | None:
+def compiled_step(policy: Any) -> CompiledStep | None:
     """The step of a policy, or None if it is none of those that are compiled.
 
     It must be a float32 network on a CPU, of a `Box` and with one recurrent layer that sees nothing else, whose encoder

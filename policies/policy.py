@@ -21,6 +21,7 @@ from rl_lnlstm.policies.distributions import Distribution
 from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats, running_statistics, seed_sequence
 from rl_lnlstm.policies.heads import Deviation, action_head
 from rl_lnlstm.policies.normalization import RunningStatistics
+from rl_lnlstm.policies.saving import save_policy
 from rl_lnlstm.spaces import (
     batch_of,
     categories,
@@ -392,8 +393,6 @@ class RecurrentPolicy(keras.layers.Layer):
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
-        from rl_lnlstm.policies.saving import save_policy
-
         save_policy(self, path)
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
     from rl_lnlstm.lstm.layer import MaskedLNLSTMCell as MaskedLNLSTMCell
-    from rl_lnlstm.policies.saving import load_policy as load_policy
+    from rl_lnlstm.policies.loading import load_policy as load_policy
     from rl_lnlstm.ppo.train import PPO as PPO
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ _EXPORTS = {
     "TrainingFailure": "errors",
     "UserError": "errors",
     "evaluate_policy": "evaluation.evaluate",
-    "load_policy": "policies.saving",
+    "load_policy": "policies.loading",
     "record_episodes": "evaluation.evaluate",
 }
 __all__ = ["__version__", *_EXPORTS]

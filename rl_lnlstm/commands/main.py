@@ -283,7 +283,7 @@ def _evaluate(options: EvaluateOptions) -> int:
 
     from rl_lnlstm.evaluation.evaluate import bootstrap_interval, interquartile_mean, run_episodes
     from rl_lnlstm.evaluation.record import save_episode
-    from rl_lnlstm.policies.saving import load_policy
+    from rl_lnlstm.policies.loading import load_policy
 
     policy = load_policy(options.path)
     policy.seed(options.seed)

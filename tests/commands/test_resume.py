@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rl_lnlstm.commands import main
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.files import parse_json
-from rl_lnlstm.policies.saving import load_policy
+from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.state import read
 from rl_lnlstm.runs.checkpoints import read_newest
 from rl_lnlstm.runs.run_directory import locked

@@ -1,0 +1,120 @@
+"""A run's checkpoints: written while it trains, and the newest whole one read to resume it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rl_lnlstm.errors import UserError, warn
+from rl_lnlstm.ppo.state import TrainingState, read
+from rl_lnlstm.ppo.train import PPO
+
+DAMAGED = "damaged-"
+SHARE_OF_TIME = 0.01
+
+
+def read_newest(folder: Path) -> TrainingState:
+    """The newest checkpoint in `folder` that is whole.
+
+    Newer ones that are damaged are named in a warning and set aside, where nothing takes them for a checkpoint.
+
+    Raises:
+        UserError: none is whole.
+    """
+    problems = []
+    for path in reversed(_numbered(folder)):
+        try:
+            state = read(path)
+        except UserError as error:
+            problems.append((path, str(error)))
+            continue
+        for damaged, problem in problems:
+            aside = damaged.with_name(DAMAGED + damaged.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a folder that cannot be written: the next to resume skips it again
+                damaged.rename(aside)
+            warn(f"{problem}; it is set aside as {aside.name}, and the one before is used")
+        return state
+    if problems:
+        raise UserError(f"no checkpoint in {folder} is whole: {'; '.join(problem for _, problem in problems)}")
+    raise UserError(f"there is no checkpoint in {folder} to resume from")
+
+
+class Checkpoints:
+    """Writes checkpoints of a trainer and keeps the newest; a callback of `PPO.learn`.
+
+    The last iteration, and the one after which training is to stop, always leave one.
+
+    Args:
+        folder: where, each in a folder named by its iteration.
+        ppo: the trainer.
+        flush: called before each, to have on the disk what has been recorded up to it.
+        interval: iterations from one to the next; None for as often as costs less than 1% of the time.
+        minutes: minutes from one to the next, if sooner.
+        keep: how many are kept.
+        env_snapshot: take snapshots of the environments.
+        stopping: whether training is to stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ppo: PPO,
+        flush: Callable[[], None],
+        interval: int | None = None,
+        minutes: float | None = None,
+        keep: int = 3,
+        env_snapshot: bool = True,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.folder, self.ppo, self.flush, self.stopping = folder, ppo, flush, stopping
+        self.interval, self.minutes, self.keep, self.env_snapshot = interval, minutes, keep, env_snapshot
+        self._tried = ppo.iteration
+        self._written = ppo.iteration if (folder / _name(ppo.iteration)).is_dir() else None
+        self._ended, self._cost = time.monotonic(), 0.0
+
+    def __call__(self, metrics: dict[str, float]) -> bool:
+        """Writes a checkpoint if one is due; returns False if training is to stop, which no later call revokes."""
+        stop = self.stopping()
+        if stop or self.ppo.finished or self._is_due():
+            self.save()
+        return not stop
+
+    def save(self) -> None:
+        """Writes a checkpoint now, if there is none of this iteration; a disk that refuses is survived."""
+        if self._written == self.ppo.iteration:
+            return
+        began = time.monotonic()
+        self._tried = self.ppo.iteration
+        try:
+            self.flush()
+            self.ppo.save_checkpoint(self.folder / _name(self.ppo.iteration), self.env_snapshot)
+            for path in _numbered(self.folder)[: -self.keep]:
+                shutil.rmtree(path)
+            self._written = self.ppo.iteration
+        except OSError as error:
+            warn(
+                f"no checkpoint could be written in {self.folder}, {error}: the run goes on and will try again, "
+                "meanwhile the one before is kept",
+            )
+        self._ended = time.monotonic()
+        self._cost = self._ended - began
+
+    def _is_due(self) -> bool:
+        since = time.monotonic() - self._ended
+        if self.minutes is not None and since >= 60 * self.minutes:
+            return True
+        if self.interval is not None:
+            return self.ppo.iteration - self._tried >= self.interval
+        return self._cost <= SHARE_OF_TIME * since
+
+
+def _name(iteration: int) -> str:
+    return f"{iteration:08d}"
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
