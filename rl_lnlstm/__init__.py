@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ _EXPORTS = {
     "record_episodes": "evaluation.evaluate",
 }
 __all__ = ["__version__", *_EXPORTS]
+
+# In a checkout, `rl_lnlstm/policies` and `rl_lnlstm/envs` are symlinks to folders at its top. Git on Windows writes
+# text files in their place, and other copies leave them out. The folders at the top are then found by this entry.
+if not Path(__file__).with_name("policies").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:
