@@ -313,7 +313,7 @@ def test_without_the_kernel_while_loop_takes_its_place():
     program = """
         import numpy as np
         from rl_lnlstm import MaskedLNLSTM
-from rl_lnlstm.lstm import kernel
+        from rl_lnlstm.lstm import kernel
         layer = MaskedLNLSTM(4, backend="kernel", kernel_initializer="ones", recurrent_initializer="ones")
         print(kernel.operations(), layer(np.ones([2, 3, 4], "float32")).shape)
     """
