@@ -109,8 +109,9 @@ def record_episodes(
         - `observations`, `actions` `[T, *shape]`, of the spaces' dtypes and within their bounds; `rewards` `[T]`;
         - `final_observation` `[*shape]`, what the last action led to; `terminated` and `truncated`, bool scalars;
         - `action_masks` `[T, size]` bool, if the environments have them and the policy takes them;
-        - of a policy of this package `values` `[T]` and the state that each action was chosen with, `h` and `c`
-          `[T, state_size]`, zeros at first, and `feedback` `[T, features]` if the policy has it.
+        - for a policy of this package, `values` `[T]` and the state that each action was chosen with: `h` and `c`
+          `[T, state_size]`, zeros at first, and `last_action_reward` `[T, features]` if the policy sees the previous
+          action or reward.
 
         `policy.predict(observations, (h, c), deterministic=True)` repeats the actions if they were deterministic; with
         `action_masks`, where there are any.
@@ -126,38 +127,6 @@ def record_episodes(
     """
     with _environments(env) as envs:
         return [arrays for _, arrays in run_episodes(policy, envs, n_episodes, deterministic, seed, record=True)]
-
-
-def interquartile_mean(returns: np.ndarray) -> np.ndarray:
-    """The mean of the middle half, `[...]` of `[..., n]`: it ignores outliers, and varies less than a median.
-
-    Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice".
-    """
-    ordered = np.sort(returns, -1)
-    cut = ordered.shape[-1] // 4
-    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
-
-
-def bootstrap_interval(
-    returns: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """The percentile bootstrap's confidence interval of a statistic, Efron (1979), over episodes `[n]`.
-
-    Args:
-        returns: what the episodes earned.
-        statistic: from `[..., n]` to `[...]`.
-        confidence: how often the interval is to hold the true value.
-        resamples: how often episodes are drawn anew, as many as there are, with replacement.
-        seed: decides which.
-    """
-    returns = np.asarray(returns)
-    drawn = np.random.default_rng(seed).integers(len(returns), size=(resamples, len(returns)))
-    low, high = np.quantile(statistic(returns[drawn]), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def check_spaces(policy: Any, envs: VectorEnv) -> None:

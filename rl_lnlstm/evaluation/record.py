@@ -14,7 +14,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import replacing_file
 
 EpisodeArrays = dict[str, np.ndarray]
-STATE = "h", "c", "feedback"  # what a policy's state is called, part by part
+STATE = "h", "c", "last_action_reward"  # names of the parts of a policy's state
 
 
 class Recorder:

@@ -187,7 +187,7 @@ MISTAKES = {
     "no run": (["evaluate", "no-such-run"], ["no-such-run", "does not exist"]),
     "no policy": (["evaluate", "."], ["policy.json"]),
     "command": (["trian"], ["trian", "train"]),
-    "episodes": (["evaluate", "RUN", "--episodes", "0"], ["number of episodes", "got 0"]),
+    "episodes": (["evaluate", "RUN", "--episodes", "0"], ["episodes must be", "at least 1", "got 0"]),
     "other spaces": (
         ["evaluate", "RUN", "--env-id", "Pendulum-v1"],
         ["made for observation space", "(4,)", "(3,)"],

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import UserError, evaluate_policy
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.evaluation.evaluate import bootstrap_interval, interquartile_mean
+from rl_lnlstm.evaluation.statistics import bootstrap_interval, interquartile_mean
 from rl_lnlstm.policies import MlpLnLstmPolicy
 
 

@@ -15,7 +15,7 @@ from tests.policies.card_env import CardEnv
 from tests.policies.scripted_env import MODES, scripted_envs
 
 SMALL = {"units": 4, "head_layers": (5,), "seed": 0}
-STATE = "h", "c", "feedback"
+STATE = "h", "c", "last_action_reward"
 
 
 def small_policy(envs, policy_class=MlpLnLstmPolicy, **arguments):

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rl_lnlstm import UserError, load_policy
-from rl_lnlstm.commands.main import TrainOptions, _saved_options, main
+from rl_lnlstm.commands import main
+from rl_lnlstm.commands.options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.policies import MlpLnLstmPolicy
 
@@ -371,5 +372,5 @@ def test_whatever_a_configuration_says_it_is_one_or_our_error(tmp_path_factory, 
     del config["resume"]
     (run_dir / "config.json").write_text(json.dumps(with_change(data, config)))
     with contextlib.suppress(UserError):
-        options = _saved_options(run_dir)
+        options = saved_options(run_dir)
         PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})

@@ -1,0 +1,85 @@
+"""What the commands write to standard error, and how TensorFlow is kept from writing there."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from rl_lnlstm.errors import RunFailure, RunWarning, UserError
+
+messages = Console(stderr=True, highlight=False)
+
+
+def tell(message: str) -> None:
+    """Prints a line as it is, without markup and without line breaks of our own."""
+    messages.print(message, markup=False, soft_wrap=True)
+
+
+def output(text: str) -> None:
+    """Prints text on standard output.
+
+    Raises:
+        RunFailure: it cannot be written, because the disk is full for example.
+        BrokenPipeError: its reader has gone.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise RunFailure(f"standard output cannot be written: {error.strerror}") from error
+
+
+def discard(*streams: TextIO) -> None:
+    """Points the streams to nowhere: Python would try to write again, at its end, what they refused."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """A block in which each `RunWarning` is a line on standard error; the same warning is printed once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", RunWarning)
+        show = warnings.showwarning
+
+        def show_or_tell(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, RunWarning):
+                tell(f"warning: {message}")
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = show_or_tell
+        yield
+
+
+def import_tensorflow_quietly() -> None:
+    """Imports TensorFlow with standard error closed: it ignores its own log level until it is imported.
+
+    The garbage collector is off meanwhile, and afterwards ignores what was imported, because all of it stays.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silence, 2)
+        gc.disable()
+        # Imported here, because `--help` must not wait for TensorFlow.
+        import rl_lnlstm.lstm.layer  # noqa: F401
+    except ImportError as error:
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        raise UserError(f"Keras on TensorFlow is needed, got KERAS_BACKEND={backend}: {error}") from error
+    finally:
+        gc.enable()
+        gc.freeze()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(silence)

@@ -1,0 +1,99 @@
+"""Ctrl-C (SIGINT) and SIGTERM: a run ends in order, and SIGTERM has a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from rl_lnlstm.commands.console import messages
+
+GRACE = 8.0  # seconds from SIGTERM to the end of the process; many schedulers kill after 10
+
+
+class Stop:
+    """Whether the process was asked to end.
+
+    While a run trains, the first signal is only noted, and the run ends after its iteration. A second signal raises
+    `KeyboardInterrupt`. In a block `with stop.at_once()`, where nothing can be lost, the first signal raises it.
+
+    Attributes:
+        signal: number of the first signal, None if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._deferred = True
+
+    @property
+    def requested(self) -> bool:
+        """Whether there was a signal."""
+        return self.signal is not None
+
+    def note(self, number: int, _: Any) -> None:
+        """The signal handler."""
+        again, self.signal = self.requested, self.signal or number
+        if again or not self._deferred:
+            raise KeyboardInterrupt
+        messages.print("stopping after this iteration; press Ctrl-C again to stop at once")
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block in which the first signal ends the process at once."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self._deferred = False
+        try:
+            yield
+        finally:
+            self._deferred = True
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Stop]:
+    """A block in which SIGINT and SIGTERM go to the `Stop` that it gives."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread only
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _deadline():
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    """Ends the process `GRACE` seconds after SIGTERM, if it is still in the block.
+
+    The signal itself wakes a thread that counts the seconds. A handler could not: Python runs none while the main
+    thread is in a compiled update. Files are whole at every moment, so that nothing is lost but the iteration.
+    """
+    ended = threading.Event()
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while received := woken.recv(1):
+            if received[0] == signal.SIGTERM and not ended.wait(GRACE):
+                os.write(2, b"the iteration did not end in time: stopped in the middle, after the newest checkpoint\n")
+                os._exit(128 + signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        waker.close()
+        watcher.join()
+        woken.close()

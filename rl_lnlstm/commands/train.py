@@ -1,0 +1,136 @@
+"""The command `train`: trains, records the run in its directory, and evaluates the policy at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from rl_lnlstm.commands.console import messages, output, tell
+from rl_lnlstm.commands.evaluate import make_evaluation_envs
+from rl_lnlstm.commands.options import TrainOptions, saved_options
+from rl_lnlstm.commands.signals import Stop
+from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation.evaluate import evaluate_policy
+from rl_lnlstm.files import check_is_free
+from rl_lnlstm.ppo.state import TrainingState
+from rl_lnlstm.ppo.train import PPO
+from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
+from rl_lnlstm.runs.layout import CHECKPOINTS
+from rl_lnlstm.runs.progress import progress_bar
+from rl_lnlstm.runs.run_directory import RunDirectory, locked
+
+OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
+
+
+def train(options: TrainOptions, stop: Stop) -> int:
+    """Runs the command and returns its exit code.
+
+    Raises:
+        UserError, RunFailure: as `PPO` and `PPO.learn`; the options or the run directory cannot be used.
+    """
+    if options.resume is not None and options.run_dir is not None:
+        raise UserError("--resume continues in the run directory that it names: leave out --run-dir")
+    run_dir = options.resume or options.run_dir or _new_run_dir(options)
+    config = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("run_dir", "resume")}
+    with contextlib.ExitStack() as resources:
+        state = None
+        if options.resume is None:
+            check_is_free(run_dir, "run directory", OTHER_RUN)
+        else:
+            resources.enter_context(locked(run_dir))
+            _list_changes(saved_options(run_dir), options)
+            state = read_newest(run_dir / CHECKPOINTS)
+        hyperparameters = {field.name: config[field.name] for field in dataclasses.fields(PPOConfig)}
+        ppo = PPO(hyperparameters.pop("policy"), hyperparameters.pop("env_id"), **hyperparameters)
+        resources.callback(ppo.envs.close)
+        if state is None:
+            resources.enter_context(locked(run_dir))
+            check_is_free(run_dir, "run directory", OTHER_RUN)
+            run = RunDirectory(run_dir, config, ppo.policy)
+            messages.print(
+                f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}", markup=False
+            )
+        else:
+            run = _resume(ppo, state, run_dir, config, options)
+        whole = _learn(ppo, run, options, stop)
+        if not whole:
+            return 1
+        if not stop.requested and options.eval_episodes:
+            with stop.at_once():
+                _evaluate(ppo, config, options)
+    return 0
+
+
+def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bool:
+    """Trains to the end, or until a signal; returns whether the disk took everything."""
+    checkpoints = Checkpoints(
+        run.path / CHECKPOINTS,
+        ppo,
+        run.flush,
+        options.checkpoint_interval,
+        options.checkpoint_minutes,
+        options.keep_checkpoints,
+        options.env_snapshot,
+        stopping=lambda: stop.requested,
+    )
+    try:
+        checkpoints.save()  # from now on there is always one
+        if not stop.requested:
+            with progress_bar(messages, options.total_timesteps, ppo.num_timesteps) as progress:
+                ppo.learn(callback=[run, progress, checkpoints])
+    except BaseException:
+        # In the middle of an iteration, training could not go on from here: the checkpoint before it stays the newest.
+        if ppo.between_iterations:
+            checkpoints.save()
+        raise
+    finally:
+        whole = run.finish()
+        messages.print(f"policy, metrics and learning curve are in {run.path}", markup=False)
+    if not whole:
+        messages.print(f"error: {run.path} could not be written to the end", markup=False)
+    return whole
+
+
+def _resume(
+    ppo: PPO, state: TrainingState, run_dir: Path, config: dict[str, Any], options: TrainOptions
+) -> RunDirectory:
+    if options.env_snapshot and state.environments is not None:
+        messages.print("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
+    ppo.load_checkpoint(state, options.total_timesteps, options.env_snapshot)
+    run = RunDirectory(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
+    left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
+    tell(f"resumed after {ppo.num_timesteps:,} frames in {run_dir}: {left}")
+    return run
+
+
+def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
+    """Prints which options differ from those of the run; raises `UserError` for options that cannot change."""
+    changes = {
+        field.name: f"{field.name} {getattr(saved, field.name)} -> {getattr(options, field.name)}"
+        for field in dataclasses.fields(options)
+        if getattr(saved, field.name) != getattr(options, field.name)
+    }
+    refused = changes.keys() & PPOConfig.fixed()
+    if refused:
+        listed = ", ".join(changes[name] for name in sorted(refused))
+        raise UserError(f"a resumed run cannot change its network or its environments: {listed}")
+    if changes:
+        tell(f"changed: {', '.join(changes.values())}")
+
+
+def _evaluate(ppo: PPO, config: dict[str, Any], options: TrainOptions) -> None:
+    envs = make_evaluation_envs(config, options.eval_episodes, **ppo.config.fault_tolerance)
+    with contextlib.closing(envs):
+        seed = options.seed + options.num_envs
+        mean, std = evaluate_policy(ppo.policy, envs, options.eval_episodes, seed=seed)
+    output(f"{mean:.1f} +/- {std:.1f} over {options.eval_episodes} episodes")
+
+
+def _new_run_dir(options: TrainOptions) -> Path:
+    name = re.sub(r"[^\w.-]", "-", options.env_id)
+    return Path("runs") / f"{name}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,52 @@
+"""Statistics of episodes' returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+def mean(returns: np.ndarray) -> np.ndarray:
+    """The mean over the last axis, `[...]` of `[..., n]`."""
+    return np.mean(returns, -1)
+
+
+def interquartile_mean(returns: np.ndarray) -> np.ndarray:
+    """The mean of the middle half, `[...]` of `[..., n]`. It ignores outliers, and varies less than a median.
+
+    Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice".
+    """
+    ordered = np.sort(returns, -1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+
+
+def bootstrap_interval(
+    returns: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap's confidence interval of a statistic (Efron, 1979).
+
+    Args:
+        returns: the returns of the episodes, `[n]`.
+        statistic: from `[..., n]` to `[...]`.
+        confidence: the probability that the interval holds the true value.
+        resamples: how often n episodes are drawn anew, with replacement.
+        seed: decides which episodes are drawn.
+    """
+    returns = np.asarray(returns)
+    drawn = np.random.default_rng(seed).integers(len(returns), size=(resamples, len(returns)))
+    low, high = np.quantile(statistic(returns[drawn]), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))

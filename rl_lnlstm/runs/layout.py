@@ -1,0 +1,10 @@
+"""Names of the files in a run directory."""
+
+CONFIG = "config.json"
+METRICS = "metrics.csv"
+LEARNING_CURVE = "learning_curve.png"
+RESULTS = "results.json"
+POLICY = "policy"
+CHECKPOINTS = "checkpoints"
+BEST_POLICY = "checkpoints/best"
+TENSORBOARD = "tensorboard"

@@ -1,0 +1,203 @@
+"""Callbacks of `PPO.learn` that write the metrics of each iteration: to a CSV file, and for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from rl_lnlstm.errors import warn
+from rl_lnlstm.files import Appender, replacing_file
+
+Metrics = dict[str, float]
+
+
+class CSVLogger:
+    """Appends a row of metrics to a CSV file after each iteration.
+
+    A metric that first appears in a later iteration gets a new column, and the file is written again with it. A disk
+    that is full does not end the run: rows are kept and written when there is space again.
+
+    Args:
+        path: the file. What it holds is kept, and the new rows follow.
+        iteration: keep only the rows up to this iteration; None for all of them.
+
+    Attributes:
+        rows: the metrics so far, those that the file held included.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike, iteration: int | None = None) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._columns, self.rows = keep_metrics(self.path, iteration)
+        self._file = Appender(self.path)
+        self._rewrite = False  # the file has to be written again, because its header has fewer columns
+
+    def __call__(self, metrics: Metrics) -> None:
+        """Writes a row."""
+        self.rows.append(dict(metrics))
+        new = [name for name in metrics if name not in self._columns]
+        self._columns += new
+        if new and len(self.rows) > 1:
+            self._rewrite = True
+        elif not self._rewrite:
+            line = self._lines([metrics], header=bool(new))
+            survives(self.path, lambda: self._file.append(line))
+        if self._rewrite:
+            survives(self.path, self._write_again)
+
+    def flush(self) -> None:
+        """Has all rows on the disk.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        if self._rewrite:
+            self._write_again()
+        self._file.flush(durable=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _lines(self, rows: list[Metrics], header: bool) -> bytes:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+    def _write_again(self) -> None:
+        """Writes the whole file, because its header has new columns."""
+        with replacing_file(self.path) as path:
+            path.write_bytes(self._lines(self.rows, header=True))
+        self._file.close()
+        self._file = Appender(self.path)
+        self._rewrite = False
+
+
+class TensorBoardLogger:
+    """Writes the metrics of each iteration for TensorBoard; the step is the number of frames.
+
+    Args:
+        folder: the log directory. Its last file of events is continued, if there is one.
+        frames: keep only the events up to this number of frames; None for all of them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike, frames: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if frames is not None:
+            keep_events(self.folder, frames)
+        self._file = Appender(_events_file(self.folder))
+
+    def __call__(self, metrics: Metrics) -> None:
+        """Writes an event with all metrics."""
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
+        step = int(metrics["time/total_timesteps"])
+        event = _record(Event(wall_time=time.time(), step=step, summary=scalars))
+        survives(self.folder, lambda: self._file.append(event))
+
+    def flush(self) -> None:
+        """Has all events on the disk.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        self._file.flush(durable=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def survives(path: Path, write: Callable[[], None]) -> bool:
+    """Whether the disk took it; if not, a `RunWarning` says so, and the run goes on."""
+    try:
+        write()
+    except OSError as error:
+        warn(f"{path} cannot be written, {error.strerror or error}: the run goes on and will try again")
+        return False
+    return True
+
+
+class _Kept(NamedTuple):
+    columns: list[str]
+    rows: list[Metrics]
+
+
+def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
+    """Cuts all rows after `iteration` off a `metrics.csv`, and returns its columns and the rows that are left.
+
+    The first row that cannot be read, which a killed process may leave at the end, is cut off too, with all after it.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    columns = lines[0].decode(errors="replace").strip().split(",") if lines else []
+    rows: list[Metrics] = []
+    for line in lines[1:]:
+        try:
+            cells = zip(columns, line.decode().rstrip("\r\n").split(","), strict=True)
+            row = {name: float(cell) for name, cell in cells if cell}
+            if not line.endswith(b"\n") or (iteration is not None and row["time/iterations"] > iteration):
+                break
+        except (ValueError, KeyError):
+            break
+        rows.append(row)
+    if lines:
+        # Without a row there is no header either, as in a run that has just begun.
+        os.truncate(path, sum(map(len, lines[: len(rows) + 1])) if rows else 0)
+    return _Kept(columns if rows else [], rows)
+
+
+def keep_events(folder: Path, frames: int) -> None:
+    """Cuts the events after `frames` frames, and an event that was only half written, off TensorBoard's files."""
+    for path in folder.glob("events.out.tfevents.*"):
+        with path.open("rb") as file:
+            end = 0
+            while len(header := file.read(12)) == 12:
+                (length,) = struct.unpack_from("<Q", header)
+                if length > os.path.getsize(path) - file.tell() - 4:
+                    break
+                content = file.read(length)
+                file.seek(4, os.SEEK_CUR)  # its checksum
+                try:
+                    if Event.FromString(content).step > frames:
+                        break
+                except DecodeError:
+                    break
+                end = file.tell()
+        os.truncate(path, end)
+
+
+def _events_file(folder: Path) -> Path:
+    """The last of TensorBoard's files, or a new one."""
+    written = sorted(path for path in folder.glob("events.out.tfevents.*") if path.stat().st_size)
+    if written:
+        return written[-1]
+    path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+    path.write_bytes(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
+    return path
+
+
+def _record(event: Event) -> bytes:
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
