@@ -34,6 +34,20 @@ def map_leaves(function: Callable[..., Any], space: gym.Space, *structures: Any)
     return function(space, *structures)
 
 
+def map_arrays(function: Callable[..., Any], *structures: Any) -> Any:
+    """`function(*parts)` of all arrays in dicts and tuples, NamedTuples too, whose space is not at hand.
+
+    The result has the structure of the first of `structures`. None, for an array that is absent, stays None.
+    """
+    first = structures[0]
+    if isinstance(first, dict):
+        return {key: map_arrays(function, *(structure[key] for structure in structures)) for key in first}
+    if isinstance(first, tuple):
+        parts = [map_arrays(function, *parts) for parts in zip(*structures, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    return None if first is None else function(*structures)
+
+
 def flatten(space: gym.Space, structure: Any) -> list[Any]:
     """The parts of a structure, one for each leaf, in the order of the space."""
     parts: list[Any] = []

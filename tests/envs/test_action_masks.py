@@ -149,7 +149,7 @@ def test_the_update_reproduces_masked_acting(mode, nvec, monkeypatch):
     def cut_and_see(rollout, *rest):
         sequences = cut_sequences(rollout, *rest)
         log_probs, entropies, _ = ppo.policy.evaluate_actions(
-            sequences.observations, sequences.actions, sequences.state, sequences.masks, *sequences.action_masks
+            sequences.observations, sequences.actions, sequences.state, sequences.masks, sequences.action_masks
         )
         np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
         assert np.isfinite(entropies).all()

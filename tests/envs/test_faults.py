@@ -260,7 +260,7 @@ def spoil(monkeypatch):
 
 
 def state_of(ppo):
-    return [variable.numpy() for variable in (*ppo.policy.trainable_variables, *ppo._optimizer.variables)]
+    return [variable.numpy() for variable in (*ppo.policy.trainable_variables, *ppo._updater.optimizer.variables)]
 
 
 @pytest.mark.parametrize(("jit_compile", "target_kl"), [(False, None), (False, 10.0), (True, None)])
@@ -287,7 +287,7 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl
             return np.array([i for i in self.shuffler.permutation(count) if i not in (1, 2)])
 
     spoil(lambda sequences: None)
-    expected._shuffler = WithoutTheSpoiled()
+    expected._updater.generator = WithoutTheSpoiled()
     before = state_of(expected)
     expected.learn(1)
     assert all(np.isfinite(values).all() for values in state_of(ppo))

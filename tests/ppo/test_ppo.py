@@ -136,13 +136,11 @@ def test_sequences_are_pieces_of_one_environments_steps(length):
         "advantages": advantages,
         "returns": returns,
         "rewards": rollout.rewards,
-        "masks": 1.0 - rollout.episode_starts,
+        "episode_starts": rollout.episode_starts,
         "valid": rollout.valid,
         "action_masks": rollout.action_masks,
     }
     assert set(expected_columns) == set(sequences._fields) - {"state"}
-    (masks,) = sequences.action_masks
-    sequences = sequences._replace(action_masks=masks)
     found = set()
     for index, piece in enumerate(sequences.observations):
         first, env = (int(number) for number in piece[0])
@@ -477,7 +475,7 @@ def test_the_learning_rate_falls_linearly_over_each_call_of_learn():
         frames = [0, *(of_one["time/total_timesteps"] - before for of_one in metrics)]
         expected = [0.01 * (1 - done / total) for done in frames[:-1]]
         np.testing.assert_allclose([of_one["train/learning_rate"] for of_one in metrics], expected)
-    assert ppo._update_function.experimental_get_tracing_count() == 1
+    assert ppo._updater.function.experimental_get_tracing_count() == 1
 
 
 def test_learn_trains_as_long_as_configured_unless_told():

@@ -1,0 +1,85 @@
+"""The terms of PPO's loss: pure functions of tensors `[batch, time]`, float32.
+
+Each takes `valid`, `[batch, time]` of 0 and 1, and returns a scalar mean over the transitions where it is 1; the mean
+of none is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def mean_of_valid(values: Any, valid: Any) -> Any:
+    """The mean of `values` where `valid` is 1."""
+    check_shapes(values=values, valid=valid)
+    weights = tf.math.divide_no_nan(valid, tf.reduce_sum(valid))
+    return tf.reduce_sum(values * weights)
+
+
+def normalized_advantages(advantages: Any, valid: Any) -> Any:
+    """Advantages with mean 0 and standard deviation 1 over the valid ones."""
+    centred = advantages - mean_of_valid(advantages, valid)
+    return centred / (tf.sqrt(mean_of_valid(centred**2, valid)) + 1e-8)
+
+
+def clipped_policy_loss(log_ratios: Any, advantages: Any, valid: Any, clip_coef: Any) -> Any:
+    """The negated clipped surrogate objective of Schulman et al. (2017), equation 7.
+
+    Args:
+        log_ratios: log pi(a|s) - log pi_old(a|s), of the actions that were taken.
+        advantages: of these actions.
+        valid: which transitions count.
+        clip_coef: epsilon; ratios beyond 1 - epsilon and 1 + epsilon earn nothing more.
+    """
+    check_shapes(log_ratios=log_ratios, advantages=advantages, valid=valid)
+    ratios = tf.exp(log_ratios)
+    clipped = tf.clip_by_value(ratios, 1 - clip_coef, 1 + clip_coef)
+    return -mean_of_valid(tf.minimum(ratios * advantages, clipped * advantages), valid)
+
+
+def value_loss(values: Any, returns: Any, valid: Any) -> Any:
+    """Half the mean squared error of the values, Schulman et al. (2017), equation 9."""
+    check_shapes(values=values, returns=returns, valid=valid)
+    return 0.5 * mean_of_valid((values - returns) ** 2, valid)
+
+
+def clipped_value_loss(values: Any, old_values: Any, returns: Any, valid: Any, clip_coef: Any) -> Any:
+    """The same, where a change of more than `clip_coef` towards the return earns nothing; from OpenAI baselines' PPO2.
+
+    Args:
+        values: of the current weights.
+        old_values: of acting.
+        returns: the targets.
+        valid: which transitions count.
+        clip_coef: how far values may move.
+    """
+    check_shapes(values=values, old_values=old_values, returns=returns, valid=valid)
+    clipped = old_values + tf.clip_by_value(values - old_values, -clip_coef, clip_coef)
+    errors = tf.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return 0.5 * mean_of_valid(errors, valid)
+
+
+def entropy_loss(entropies: Any, valid: Any) -> Any:
+    """The negated mean entropy: to minimise it is to explore."""
+    return -mean_of_valid(entropies, valid)
+
+
+def approximate_kl(log_ratios: Any, valid: Any) -> Any:
+    """KL(pi_old | pi), by the low-variance estimator of Schulman (2020), "Approximating KL divergence"."""
+    return mean_of_valid(tf.exp(log_ratios) - 1 - log_ratios, valid)
+
+
+def clip_fraction(log_ratios: Any, valid: Any, clip_coef: Any) -> Any:
+    """The share of ratios that are beyond the clipping range."""
+    return mean_of_valid(tf.cast(tf.abs(tf.exp(log_ratios) - 1) > clip_coef, tf.float32), valid)
+
+
+def check_shapes(**tensors: Any) -> None:
+    """Raises `ValueError` unless all tensors are of one shape, as far as it is known."""
+    shapes = {name: tf.TensorShape(tf.convert_to_tensor(tensor).shape) for name, tensor in tensors.items()}
+    first = next(iter(shapes.values()))
+    if not all(shape.is_compatible_with(first) for shape in shapes.values()):
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"expected tensors of one shape, got {described}")

@@ -1,0 +1,204 @@
+"""The update: epochs of gradient steps on minibatches of whole sequences, in one graph."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.ppo import loss
+from rl_lnlstm.ppo.collect import Rollout
+from rl_lnlstm.spaces import map_arrays
+
+log = logging.getLogger(__name__)
+
+ADAM_EPSILON = 1e-5  # as in OpenAI baselines' PPO2; the default of Keras is 1e-7
+TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # of the loss
+REPORTED = (*TERMS, "approx_kl", "clip_fraction", "loss")
+
+
+class LearningPolicy(Protocol):
+    """What the update needs of a policy."""
+
+    trainable_variables: list[keras.Variable]
+    is_convolutional: bool
+    previous_reward: bool
+
+    def evaluate_actions(
+        self, observations: Any, actions: Any, state: Any, masks: Any, action_masks: Any = None, rewards: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Log-probabilities, entropies and values `[batch, time]` of what acting recorded."""
+
+
+class Sequences(NamedTuple):
+    """A rollout cut into sequences, `[sequences, sequence_length, ...]`, and the states they started from."""
+
+    observations: Any
+    actions: Any
+    log_probs: Any
+    values: Any
+    advantages: Any
+    returns: Any
+    rewards: Any
+    episode_starts: Any
+    valid: Any
+    state: Any  # the policy's, each [sequences, width]
+    action_masks: Any  # None if the environments have none
+
+    @property
+    def masks(self) -> Any:
+        """1 carries the state into a step, 0 resets it before."""
+        return 1 - tf.cast(self.episode_starts, tf.float32)
+
+
+def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray, length: int) -> Sequences:
+    """Cuts a time-major rollout into batch-major sequences of `length` steps."""
+
+    def cut(column: np.ndarray) -> np.ndarray:
+        steps, envs, *rest = column.shape
+        pieces = column.reshape(steps // length, length, envs, *rest).swapaxes(1, 2)
+        return np.ascontiguousarray(pieces.reshape(-1, length, *rest))
+
+    return Sequences(
+        observations=map_arrays(cut, rollout.observations),
+        actions=map_arrays(cut, rollout.actions),
+        log_probs=cut(rollout.log_probs),
+        values=cut(rollout.values),
+        advantages=cut(advantages),
+        returns=cut(returns.astype(np.float32)),
+        rewards=cut(rollout.rewards.astype(np.float32)),
+        episode_starts=cut(rollout.episode_starts),
+        valid=cut(rollout.valid.astype(np.float32)),
+        state=map_arrays(lambda part: part.reshape(-1, part.shape[-1]), rollout.sequence_states),
+        action_masks=map_arrays(cut, rollout.action_masks),
+    )
+
+
+class Updater:
+    """Adam on PPO's loss.
+
+    Args:
+        policy: what is trained.
+        config: the options of the loss and of the optimizer.
+        generator: shuffles the sequences.
+
+    Attributes:
+        fruitless: updates in a row in which every gradient step was skipped.
+        not_finite: what was not finite in the last update with a skipped step.
+    """
+
+    def __init__(self, policy: LearningPolicy, config: PPOConfig, generator: np.random.Generator) -> None:
+        self.policy, self.config, self.generator = policy, config, generator
+        self.optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=ADAM_EPSILON)
+        self.optimizer.build(policy.trainable_variables)
+        self.fruitless, self.not_finite = 0, ""
+        # On a CPU, XLA's convolutions take some 50 times as long as TensorFlow's.
+        slower = policy.is_convolutional and not tf.config.list_logical_devices("GPU")
+        self.function = tf.function(self._update, autograph=False, jit_compile=config.jit_compile and not slower)
+
+    def __call__(
+        self, sequences: Sequences, learning_rate: float, clip_coef: float, iteration: int
+    ) -> dict[str, float]:
+        """Takes all gradient steps on the sequences of a rollout, and returns the means of what they reported."""
+        config, count = self.config, len(sequences.valid)
+        minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
+        minibatches = minibatches.reshape(-1, count // config.num_minibatches)
+        self.optimizer.learning_rate.assign(learning_rate)
+        metrics, not_finite = self.function(
+            map_arrays(tf.convert_to_tensor, sequences),
+            tf.constant(minibatches, tf.int32),
+            tf.constant(clip_coef, tf.float32),
+        )
+        self._tell_skipped(iteration, int(metrics["skipped_steps"]), not_finite.numpy(), len(minibatches))
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _tell_skipped(self, iteration: int, skipped: int, not_finite: np.ndarray, steps: int) -> None:
+        """Logs which losses and gradients were not finite; `not_finite` is in the order of `_update`."""
+        self.fruitless = self.fruitless + 1 if skipped == steps else 0
+        if not skipped:
+            return
+        gradients = [f"the gradient of {variable.path}" for variable in self.policy.trainable_variables]
+        named = [name for name, bad in zip([*TERMS, *gradients], not_finite, strict=True) if bad]
+        # If a loss is not finite, its gradients say nothing more.
+        self.not_finite = " and ".join(
+            [name for name in named if name in TERMS] or named[:1] or ["the gradients' norm"]
+        )
+        message = "iteration %d: %d of %d gradient steps skipped, because %s was not finite"
+        log.warning(message, iteration, skipped, steps, self.not_finite)
+
+    def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> tuple[dict[str, Any], Any]:
+        """All epochs and minibatches, `[gradient steps, sequences]` indices, in one graph.
+
+        A step whose loss or gradient is not finite changes nothing and enters no mean. Returned are the means, and
+        which of `TERMS` and of the variables' gradients were not finite in any step.
+        """
+        variables = [variable.value for variable in self.policy.trainable_variables]
+        limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
+
+        def body(i: Any, _: Any, skipped: Any, not_finite: Any, *sums: Any) -> tuple[Any, ...]:
+            minibatch = map_arrays(lambda part: tf.gather(part, minibatches[i]), sequences)
+            with tf.GradientTape() as tape:
+                losses = self._losses(minibatch, clip_coef)
+            gradients = tape.gradient(losses["loss"], variables)
+            clipped, norm = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
+            finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
+            proceed = ~finite | (losses["approx_kl"] <= limit)
+            looked_at = [*(losses[name] for name in TERMS), *map(tf.nn.l2_loss, gradients)]  # as the norm is made of
+            not_finite |= ~tf.math.is_finite(tf.stack(looked_at))
+            if self.config.target_kl is None:
+                self._apply(clipped, finite)
+            else:
+                tf.cond(proceed, lambda: self._apply(clipped, finite), lambda: tf.constant(0))
+            terms = [tf.where(finite, losses[name], 0.0) for name in REPORTED]
+            skipped += tf.cast(~finite, tf.int32)
+            return i + 1, proceed, skipped, not_finite, *(total + term for total, term in zip(sums, terms, strict=True))
+
+        count = len(minibatches) if minibatches.shape[0] is None else minibatches.shape[0]
+        nothing = tf.zeros([len(TERMS) + len(variables)], tf.bool)
+        done, _, skipped, not_finite, *sums = tf.while_loop(
+            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, nothing, *([0.0] * len(REPORTED)))
+        )
+        means = {name: total / tf.cast(done - skipped, tf.float32) for name, total in zip(REPORTED, sums, strict=True)}
+        return {**means, "skipped_steps": skipped}, not_finite
+
+    def _apply(self, gradients: Any, wanted: Any) -> Any:
+        """An optimizer step, which is taken back unless `wanted`.
+
+        Under XLA taking it back is part of the same loop over each variable's elements; a branch is not.
+        """
+        changed = [variable.value for variable in (*self.policy.trainable_variables, *self.optimizer.variables)]
+        before = [tf.identity(variable) for variable in changed]
+        self.optimizer.apply(gradients, self.policy.trainable_variables)
+        for variable, old in zip(changed, before, strict=True):
+            variable.assign(tf.where(wanted, variable, old))
+        return tf.constant(0)
+
+    def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
+        """Schulman et al. (2017), equation 9, over the valid transitions."""
+        config, valid = self.config, batch.valid
+        given = {} if batch.action_masks is None else {"action_masks": batch.action_masks}
+        if self.policy.previous_reward:
+            given["rewards"] = batch.rewards
+        log_probs, entropies, values = self.policy.evaluate_actions(
+            batch.observations, batch.actions, batch.state, batch.masks, **given
+        )
+        log_ratios = tf.where(valid > 0, log_probs - batch.log_probs, 0.0)
+        advantages = loss.normalized_advantages(batch.advantages, valid) if config.norm_adv else batch.advantages
+        policy_loss = loss.clipped_policy_loss(log_ratios, advantages, valid, clip_coef)
+        if config.clip_vloss:
+            value_loss = loss.clipped_value_loss(values, batch.values, batch.returns, valid, clip_coef)
+        else:
+            value_loss = loss.value_loss(values, batch.returns, valid)
+        entropy_loss = loss.entropy_loss(entropies, valid)
+        return {
+            "loss": policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss,
+            "policy_gradient_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy_loss": entropy_loss,
+            "approx_kl": loss.approximate_kl(log_ratios, valid),
+            "clip_fraction": loss.clip_fraction(log_ratios, valid, clip_coef),
+        }
