@@ -1,0 +1,21 @@
+"""Seeds for named purposes, derived from one seed.
+
+Streams of different purposes, and those of neighbouring seeds, have nothing in common (numpy.random.SeedSequence).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# The number of a purpose decides its seeds: add new ones at the end.
+PURPOSES = ("environments", "policy", "shuffling", "selection", "evaluation", "sampling")
+
+
+def seed_sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSequence:
+    """The seed sequence of a purpose, and of numbers within it such as that of an episode."""
+    return np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), *numbers))
+
+
+def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """An integer seed from `seed_sequence`, between 0 and 2^32."""
+    return int(seed_sequence(seed, purpose, *numbers).generate_state(1)[0])
