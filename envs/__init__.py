@@ -1,18 +1,14 @@
-"""Environments: vector environments with named failures, hidden velocities, and memory tasks.
+"""Environments: one door through which every environment is let in, hidden velocities, and memory tasks.
 
 Importing this registers with Gymnasium `CartPoleNoVel-v1`, `PendulumNoVel-v1`, `MountainCarContinuousNoVel-v0`,
 `LunarLanderNoVel-v3`, `TMaze-v0` and `RepeatPrevious-v0`.
 """
 
 from rl_lnlstm.envs.make_vec import make_vec, restore_snapshot, take_snapshot
-from rl_lnlstm.envs.tasks.memory import (
-    RepeatPreviousEnv,
-    RepeatPreviousVectorEnv,
-    TMazeEnv,
-    TMazeVectorEnv,
-    register_memory,
-)
+from rl_lnlstm.envs.tasks import memory_task
 from rl_lnlstm.envs.tasks.novel import HideVelocities, register_novel
+from rl_lnlstm.envs.tasks.repeat_previous import RepeatPreviousEnv, RepeatPreviousVectorEnv
+from rl_lnlstm.envs.tasks.tmaze import TMazeEnv, TMazeVectorEnv
 
 __all__ = [
     "HideVelocities",
@@ -25,5 +21,6 @@ __all__ = [
     "take_snapshot",
 ]
 
-register_memory()
+memory_task.register("TMaze-v0", TMazeEnv, TMazeVectorEnv)
+memory_task.register("RepeatPrevious-v0", RepeatPreviousEnv, RepeatPreviousVectorEnv)
 register_novel()

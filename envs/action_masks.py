@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -9,19 +10,26 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.envs.faults import Fault
+from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 
 KEY, METHOD = "action_mask", "action_masks"  # PettingZoo's, in infos, and that of sb3-contrib's MaskablePPO
+KINDS = "Discrete, MultiDiscrete and MultiBinary actions"
 
 
 def mask_sizes(space: gym.Space) -> np.ndarray | None:
     """How many values each component of an action has, in the order in which a mask tells of them.
 
-    A mask of `Discrete` is `[n]`, that of `MultiDiscrete` `[sum(nvec)]`, component after component. None: for other
-    spaces there are no masks.
+    - A mask of `Discrete` is `[n]`.
+    - A mask of `MultiDiscrete` is `[sum(nvec)]`, component after component.
+    - A mask of `MultiBinary` is `[2 * n]`, component after component, each with its value 0 and then its value 1.
+
+    None: other spaces have no masks.
     """
     if isinstance(space, gym.spaces.Discrete):
         return np.array([space.n])
+    if isinstance(space, gym.spaces.MultiBinary):
+        return np.full(math.prod(space.shape), 2)
     return space.nvec.ravel() if isinstance(space, gym.spaces.MultiDiscrete) else None
 
 
@@ -33,13 +41,81 @@ def checked_masks(masks: Any, space: gym.Space, batch_size: int) -> np.ndarray:
     """
     sizes = mask_sizes(space)
     if sizes is None:
-        raise UserError(f"action_masks are for Discrete and MultiDiscrete actions, got {space}")
+        raise UserError(f"action_masks are for {KINDS}, got {space}")
     masks, shape = np.asarray(masks, bool), (batch_size, int(sizes.sum()))
     if masks.shape != shape:
         raise UserError(f"action_masks must have shape {list(shape)}, got {list(masks.shape)}")
     if not (allowing := _allowing(masks, sizes)).all():
         raise UserError(f"action_masks must allow an action, got {masks[~allowing][0].astype(int)}")
     return masks
+
+
+def flat_mask(mask: Any, sizes: np.ndarray) -> np.ndarray:
+    """The mask that an environment gave, as a new bool array `[sum of the sizes]`.
+
+    It may also come as a row for each component, `[components, size]`, or as a tuple of masks, one for each component,
+    as `MultiDiscrete.sample` takes them.
+
+    Raises:
+        Fault: it has another shape.
+    """
+    if isinstance(mask, tuple):
+        mask = np.concatenate([np.ravel(part) for part in mask])
+    array = np.asarray(mask)
+    if array.shape == (len(sizes), sizes[0]) and (sizes == sizes[0]).all():
+        array = array.ravel()
+    if array.shape != (size := int(sizes.sum()),):
+        raise Fault(f"gave an action mask of shape {list(array.shape)}, expected [{size}]", lasting=True)
+    return array.astype(bool)
+
+
+class MaskEntry:
+    """The entry of a `Dict` observation that is the action mask, as in PettingZoo and RLlib.
+
+    Args:
+        key: of the entry.
+        observation_space, action_space: of a single environment.
+
+    Raises:
+        UserError: there is no such entry, or it is no mask for the actions.
+    """
+
+    def __init__(self, key: str, observation_space: gym.Space, action_space: gym.Space) -> None:
+        if not isinstance(observation_space, gym.spaces.Dict) or key not in observation_space.spaces:
+            raise UserError(f"mask_key={key!r}: the observation has no such entry, its space is {observation_space}")
+        if len(observation_space.spaces) == 1:
+            raise UserError(f"mask_key={key!r}: the observation has no other entry, its space is {observation_space}")
+        if not _could_be_mask(observation_space[key], action_space):
+            raise UserError(f"mask_key={key!r}: {observation_space[key]} is no mask for the actions {action_space}")
+        self.key = key
+        self.other_entries = gym.spaces.Dict(
+            {name: space for name, space in observation_space.spaces.items() if name != key}
+        )
+
+    def moved(self, observations: dict[str, Any], infos: dict[str, Any]) -> dict[str, Any]:
+        """The observations without the entry, which goes into the infos, where masks are read."""
+        others = dict(observations)
+        mask = others.pop(self.key)
+        infos[KEY] = mask.reshape(len(mask), -1).astype(bool)
+        infos.pop(f"_{KEY}", None)  # of some environments only
+        return others
+
+
+def warn_of_mask_entry(observation_space: gym.Space, action_space: gym.Space, name: str) -> None:
+    """Warns if an entry of the observation seems to be an action mask, which nobody asked to take for one."""
+    if isinstance(observation_space, gym.spaces.Dict) and len(observation_space.spaces) > 1:
+        for key in (KEY, METHOD):
+            if key in observation_space.spaces and _could_be_mask(observation_space[key], action_space):
+                warn(
+                    f"{name}: the entry {key!r} of the observation is not taken as an action mask, so illegal actions "
+                    f"may be chosen; mask_key={key!r} (--mask-key {key}) takes it as one"
+                )
+
+
+def _could_be_mask(space: gym.Space, action_space: gym.Space) -> bool:
+    sizes = mask_sizes(action_space)
+    kinds = gym.spaces.MultiBinary, gym.spaces.MultiDiscrete, gym.spaces.Box
+    return sizes is not None and isinstance(space, kinds) and math.prod(space.shape) == int(sizes.sum())
 
 
 class ActionMasks:
@@ -53,8 +129,8 @@ class ActionMasks:
         sizes = mask_sizes(envs.single_action_space)
         if sizes is None:
             raise UserError(
-                f"{environment_name(envs)} gives action masks, which are for Discrete and MultiDiscrete actions, but "
-                f"its action space is {envs.single_action_space}"
+                f"{environment_name(envs)} gives action masks, which are for {KINDS}, but its action space is "
+                f"{envs.single_action_space}"
             )
         self._sizes, self._method, self._name = sizes, method, environment_name(envs)
         self._shape = envs.num_envs, int(sizes.sum())
@@ -63,15 +139,15 @@ class ActionMasks:
     @classmethod
     def find(cls, envs: VectorEnv, infos: dict[str, Any]) -> ActionMasks | None:
         """Where environments have their masks, going by the infos of a reset; None if they have none."""
-        method = _method(envs)
+        method = None if getattr(envs, "mask_entry", None) is not None else _method(envs)
         return cls(envs, method) if method is not None or KEY in infos else None
 
     def read(self, *told: tuple[dict[str, Any], np.ndarray]) -> np.ndarray:
         """The masks for the next actions, bool `[num_envs, size]`.
 
         Args:
-            *told: infos, and for which of the environments they are the last ones, `[num_envs]` bool. Environments
-                that are in none of these will ignore their actions, and get masks that allow everything.
+            *told: infos, and the environments whose last word they are, `[num_envs]` bool. Environments that are in
+                none of these will ignore their actions, and get masks that allow everything.
 
         Raises:
             EnvironmentFailure: a mask is missing, is of another shape, or allows no action.
@@ -105,15 +181,10 @@ class ActionMasks:
             masks[rows] = given[rows]
             return
         for index in np.flatnonzero(rows):
-            mask = given[index]
-            if isinstance(mask, tuple):  # a mask for each component, as MultiDiscrete's `sample` takes them
-                mask = np.concatenate([np.ravel(part) for part in mask])
-            if np.shape(mask) != self._shape[1:]:
-                self._fail(
-                    np.arange(len(rows)) == index,
-                    f"gave an action mask of shape {list(np.shape(mask))}, expected [{self._shape[1]}]",
-                )
-            masks[index] = mask
+            try:
+                masks[index] = flat_mask(given[index], self._sizes)
+            except Fault as fault:
+                self._fail(np.arange(len(rows)) == index, str(fault))
 
     def _fail(self, rows: np.ndarray, what: str) -> NoReturn:
         index = int(np.argmax(rows))
@@ -133,10 +204,10 @@ def _method(envs: VectorEnv) -> Callable[[], Any] | None:
     """The environments' `action_masks`, or that of the vector environment itself."""
     base = envs.unwrapped
     if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)):
-        # Asked first: a call of what is not there ends the worker processes.
+        # Asked first, because a call of what is not there ends the worker processes.
         if not all(base.call("has_wrapper_attr", METHOD)):
             return None
-        # Those of `make_vec` can: of a game that is over a method may have no answer.
+        # `make_vec`'s environments can: once a game is over, its method may have no answer.
         if all(base.call("has_wrapper_attr", "call_unless_ended")):
             return lambda: base.call("call_unless_ended", METHOD)
         return lambda: base.call(METHOD)

@@ -1,31 +1,34 @@
-"""What an environment did instead of answering, told as an entry of infos beside the others' answers."""
+"""What an environment did instead of answering. It is told as an entry of the infos, beside the others' answers."""
 
 import traceback
-from collections.abc import Iterator
-from math import isfinite
+from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-
-FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only between the classes here
+FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only the modules of this folder see it
 ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
 
 
 class Fault(Exception):
-    """What an environment did, as it follows its name in a message, and the cause.
+    """What an environment did, in words that follow its name in a message.
 
-    Of the cause the traceback's text is pickled, because not every exception can be.
+    Only the text of the cause's traceback is pickled, because not every exception can be.
+
+    Args:
+        what: the words.
+        cause: the exception that the environment raised.
+        lasting: the environment breaks a rule (such as the shape of its observations), and a new one would do so again.
     """
 
-    def __init__(self, what: str, cause: BaseException | None = None) -> None:
+    def __init__(self, what: str, cause: BaseException | None = None, lasting: bool = False) -> None:
         super().__init__(what)
         self.__cause__ = cause
+        self.lasting = lasting
+        self.index: int | None = None  # the environment's, where whoever raises it knows
 
     def __reduce__(self) -> tuple[Any, ...]:
         cause = self.__cause__
         text = None if cause is None else WorkerTraceback("".join(traceback.format_exception(cause)))
-        return Fault, (str(self), text)
+        return Fault, (str(self), text, self.lasting)
 
 
 class WorkerTraceback(Exception):
@@ -35,31 +38,12 @@ class WorkerTraceback(Exception):
         return "\n" + self.args[0]
 
 
-def not_finite(values: np.ndarray, what: str) -> dict[int, Fault]:
-    """The environments with NaN or infinity in `values`, `[num_envs, ...]`, and the first component of each."""
-    # The product is not finite if any value is not, at less than half the cost of the exact test; but it may overflow.
-    if isfinite(np.vdot(values, values)):
-        return {}
-    faults: dict[int, Fault] = {}
-    for index, *component in np.argwhere(~np.isfinite(values)).tolist():
-        where = f"[{', '.join(map(str, component))}]" if component else ""
-        faults.setdefault(index, Fault(f"returned {values[(index, *component)]} in {what}{where}"))
-    return faults
+def raised(error: BaseException, when: str = "") -> str:
+    """The words for an exception that an environment raised."""
+    return f"raised {type(error).__name__}{when}: {error}"
 
 
-def float_paths(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where in an observation floating-point boxes are, as the keys to get there."""
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        yield path
-    elif isinstance(space, gym.spaces.Dict):
-        for key, subspace in space.spaces.items():
-            yield from float_paths(subspace, (*path, key))
-    elif isinstance(space, gym.spaces.Tuple):
-        for index, subspace in enumerate(space.spaces):
-            yield from float_paths(subspace, (*path, index))
-
-
-def forget(infos: dict[str, Any], index: int) -> None:
+def forget(infos: Mapping[str, Any], index: int) -> None:
     """Takes out of a vector environment's `infos` what one environment said."""
     for key, value in infos.items():
         if isinstance(value, dict):

@@ -263,7 +263,9 @@ def test_predict_takes_masks_for_one_or_many():
     with pytest.raises(UserError, match=r"action_masks must allow an action, got \[0 0 0 0 0 0\]"):
         policy.predict(observations, action_masks=0 * only)
     box = MlpLnLstmPolicy(envs.single_observation_space, gym.spaces.Box(-1, 1, (2,)), **SMALL)
-    with pytest.raises(UserError, match="action_masks are for Discrete and MultiDiscrete actions, got Box"):
+    with pytest.raises(
+        UserError, match="action_masks are for Discrete, MultiDiscrete and MultiBinary actions, got Box"
+    ):
         box.predict(observations, action_masks=only)
 
 
@@ -373,7 +375,9 @@ def test_masks_for_other_actions_are_refused():
             super().__init__()
             self.action_space = gym.spaces.Box(-1, 1, (2,))
 
-    with pytest.raises(UserError, match="Continuous gives action masks, which are for Discrete and MultiDiscrete"):
+    with pytest.raises(
+        UserError, match="Continuous gives action masks, which are for Discrete, MultiDiscrete and MultiBinary"
+    ):
         Stepper(make_vec(Continuous, 2))
 
 

@@ -1,0 +1,272 @@
+"""What goes into an environment and what comes out of it: copies, of the type and shape that its spaces promise.
+
+Functions for a single environment take and return what `gymnasium.Env` does. Those for a vector environment have names
+in the plural and take and return arrays `[num_envs, ...]`. Whatever they return shares no memory with what they were
+given. Where an environment breaks a rule, they raise a `Fault` that says what was got and what was expected.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from rl_lnlstm.envs.faults import Fault
+from rl_lnlstm.spaces import LEAVES, map_leaves
+
+NUMBERS = "biuf"  # NumPy's kinds: bool, integers, floating point
+
+# --------------------------------------------------------------------------------------------------------- actions
+
+
+def as_element(space: gym.Space, action: Any) -> Any:
+    """The action as an element of the space: a scalar of NumPy for `Discrete`, otherwise a new array."""
+    if isinstance(space, gym.spaces.Discrete):
+        return space.dtype.type(np.asarray(action).item())
+    return map_leaves(_leaf_element, space, action)
+
+
+def _leaf_element(leaf: gym.Space, part: Any) -> Any:
+    if isinstance(leaf, gym.spaces.Discrete):
+        return leaf.dtype.type(np.asarray(part).item())
+    return np.array(part, dtype=leaf.dtype) if isinstance(leaf, LEAVES) else copy.deepcopy(part)
+
+
+def as_elements(space: gym.Space, actions: Any) -> Any:
+    """Actions of several environments, each part a new array of the dtype of its leaf of the single space."""
+    return map_leaves(
+        lambda leaf, part: np.array(part, dtype=leaf.dtype) if isinstance(leaf, LEAVES) else copy.deepcopy(part),
+        space,
+        actions,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- observations
+
+
+def checked_observation(
+    space: gym.Space, observation: Any, batch: tuple[int, ...] = (), what: str = "observation"
+) -> Any:
+    """A copy of an observation, in the structure, the shapes and the dtypes of the space.
+
+    Numbers are cast where nothing is lost but precision: any number to floating point, integers to other integers that
+    can hold them.
+
+    Args:
+        space: of a single observation.
+        observation: what the environment returned.
+        batch: `(num_envs,)` for the observations of a vector environment.
+        what: the name of the observation in messages.
+
+    Raises:
+        Fault: another structure, shape or type.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(observation, Mapping):
+            raise Fault(f"returned {_shown(observation)} as {what}, expected a dict", lasting=True)
+        if missing := [key for key in space.spaces if key not in observation]:
+            raise Fault(f"returned {what} without {missing[0]!r}, expected the keys {list(space.spaces)}", lasting=True)
+        return {
+            key: checked_observation(inner, observation[key], batch, f"{what}[{key!r}]")
+            for key, inner in space.spaces.items()
+        }
+    if isinstance(space, gym.spaces.Tuple):
+        count = len(space.spaces)
+        if not isinstance(observation, tuple | list) or len(observation) != count:
+            raise Fault(f"returned {_shown(observation)} as {what}, expected a tuple of {count}", lasting=True)
+        return tuple(
+            checked_observation(inner, part, batch, f"{what}[{index}]")
+            for index, (inner, part) in enumerate(zip(space.spaces, observation, strict=True))
+        )
+    if not isinstance(space, LEAVES):
+        return copy.deepcopy(observation)
+    shape = (*batch, *(space.shape or ()))
+    if type(observation) is np.ndarray and observation.dtype == space.dtype and observation.shape == shape:
+        return observation.copy()
+    return _cast(_as_array(observation, what), shape, np.dtype(space.dtype), what)
+
+
+def _as_array(value: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # of parts that have different shapes
+        raise Fault(f"returned {_shown(value)} as {what}, which is no array: {error}", lasting=True) from error
+
+
+def _cast(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, what: str) -> np.ndarray:
+    if array.shape != shape:
+        raise Fault(f"returned {what} of shape {list(array.shape)}, expected {list(shape)}", lasting=True)
+    kinds = array.dtype.kind + dtype.kind
+    if array.dtype == dtype:
+        return array.copy()
+    if array.dtype.kind in NUMBERS and dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what becomes infinite is found with what is not finite
+            return array.astype(dtype)
+    if kinds[0] in "biu" and kinds[1] in "biu":
+        cast = array.astype(dtype)
+        if np.array_equal(cast, array):
+            return cast
+        wrong = array[cast != array].flat[0]
+        raise Fault(f"returned {wrong} in {what}, which does not fit the space's {dtype}", lasting=True)
+    raise Fault(f"returned {what} of {_dtype_name(array)}, expected {dtype}", lasting=True)
+
+
+class CheckedPart(NamedTuple):
+    """A part of an observation whose values are looked at in every step."""
+
+    what: str
+    path: tuple[Any, ...]  # the keys to get there
+    bounds: tuple[Any, Any] | None  # the lowest and the highest value; None: floating point, which has to be finite
+
+
+def checked_parts(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[CheckedPart]:
+    """The parts of an observation that can hold what a network cannot take: NaN, infinity, or a value that is none."""
+    what = "observation" + "".join(f"[{key!r}]" for key in path)
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        entries = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+        for key, inner in entries:
+            yield from checked_parts(inner, (*path, key))
+    elif isinstance(space, gym.spaces.Box):
+        if np.issubdtype(space.dtype, np.floating):
+            yield CheckedPart(what, path, None)
+    elif isinstance(space, gym.spaces.Discrete):
+        yield CheckedPart(what, path, (space.start, space.start + space.n - 1))
+    elif isinstance(space, gym.spaces.MultiDiscrete):
+        yield CheckedPart(what, path, (space.start, space.start + space.nvec - 1))
+    elif isinstance(space, gym.spaces.MultiBinary):
+        yield CheckedPart(what, path, (0, 1))
+
+
+def wrong_values(parts: list[CheckedPart], observations: Any, single: bool = False) -> dict[int, Fault]:
+    """The environments whose observations hold what they must not, and the first such number of each.
+
+    Args:
+        parts: what `checked_parts` gave.
+        observations: a structure of arrays `[num_envs, ...]`.
+        single: it is the observation of one environment, without that axis.
+    """
+    faults: dict[int, Fault] = {}
+    for part in parts:
+        values = observations
+        for key in part.path:
+            values = values[key]
+        values = np.asarray(values)[np.newaxis] if single else values
+        found = not_finite(values, part.what) if part.bounds is None else _out_of_bounds(values, part)
+        if found:
+            faults = {**found, **faults}
+    return faults
+
+
+def not_finite(values: np.ndarray, what: str) -> dict[int, Fault]:
+    """The environments with NaN or infinity in `values`, `[num_envs, ...]`, and the first component of each."""
+    # The product is not finite if any value is not, at less than half the cost of the exact test; but it may overflow.
+    if isfinite(np.vdot(values, values)):
+        return {}
+    return _first_of_each(values, ~np.isfinite(values), what, "")
+
+
+def _out_of_bounds(values: np.ndarray, part: CheckedPart) -> dict[int, Fault]:
+    assert part.bounds is not None
+    low, high = part.bounds
+    wrong = (values < low) | (values > high)
+    if not wrong.any():
+        return {}
+    expected = f", expected {low}..{high}" if np.ndim(low) == np.ndim(high) == 0 else ", outside of its space"
+    return _first_of_each(values, wrong, part.what, expected, lasting=True)
+
+
+def _first_of_each(
+    values: np.ndarray, wrong: np.ndarray, what: str, expected: str, lasting: bool = False
+) -> dict[int, Fault]:
+    faults: dict[int, Fault] = {}
+    for index, *component in np.argwhere(wrong).tolist():
+        where = f"[{', '.join(map(str, component))}]" if component else ""
+        fault = Fault(f"returned {values[(index, *component)]} in {what}{where}{expected}", lasting=lasting)
+        faults.setdefault(index, fault)
+    return faults
+
+
+# ------------------------------------------------------------------------------------------------ rewards and ends
+
+
+def checked_reward(reward: Any) -> float:
+    """The reward as a number. It may be a scalar of any kind, or an array of one number."""
+    return reward if type(reward) is float else float(_single(reward, "reward", "a number"))
+
+
+def checked_end(end: Any, what: str) -> bool:
+    """Whether the episode was terminated, or truncated. It may be a scalar of any kind, or an array of one number."""
+    if type(end) is bool:
+        return end
+    value = _single(end, what, "a bool")
+    if value != value:
+        raise Fault(f"returned {value} as {what}, expected a bool", lasting=True)
+    return bool(value)
+
+
+def _single(value: Any, what: str, expected: str) -> Any:
+    array = _as_array(value, what)
+    if array.size != 1:
+        raise Fault(f"returned {what} of shape {list(array.shape)}, expected {expected}", lasting=True)
+    if array.dtype.kind not in NUMBERS:
+        raise Fault(f"returned {_shown(value)} as {what}, expected {expected}", lasting=True)
+    return array.item()
+
+
+def checked_info(info: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """The numbers that `keys` name in the info of an episode's last step; those of a dict as "key/inner key".
+
+    What is absent or None is left out.
+    """
+    for key in keys:
+        value = info.get(key)
+        if isinstance(value, Mapping):
+            for name, number in checked_info(value, tuple(value)):
+                yield f"{key}/{name}", number
+        elif value is not None:
+            yield key, float(_single(value, f"info[{key!r}]", "a number"))
+
+
+def checked_rewards(rewards: Any, num_envs: int) -> np.ndarray:
+    """The rewards of several environments, `[num_envs]`, of their own floating-point dtype or float64."""
+    array = _numbers(rewards, num_envs, "rewards")
+    return array.astype(array.dtype if array.dtype.kind == "f" else np.float64)
+
+
+def checked_ends(ends: Any, num_envs: int, what: str) -> np.ndarray:
+    """Which environments' episodes were terminated, or truncated, `[num_envs]` bool."""
+    array = _numbers(ends, num_envs, what)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise Fault(f"returned nan in {what}, expected bools", lasting=True)
+    return array.astype(bool)
+
+
+def _numbers(values: Any, num_envs: int, what: str) -> np.ndarray:
+    array = _as_array(values, what)
+    if array.shape not in ((num_envs,), (num_envs, 1)):
+        raise Fault(f"returned {what} of shape {list(array.shape)}, expected [{num_envs}]", lasting=True)
+    if array.dtype.kind == "O":  # such as one that holds arrays of one number
+        array = np.array([_single(value, what, "numbers") for value in array.ravel()])
+    if array.dtype.kind not in NUMBERS:
+        raise Fault(f"returned {what} of {_dtype_name(array)}, expected numbers", lasting=True)
+    return array.reshape(num_envs)
+
+
+def unpacked(answer: Any, count: int, method: str) -> tuple[Any, ...]:
+    """What `reset` or `step` returned, if it is a tuple of so many parts."""
+    if not isinstance(answer, tuple | list) or len(answer) != count:
+        raise Fault(f"returned {_shown(answer)} from {method}, expected a tuple of {count}", lasting=True)
+    return tuple(answer)
+
+
+def _dtype_name(array: np.ndarray) -> str:
+    return "objects" if array.dtype.kind == "O" else "text" if array.dtype.kind in "US" else str(array.dtype)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,72 @@
+"""Wrappers that learn while they are stepped: they are refused, because what they learn is not saved with a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
+
+from rl_lnlstm.errors import UserError
+
+# The attributes of Gymnasium's wrappers that hold running means, and what to use instead of these wrappers
+ADVICE = {
+    "obs_rms": "--normalize-observations (normalize_observations=True)",
+    "return_rms": "--normalize-rewards (normalize_rewards=True)",
+}
+SWITCHES = "update_running_mean", "training"  # false: the wrapper has stopped learning
+
+
+def refuse_learning_wrappers(env: gym.Env, name: str) -> None:
+    """Raises `UserError` if a wrapper of the environment, or the environment itself, updates a running mean."""
+    for layer in _layers(env):
+        _refuse(layer, name)
+
+
+def refuse_learning_vector_wrappers(envs: VectorEnv, name: str) -> None:
+    """As `refuse_learning_wrappers`, for a vector environment and, as far as they can be seen, those inside of it."""
+    layer = envs
+    while isinstance(layer, VectorWrapper):
+        _refuse(layer, name)
+        layer = layer.env
+    _refuse(layer, name)
+    if isinstance(layer, SyncVectorEnv):
+        for env in layer.envs:
+            refuse_learning_wrappers(env, name)
+    elif isinstance(layer, AsyncVectorEnv):
+        for attribute, advice in ADVICE.items():
+            if not any(layer.call("has_wrapper_attr", attribute)):
+                continue
+            frozen = all(layer.call("has_wrapper_attr", SWITCHES[0])) and not any(layer.get_attr(SWITCHES[0]))
+            if not frozen:
+                raise UserError(_message(name, f"a wrapper with {attribute}", advice))
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _refuse(layer: Any, name: str) -> None:
+    attributes = getattr(layer, "__dict__", {})
+    running = [key for key, value in attributes.items() if _is_running_mean(value)]
+    if running and all(getattr(layer, switch, True) for switch in SWITCHES):
+        advice = ADVICE.get(running[0], " and ".join(ADVICE.values()))
+        raise UserError(_message(name, type(layer).__name__, advice))
+
+
+def _is_running_mean(value: Any) -> bool:
+    """An object such as the `RunningMeanStd` of Gymnasium, of Stable-Baselines3, and of code that follows them."""
+    return type(value).__name__ == "RunningMeanStd" or all(
+        hasattr(value, attribute) for attribute in ("mean", "var", "count", "update")
+    )
+
+
+def _message(name: str, what: str, advice: str) -> str:
+    return (
+        f"{name}: {what} learns statistics that are not saved with the policy, so the policy would see other numbers "
+        f"in evaluation; use {advice} instead, or freeze its statistics (update_running_mean=False)"
+    )

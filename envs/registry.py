@@ -1,0 +1,101 @@
+"""Gymnasium's ids: what one stands for, which package registers it, and which known ids are near an unknown one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.vector import AutoresetMode
+
+from rl_lnlstm.errors import EnvironmentFailure, UserError
+
+EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
+
+# Packages that do not register their ids with Gymnasium by themselves: how the ids begin, what to import, and what to
+# install
+REGISTERED_BY = {"ALE/": ("ale_py", "ale-py"), "MiniGrid-": ("minigrid", "minigrid")}
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The specification that an id, or "module:id", is registered with.
+
+    Raises:
+        UserError: the module cannot be imported, a package is not installed, or no such id is known.
+    """
+    module, _, registered_id = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UserError(
+                f"environment id {env_id!r}: module {module!r} cannot be imported, {type(error).__name__}: {error}"
+            ) from error
+    for prefix, (package, to_install) in REGISTERED_BY.items():
+        if not module and registered_id.startswith(prefix):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise UserError(f"{env_id} needs a package that is not installed: pip install {to_install}") from error
+    if registered_id in gym.registry:
+        return gym.registry[registered_id]
+    by_lower = {known.lower(): known for known in gym.registry}
+    near = [by_lower[match] for match in difflib.get_close_matches(registered_id.lower(), by_lower, n=5, cutoff=0.5)]
+    hint = f"the nearest known ones are {', '.join(near)}" if near else "no known one is similar"
+    raise UserError(
+        f"unknown environment id {env_id!r}: {hint} (an id of another package is written 'module:id', "
+        "with the module that registers it)"
+    )
+
+
+@contextlib.contextmanager
+def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turns what goes wrong while an environment is made into an error that names it.
+
+    Raises:
+        UserError: a package is not installed, or the environment does not take `kwargs`.
+        EnvironmentFailure: the environment raised something else.
+    """
+    try:
+        yield
+    except (UserError, EnvironmentFailure):
+        raise
+    except (DependencyNotInstalled, ImportError) as error:
+        raise UserError(f"{what} needs a package that is not installed: {error}") from error
+    except Exception as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise UserError(f"{what} does not take env_kwargs={kwargs}: {error}") from error
+        raise EnvironmentFailure(f"{what} could not be made, {type(error).__name__}: {error}") from error
+
+
+def offers_vector_entry_point(source: EnvSource, mode: AutoresetMode, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an id has a vector implementation that takes the mode and the arguments; makes no environment."""
+    if not isinstance(source, EnvSpec) or source.vector_entry_point is None:
+        return False
+    with construction(source.id, kwargs):
+        creator = vector_creator(source)
+    parameters = inspect.signature(creator).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_mode = "autoreset_mode" in parameters or getattr(creator, "metadata", {}).get("autoreset_mode") is mode
+    return takes_mode and (takes_any or kwargs.keys() <= parameters.keys())
+
+
+def vector_creator(source: EnvSpec) -> Any:
+    """The class or the function that makes the id's vector implementation."""
+    entry_point = source.vector_entry_point
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
+def portable(spec: EnvSpec) -> EnvSpec:
+    """A specification that also works in another process, which has not run the user's script."""
+    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
+        creator: Any = load_env_creator(spec.entry_point)
+        return dataclasses.replace(spec, entry_point=creator)
+    return spec

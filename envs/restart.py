@@ -1,0 +1,91 @@
+"""How environments are made, and what puts a new one in the place of one that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate
+
+from rl_lnlstm.envs.guard import Guard
+from rl_lnlstm.envs.learning_wrappers import refuse_learning_wrappers
+from rl_lnlstm.envs.registry import EnvSource, construction, portable
+from rl_lnlstm.envs.workers import WorkerVectorEnv
+from rl_lnlstm.envs.wrappers import Wrapper
+from rl_lnlstm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvMaker:
+    """Makes an environment, as often as one is needed, in whatever process.
+
+    Raises:
+        UserError: the environment cannot be what was asked for, such as for want of a package.
+        EnvironmentFailure: the environment raised while it was made.
+    """
+
+    source: EnvSource
+    name: str  # of the environment, in messages
+    kwargs: dict[str, Any]
+    wrappers: tuple[Wrapper, ...]
+    info_keys: tuple[str, ...] = ()
+    registrations: Mapping[str, EnvSpec] = dataclasses.field(default_factory=dict)  # that another process lacks
+
+    def __call__(self) -> gym.Env:
+        """The environment, with its wrappers and its guard."""
+        for env_id, spec in self.registrations.items():
+            gym.registry.setdefault(env_id, spec)
+        with construction(self.name, self.kwargs):
+            if isinstance(self.source, EnvSpec):
+                env = gym.make(self.source, disable_env_checker=True, **self.kwargs)
+            else:
+                env = self.source(**self.kwargs)
+            if not isinstance(env, gym.Env):
+                raise UserError(f"env: expected a function that makes a gymnasium.Env, got one that makes {env!r}")
+            for wrapper in self.wrappers:
+                env = wrapper(env)
+            refuse_learning_wrappers(env, self.name)
+            return Guard(env, self.info_keys)
+
+
+class RestartingSyncVectorEnv(SyncVectorEnv):
+    """Gymnasium's, in which a new environment can be put in the place of one that failed."""
+
+    def restart(self, index: int, seed: int | None) -> tuple[Any, dict[str, Any]]:
+        """Makes an environment anew and resets it; returns the observations of all environments, and its info."""
+        envs: list[gym.Env] = self.envs
+        with contextlib.suppress(Exception):
+            envs[index].close()
+        envs[index] = self.env_fns[index]()
+        self._env_obs[index], info = envs[index].reset(seed=seed)
+        self._autoreset_envs[index] = False
+        self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        return copy.deepcopy(self._observations), info
+
+
+def make_sync(makers: Sequence[Callable[[], gym.Env]], mode: AutoresetMode) -> VectorEnv:
+    """Environments that are stepped one after the other in this process."""
+    vector_env = RestartingSyncVectorEnv(makers, autoreset_mode=mode)
+    if len({id(env.unwrapped) for env in vector_env.envs}) < len(makers):
+        raise UserError("env: expected a function that makes a new environment at each call, got the same one twice")
+    return vector_env
+
+
+def make_async(makers: Sequence[EnvMaker], name: str, mode: AutoresetMode, timeout: float | None) -> VectorEnv:
+    """Environments in a process each."""
+    registrations = {env_id: portable(spec) for env_id, spec in gym.registry.items()}
+    makers = [
+        dataclasses.replace(
+            maker,
+            source=portable(maker.source) if isinstance(maker.source, EnvSpec) else maker.source,
+            registrations=registrations,
+        )
+        for maker in makers
+    ]
+    return WorkerVectorEnv(makers, name, mode, timeout)

@@ -1,0 +1,332 @@
+"""The door through which a vector environment is let in: `GuardedVectorEnv`."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from rl_lnlstm.envs import snapshot
+from rl_lnlstm.envs.action_masks import MaskEntry, warn_of_mask_entry
+from rl_lnlstm.envs.checks import (
+    as_elements,
+    checked_ends,
+    checked_observation,
+    checked_parts,
+    checked_rewards,
+    not_finite,
+    unpacked,
+    wrong_values,
+)
+from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised
+from rl_lnlstm.envs.guard import Copies, guard_environments_of
+from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
+from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
+from rl_lnlstm.envs.workers import WorkerVectorEnv
+from rl_lnlstm.errors import EnvironmentFailure, UserError
+
+log = logging.getLogger(__name__)
+
+STEPS_TO_RECOVER = 100
+
+
+class Uses:
+    """How often a vector environment was stepped or reset, through whichever guards of it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+_USES: weakref.WeakKeyDictionary[VectorEnv, Uses] = weakref.WeakKeyDictionary()
+
+
+class GuardedVectorEnv(VectorWrapper):
+    """Checks and copies what goes in and out, names environment and step of each failure, and replaces what failed.
+
+    See `make_vec`. Values are checked here, once for all environments, because here it costs least.
+
+    Args:
+        env: what is guarded.
+        name: of the environments, in messages.
+        max_failures, info_keys, mask_key: as for `make_vec`.
+
+    Attributes:
+        failures: how many there were.
+        info_keys: as given.
+        mask_entry: the entry of the observation that is the action mask, or None.
+    """
+
+    _STATE = ("failures", "_steps", "_ended", "_seeds", "_restarts", "_in_a_row", "_failed_at")
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        name: str,
+        max_failures: int = 0,
+        info_keys: tuple[str, ...] = (),
+        mask_key: str | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.name, self.info_keys, self.failures = name, info_keys, 0
+        self._max_failures = max_failures if self._holds_guards() else 0
+        self._mode = env.metadata.get("autoreset_mode")
+        self._inner_spaces = env.single_observation_space, env.single_action_space
+        self._checked_parts = list(checked_parts(env.single_observation_space))
+        self._batch = (env.num_envs,)
+        if not self._holds_guards():
+            refuse_learning_vector_wrappers(env, name)
+            guard_environments_of(env.unwrapped)
+        self._uses = _uses_of(env.unwrapped)
+        self.mask_entry: MaskEntry | None = None
+        if mask_key is None:
+            warn_of_mask_entry(*self._inner_spaces, name)
+        else:
+            self.mask_entry = MaskEntry(mask_key, *self._inner_spaces)
+            self.single_observation_space = self.mask_entry.other_entries
+            self.observation_space = batch_space(self.mask_entry.other_entries, env.num_envs)
+        self._steps = 0
+        self._ended: Any = np.zeros((2, env.num_envs), bool)  # terminations and truncations of the last step
+        self._seeds: list[int | None] = [None] * env.num_envs
+        # By environment: how often it was made anew, failures in a row, and the step of the last one.
+        self._restarts, self._in_a_row, self._failed_at = np.zeros((3, env.num_envs), int)
+
+    def __getattr__(self, attribute: str) -> Any:
+        # `envs`, `call`, `get_attr` and the like, which VectorWrapper does not pass on
+        if attribute.startswith("_") or attribute == "env":
+            raise AttributeError(attribute)
+        return getattr(self.env, attribute)
+
+    def __del__(self) -> None:
+        """Leaves the environments open: they may be somebody else's. (Gymnasium 1.1 closes them here.)"""
+
+    @property
+    def uses(self) -> int:
+        """Grows whenever the environments are stepped or reset, by whomever, as far as that can be seen.
+
+        Calls of other guards of the same environments are seen, and all calls of a `SyncVectorEnv`.
+        """
+        inside = getattr(self.env.unwrapped, "envs", ())
+        return self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As Gymnasium's; see `make_vec` for what is checked and what failures do."""
+        self._steps += 1
+        self._uses.count += 1
+        try:
+            sent = as_elements(self._inner_spaces[1], actions)
+        except Exception as error:
+            raise UserError(
+                f"{self.name}: expected actions of {self._inner_spaces[1]}, {type(error).__name__}: {error}"
+            ) from error
+        try:
+            result = self._checked(self.env.step(sent))
+        except Exception as error:
+            self._raise_named(error, "at step")
+        observations, rewards, _, _, infos = result
+        faults = self._faults(observations, infos)
+        final_faults = self._final_faults(rewards, infos)
+        if faults or final_faults:
+            result = self._survive(result, faults, final_faults)
+        self._ended = result[2:4]
+        return (self._without_mask(result[0], infos), *result[1:])
+
+    def _checked(self, answer: Any) -> Any:
+        """What the environments returned from `step`, in new arrays of the right shapes and dtypes."""
+        observations, rewards, terminations, truncations, infos = unpacked(answer, 5, "step")
+        observations = checked_observation(self._inner_spaces[0], observations, self._batch)
+        rewards = checked_rewards(rewards, self.num_envs)
+        terminations = checked_ends(terminations, self.num_envs, "terminations")
+        truncations = checked_ends(truncations, self.num_envs, "truncations")
+        infos = infos if isinstance(infos, dict) else {}
+        if self._mode is AutoresetMode.SAME_STEP and (ends := terminations | truncations).any():
+            infos = {**infos, "final_obs": self._final_observations(infos, ends), "_final_obs": ends}
+        return observations, rewards, terminations, truncations, infos
+
+    def _final_observations(self, infos: dict[str, Any], ends: np.ndarray) -> np.ndarray:
+        """Copies of the observations that ended episodes, an array `[num_envs]` of objects, None elsewhere.
+
+        Environments give them as one object for each environment, or as a batch that is structured as observations.
+        """
+        given = infos.get("final_obs")
+        final = np.full(self.num_envs, None, object)
+        one_by_one = isinstance(given, list) or (isinstance(given, np.ndarray) and given.dtype == object)
+        batch = None
+        if given is not None and not one_by_one:
+            batch = checked_observation(self._inner_spaces[0], given, self._batch, "info['final_obs']")
+        for index in np.flatnonzero(ends).tolist():
+            observation = None if given is None else given[index] if batch is None else _row(batch, index)
+            try:
+                if observation is None:
+                    raise Fault(
+                        "gave no info['final_obs'] for an episode that ended, which autoreset mode SAME_STEP demands",
+                        lasting=True,
+                    )
+                final[index] = checked_observation(self._inner_spaces[0], observation, (), "info['final_obs']")
+            except Fault as fault:
+                fault.index = index
+                raise
+        return final
+
+    def _without_mask(self, observations: Any, infos: dict[str, Any]) -> Any:
+        return observations if self.mask_entry is None else self.mask_entry.moved(observations, infos)
+
+    def _survive(self, result: Any, faults: dict[int, Fault], final_faults: dict[int, Fault]) -> Any:
+        """What `step` returns instead of `result`."""
+        observations, rewards, terminations, truncations, infos = result
+        aborted = ~self._began(terminations | truncations)
+        aborted[list(final_faults)] = True
+        faults = {**faults, **final_faults}
+        aborted &= np.isin(np.arange(self.num_envs), list(faults))
+        for index, fault in sorted(faults.items()):
+            if aborted[index]:
+                forget(infos, index)
+            observations = self._restart(index, fault, infos, "at step")
+        if aborted.any():
+            infos[ABORTED] = aborted
+        kept = ~aborted
+        return observations, np.where(kept, rewards, 0.0), terminations & kept, truncations & kept, infos
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As Gymnasium's; see `make_vec` for what is checked and what failures do."""
+        self._uses.count += 1
+        if seed is not None:
+            self._seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+        try:
+            observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
+            observations = checked_observation(self._inner_spaces[0], observations, self._batch)
+        except Exception as error:
+            self._raise_named(error, "in the reset after step")
+        infos = infos if isinstance(infos, dict) else {}
+        for index, fault in sorted(self._faults(observations, infos).items()):
+            observations = self._restart(index, fault, infos, "in the reset after step")
+        self._ended = np.zeros((2, self.num_envs), bool)
+        return self._without_mask(observations, infos), infos
+
+    def get_state(self) -> dict[str, Any]:
+        """What it has counted, for `set_state`; `take_snapshot` has the environments."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on counting from where `get_state` was called."""
+        for name in self._STATE:
+            setattr(self, name, state[name])
+
+    def take_snapshot(self) -> list[bytes]:
+        """See `rl_lnlstm.envs.take_snapshot`."""
+        if not self._holds_guards():
+            return [snapshot.to_bytes(vars(self.env))]
+        parts = list(self.env.call("take_snapshot"))  # type: ignore[attr-defined]
+        for part in parts:
+            if isinstance(part, str):
+                raise ValueError(part)
+        return parts
+
+    def restore_snapshot(self, parts: Sequence[bytes]) -> None:
+        """See `rl_lnlstm.envs.restore_snapshot`."""
+        expected = self.num_envs if self._holds_guards() else 1
+        if len(parts) != expected:
+            raise ValueError(f"expected {expected} snapshots, got {len(parts)}")
+        if not self._holds_guards():
+            attributes = snapshot.from_bytes(parts[0])
+            vars(self.env).clear()
+            vars(self.env).update(attributes)
+            return
+        self.env.reset()  # the vector environment's own notes of which episodes ended are void
+        self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
+        for problem in self.env.call("restore_snapshot"):  # type: ignore[attr-defined]
+            if problem is not None:
+                raise ValueError(problem)
+
+    def _holds_guards(self) -> bool:
+        return isinstance(self.env, RestartingSyncVectorEnv | WorkerVectorEnv)
+
+    def _began(self, ends: np.ndarray) -> np.ndarray:
+        """The environments that were reset in the last step."""
+        if self._mode is AutoresetMode.NEXT_STEP:
+            return np.logical_or(*self._ended)
+        return ends if self._mode is AutoresetMode.SAME_STEP else np.zeros_like(ends)
+
+    def _faults(self, observations: Any, infos: dict[str, Any]) -> dict[int, Fault]:
+        faults = wrong_values(self._checked_parts, observations)
+        if FAULT in infos:
+            told, mask = infos.pop(FAULT), infos.pop(f"_{FAULT}")
+            faults.update({int(index): told[index] for index in np.flatnonzero(mask)})
+        return faults
+
+    def _final_faults(self, rewards: np.ndarray, infos: dict[str, Any]) -> dict[int, Fault]:
+        """What is wrong with a step even if its environment was reset well after it."""
+        faults = not_finite(rewards, "reward")
+        if "_final_obs" in infos:
+            for index in np.flatnonzero(infos["_final_obs"]):
+                for fault in wrong_values(self._checked_parts, infos["final_obs"][index], single=True).values():
+                    faults.setdefault(int(index), fault)
+        return faults
+
+    def _restart(self, index: int, fault: Fault | None, infos: dict[str, Any], when: str) -> Any:
+        """Has an environment made anew, until one works or too many have failed; returns the observations of all."""
+        while fault is not None:
+            self._count(index, fault, when)
+            self._restarts[index] += 1
+            seed = self._seeds[index]
+            if seed is not None:
+                seed = int(np.random.SeedSequence((int(seed), int(self._restarts[index]))).generate_state(1)[0])
+            try:
+                observations, info = self.env.restart(index, seed)  # type: ignore[attr-defined]
+                fault = info.pop(FAULT, None) or wrong_values(self._checked_parts, observations).get(index)
+            except (EnvironmentFailure, UserError) as error:
+                fault = Fault(f"failed again: {error}", error.__cause__)
+        self.env._add_info(infos, info, index)
+        return observations
+
+    def _count(self, index: int, fault: Fault, when: str) -> None:
+        """Reports a failure, or raises it if it is one too many, or if a new environment would fail alike."""
+        if self._steps - self._failed_at[index] >= STEPS_TO_RECOVER:
+            self._in_a_row[index] = 0
+        self._in_a_row[index] += 1
+        self._failed_at[index] = self._steps
+        self.failures += 1
+        message = f"{self._name_of(index)} {fault} ({when} {self._steps})"
+        if not fault.lasting:
+            if self._in_a_row[index] <= self._max_failures:
+                log.warning("%s; a new environment takes its place, and the aborted episode is left out", message)
+                return
+            if self._max_failures:
+                message += (
+                    f", failure number {self._in_a_row[index]} in a row, of which {self._max_failures} are allowed"
+                )
+        raise EnvironmentFailure(message) from fault.__cause__
+
+    def _name_of(self, index: int | None) -> str:
+        return self.name if index is None else f"{self.name} (environment {index} in 0..{self.num_envs - 1})"
+
+    def _raise_named(self, error: Exception, when: str) -> NoReturn:
+        if isinstance(error, UserError):
+            raise error
+        if isinstance(error, Fault):
+            raise EnvironmentFailure(
+                f"{self._name_of(error.index)} {error} ({when} {self._steps})"
+            ) from error.__cause__
+        raise EnvironmentFailure(f"{self.name} {raised(error)} ({when} {self._steps})") from error
+
+
+def guarded(env: VectorEnv) -> GuardedVectorEnv:
+    """The vector environment with a guard, unless it has one."""
+    return env if isinstance(env, GuardedVectorEnv) else GuardedVectorEnv(env, type(env.unwrapped).__name__)
+
+
+def _uses_of(env: VectorEnv) -> Uses:
+    try:
+        return _USES.setdefault(env, Uses())
+    except TypeError:  # it cannot be a key, and so only this guard's calls are counted
+        return Uses()
+
+
+def _row(batch: Any, index: int) -> Any:
+    if isinstance(batch, dict):
+        return {key: _row(part, index) for key, part in batch.items()}
+    return tuple(_row(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
