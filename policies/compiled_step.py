@@ -13,8 +13,8 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import kernel
+from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
-from rl_lnlstm.lstm.recurrence import Weights
 from rl_lnlstm.policies.distributions import Categorical
 
 ACTIVATIONS = ("linear", "tanh", "relu", "sigmoid")  # those of act.cc

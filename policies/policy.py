@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
-from rl_lnlstm.lstm.recurrence import State
 from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_step
 from rl_lnlstm.policies.distributions import Distribution
 from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats, running_statistics, seed_sequence

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.lstm import kernel, recurrence
-from rl_lnlstm.lstm.recurrence import State, Tensor, Weights
+from rl_lnlstm.lstm import equations, kernel, recurrence
+from rl_lnlstm.lstm.equations import State, Tensor, Weights
 
 if keras.backend.backend() != "tensorflow":
     raise UserError(
@@ -100,8 +100,8 @@ class _LNLSTMWeights(keras.layers.Layer):
         bias = self.bias_initializer(shape, dtype=dtype)
         if not self.unit_forget_bias:
             return bias
-        i, f, o, u = keras.ops.split(bias, 4)
-        return keras.ops.concatenate([i, keras.ops.ones_like(f), o, u])
+        i, f, o, g = keras.ops.split(bias, 4)
+        return keras.ops.concatenate([i, keras.ops.ones_like(f), o, g])
 
     @property
     def _weights(self) -> Weights:
@@ -163,7 +163,7 @@ class MaskedLNLSTMCell(_LNLSTMWeights):
 
     def call(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One step; see the class."""
-        state = recurrence.step(tf.convert_to_tensor(inputs), State(*states), self._weights)
+        state = equations.step(tf.convert_to_tensor(inputs), State(*states), self._weights)
         return state.h, list(state)
 
 
@@ -175,8 +175,8 @@ class MaskedLNLSTM(_LNLSTMWeights):
 
         h, c = m_t * h, m_t * c
         z    = LN(x_t @ kernel) * kernel_gamma + LN(h @ recurrent_kernel) * recurrent_gamma + bias
-        i, f, o, u = split(z, 4)
-        c    = sigmoid(f) * c + sigmoid(i) * tanh(u)
+        i, f, o, g = split(z, 4)
+        c    = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
     One trace serves every sequence length, and cost is linear in it. Under mixed precision the matrix products are
@@ -192,7 +192,7 @@ class MaskedLNLSTM(_LNLSTMWeights):
             used, takes its place for float32 outside XLA, and where there is a C++ compiler; "auto" is the fastest
             one that applies. A function that is traced while its model is exported gets "while_loop"; to save a
             `tf.function` that has run before, make it with "while_loop".
-        kernel_initializer: of `kernel [features, 4 * units]`, gates in the order i, f, o, u.
+        kernel_initializer: of `kernel [features, 4 * units]`, gates in the order i, f, o, g.
         recurrent_initializer: of `recurrent_kernel [units, 4 * units]`.
         bias_initializer: of `bias [4 * units]`.
         gamma_initializer: of the gains `kernel_gamma`, `recurrent_gamma [4 * units]` and `cell_gamma [units]`.
@@ -289,8 +289,8 @@ class MaskedLNLSTM(_LNLSTMWeights):
             return tf.transpose(outputs, [1, 0, 2]), state
         if inputs.shape[0] == 1:  # acting: no loop
             if masks is not None:
-                state = recurrence.reset(state, masks[0][:, tf.newaxis])
-            state = recurrence.step(inputs[0], state, weights)
+                state = equations.reset(state, masks[0][:, tf.newaxis])
+            state = equations.step(inputs[0], state, weights)
             return state.h[tf.newaxis], state
         return recurrence.unroll(inputs, masks, state, weights)
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from rl_lnlstm import MaskedLNLSTM
 from rl_lnlstm.lstm import kernel, recurrence
-from rl_lnlstm.lstm.recurrence import State, Weights
+from rl_lnlstm.lstm.equations import State, Weights
 
 pytestmark = pytest.mark.skipif(kernel.operations() is None, reason="no C++ compiler")
 # Of a single feature or of few units, normalisation leaves differences of nearly equal numbers, and steps magnify them.

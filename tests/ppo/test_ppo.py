@@ -14,7 +14,7 @@ import tensorflow as tf
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from rl_lnlstm import PPO, UserError
-from rl_lnlstm.lstm.recurrence import State
+from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 from rl_lnlstm.ppo import train as ppo_module
 from rl_lnlstm.ppo.collect import Rollout

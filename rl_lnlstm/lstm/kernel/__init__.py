@@ -17,8 +17,9 @@ from tensorflow.python.eager import record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
+from rl_lnlstm.lstm.equations import State, Tensor, Weights, centre
 from rl_lnlstm.lstm.kernel.build import BuildError, library
-from rl_lnlstm.lstm.recurrence import SECOND_DERIVATIVE, State, Tensor, Weights, centre
+from rl_lnlstm.lstm.recurrence import NO_SECOND_DERIVATIVE
 
 LOGGER = logging.getLogger("rl_lnlstm")
 PAD = 16  # kPad of core.h
@@ -200,4 +201,4 @@ def _gradients(
 
 @tf.RegisterGradient("RlLnlstm>Backward")
 def _second_derivative(*_: Any) -> None:
-    raise NotImplementedError(SECOND_DERIVATIVE)
+    raise NotImplementedError(NO_SECOND_DERIVATIVE)

@@ -1,0 +1,160 @@
+"""The gradient of a whole sequence, derived by hand.
+
+The residuals of the forward loop give all local derivatives without a loop. So the backward loop holds only what is
+sequential, and each weight's gradient is one matmul over all steps after it.
+
+`d_v` is the loss's gradient of v, `v_hat` a normalised v, `v_scale` the 1 / std that scaled it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from rl_lnlstm.lstm.equations import State, Tensor, Weights, centre, matmul, normalise_gradient, row_mean, wide
+from rl_lnlstm.lstm.forward import Carry, Residuals, enter
+from rl_lnlstm.lstm.steps import lists, put, reader, rows, same_shape, time_and_batch, time_major
+
+
+class _Local(NamedTuple):
+    """The derivatives within each step, `[time, batch, ...]`: the backward loop only multiplies with them."""
+
+    entering: State  # what entered each step, after its mask and dropout
+    f: Tensor
+    c_hat: Tensor  # LN(c)
+    h_by_normed_c: Tensor  # of h by LN(c) * cell_gamma + cell_beta
+    by_z: Tensor  # of c, c, h and c, by the four parts of z
+
+
+def _local_derivatives(carry: Carry, w: Weights, residuals: Residuals) -> _Local:
+    entering = State(residuals.states.h[:-1], residuals.states.c[:-1])
+    entering = enter(entering, carry.masks, carry.dropout)
+    i, f, o = tf.split(residuals.sigmoids, 3, -1)
+    g = residuals.g
+    c_hat = centre(residuals.states.c[1:]) * residuals.c_scale
+    squashed_c = tf.tanh(c_hat * w.cell_gamma + w.cell_beta)
+    one = tf.constant(1, g.dtype)
+    h_by_normed_c = o * (one - squashed_c * squashed_c)
+    by_z = tf.concat([g * i * (one - i), entering.c * f * (one - f), squashed_c * o * (one - o), i * (one - g * g)], -1)
+    return _Local(entering, f, c_hat, h_by_normed_c, by_z)
+
+
+class _LoopGradients(NamedTuple):
+    """What the backward loop makes: the gradients of the initial state, and of each step."""
+
+    initial: State
+    hs: Tensor  # [time, batch, U], of each h, from all that follows
+    z: Tensor  # [time, batch, 4U]
+    along: Tensor  # [time, batch, 1], row_mean(d_r * h)
+
+
+def _backward_loop(
+    carry: Carry,
+    w: Weights,
+    local: _Local,
+    residuals: Residuals,
+    along_scale: Tensor,
+    d_hs: Tensor,
+    d_final: State,
+    dtype: tf.DType,
+) -> _LoopGradients:
+    """What is sequential of the backward pass."""
+    masks, padding, dropout = carry
+    units, (time, batch) = w.cell_gamma.shape[0], time_and_batch(d_hs)
+    # LN(h @ R) does not change along r_hat, and so d_h has no part along h @ R @ transpose(R). Its size is a mean of
+    # d_r * h: seen from there, nothing in the loop is 4U wide but by_z.
+    d_r_kernel = tf.cast(tf.transpose(w.recurrent_kernel * w.recurrent_gamma), dtype)
+    gram = tf.matmul(w.recurrent_kernel, w.recurrent_kernel, transpose_b=True)
+    along_r_hat = time_major(matmul(rows(local.entering.h), gram, dtype), time, batch) * along_scale
+    h_by_c_hat = local.h_by_normed_c * w.cell_gamma
+
+    def body(t: Tensor, d_h: Tensor, d_c: Tensor, *stored: Tensor) -> tuple[Tensor, ...]:
+        at = reader(t)
+        d_h += at(d_hs)
+        d_passing = None
+        if padding is not None:  # what passes a padded step reaches nothing in it
+            is_step, zero = at(padding), tf.zeros([], d_h.dtype)
+            d_passing = State(tf.where(is_step, zero, d_h), tf.where(is_step, zero, d_c))
+            d_h, d_c = tf.where(is_step, d_h, zero), tf.where(is_step, d_c, zero)
+        d_c += normalise_gradient(d_h * at(h_by_c_hat), at(local.c_hat), at(residuals.c_scale))
+        d_z = tf.concat([d_c, d_c, d_h, d_c], -1) * at(local.by_z)
+        d_r = matmul(d_z, d_r_kernel, dtype)
+        along = row_mean(d_r * at(local.entering.h))
+        d_entering = State(d_r * at(residuals.r_scale) - along * at(along_r_hat), d_c * at(local.f))
+        d_entering = enter(d_entering, None if masks is None else at(masks), dropout)
+        if d_passing is not None:
+            d_entering = State(d_entering.h + d_passing.h, d_entering.c + d_passing.c)
+        stored = tuple(put(steps, t, v) for steps, v in zip(stored, (d_h, d_z, along), strict=True))
+        return t - 1, *same_shape(d_entering, d_final), *stored
+
+    new, stack = lists(batch, d_hs.dtype)
+    widths = units, 4 * units, 1
+    start = time - 1, *d_final, *(new(time, width) for width in widths)
+    _, d_h, d_c, *stored = tf.while_loop(lambda t, *_: t >= 0, body, start)
+    return _LoopGradients(State(d_h, d_c), *map(stack, stored, widths))
+
+
+def backward(
+    inputs: Tensor,
+    carry: Carry,
+    w: Weights,
+    x_hat: Tensor,
+    x_scale: Tensor,
+    residuals: Residuals,
+    d_hs: Tensor,
+    d_final: State,
+) -> tuple[Tensor, State, Weights]:
+    """The loss's gradient of the inputs, the initial state and the weights.
+
+    `d_hs` and `d_final` are its gradients of the outputs and of the final state.
+    """
+    # A loss scale times 1 / std is more than float16 can hold, which ends at 65504.
+    dtype = wide(inputs.dtype) if inputs.dtype == tf.float16 else inputs.dtype
+    local = _local_derivatives(carry, w, residuals)
+    r_scale = residuals.r_scale
+    along_scale = r_scale * r_scale * r_scale / 4  # of U products of h and d_r, where r_hat has 4U
+    loop = _backward_loop(carry, w, local, residuals, along_scale, d_hs, d_final, dtype)
+
+    d_z = loop.z
+    d_normed_c = loop.hs * local.h_by_normed_c
+    d_recurrent_kernel, d_recurrent_gamma = _recurrent_weights_gradient(
+        local.entering.h, w.recurrent_kernel, w.recurrent_gamma, r_scale, along_scale * loop.along, d_z, dtype
+    )
+    d_inputs, d_kernel, d_kernel_gamma = _projection_gradient(
+        inputs, w.kernel, w.kernel_gamma, rows(x_hat), x_scale, rows(d_z), dtype
+    )
+    d_weights = Weights(
+        kernel=d_kernel,
+        recurrent_kernel=d_recurrent_kernel,
+        kernel_gamma=d_kernel_gamma,
+        recurrent_gamma=d_recurrent_gamma,
+        bias=tf.reduce_sum(d_z, [0, 1]),
+        cell_gamma=tf.reduce_sum(d_normed_c * local.c_hat, [0, 1]),
+        cell_beta=tf.reduce_sum(d_normed_c, [0, 1]),
+    )
+    return d_inputs, loop.initial, d_weights
+
+
+def _projection_gradient(
+    inputs: Tensor, centred_kernel: Tensor, gamma: Tensor, hat: Tensor, scale: Tensor, d_z: Tensor, dtype: tf.DType
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of inputs, kernel and gamma in z = LN(inputs @ kernel) * gamma + ..."""
+    d_gain = d_z * hat
+    # No mean of d_z * gamma is subtracted: along it, a centred kernel is zero.
+    d_product = tf.cast((d_z * gamma - hat * row_mean(d_gain, gamma)) * scale, dtype)
+    d_inputs = time_major(matmul(d_product, tf.transpose(centred_kernel), dtype), *time_and_batch(inputs))
+    x = tf.cast(rows(inputs), dtype)
+    d_kernel = centre(tf.cast(tf.matmul(x, d_product, transpose_a=True), hat.dtype))
+    return tf.cast(d_inputs, inputs.dtype), d_kernel, tf.reduce_sum(d_gain, 0)
+
+
+def _recurrent_weights_gradient(
+    h: Tensor, centred_kernel: Tensor, gamma: Tensor, scale: Tensor, along: Tensor, d_z: Tensor, dtype: tf.DType
+) -> tuple[Tensor, Tensor]:
+    """The same of the recurrent kernel and its gamma. The part along r_hat is subtracted after the sum over steps."""
+    h_transposed = tf.transpose(rows(h))
+    d_gain = matmul(h_transposed, rows(d_z * scale), dtype)
+    gram = matmul(h_transposed, rows(h * along), dtype)
+    d_kernel = centre(d_gain * gamma - tf.matmul(gram, centred_kernel))
+    return d_kernel, tf.reduce_sum(d_gain * centred_kernel, 0)

@@ -1,0 +1,82 @@
+"""The loop forward: what a step does with the state that enters it, and what is stored for the backward pass.
+
+Everything is time-major. The input projection and its normalisation do not depend on the state: they are one matmul
+over all steps, before the loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from rl_lnlstm.lstm.equations import State, Tensor, Weights, advance, gates, input_part, inverse_std, matmul, reset
+from rl_lnlstm.lstm.steps import lists, put, reader, rows, same_shape, time_and_batch, time_major
+
+
+class Carry(NamedTuple):
+    """What happens to the state between two steps, besides being carried. A part that is None does nothing."""
+
+    masks: Tensor | None = None  # [time, batch] or [time, batch, 1]: 0 resets the state before the step
+    padding: Tensor | None = None  # the same shape, bool: False leaves the step out, the state passes it unchanged
+    dropout: Tensor | None = None  # [batch, units], factors of h in the product with the recurrent kernel
+
+
+class Residuals(NamedTuple):
+    """What the forward loop stores for the backward one, `[time, batch, ...]`."""
+
+    states: State  # [time + 1, batch, U], with the initial state
+    sigmoids: Tensor  # [time, batch, 3U], the gates i, f and o
+    g: Tensor  # [time, batch, U]
+    r_scale: Tensor  # [time, batch, 1], the 1 / std that scaled h @ recurrent_kernel
+    c_scale: Tensor  # [time, batch, 1], the 1 / std that scaled c
+
+
+def project_inputs(inputs: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
+    """LN(x @ kernel) of all steps, `[time, batch, 4U]`, and the 1 / std `[time * batch, 1]` that scaled it."""
+    product = matmul(rows(inputs), w.kernel, inputs.dtype)
+    scale = inverse_std(product)
+    return time_major(product * scale, *time_and_batch(inputs)), scale
+
+
+def enter(state: State, mask: Tensor | None, dropout: Tensor | None) -> State:
+    """The state as a step sees it. It is linear in the state, and is its own gradient."""
+    if mask is not None:
+        state = reset(state, mask)
+    return state if dropout is None else State(state.h * dropout, state.c)
+
+
+def forward(
+    x_hat: Tensor, carry: Carry, initial: State, w: Weights, dtype: tf.DType, keep: bool
+) -> tuple[Tensor, State, Any]:
+    """The loop forward: outputs, the final state and, if asked to `keep` them, the `Residuals` (otherwise None)."""
+    masks, padding, dropout = carry
+    recurrent_kernel = tf.cast(w.recurrent_kernel, dtype)
+    units, (time, batch), from_inputs = w.cell_gamma.shape[0], time_and_batch(x_hat), input_part(x_hat, w)
+    kept_states = 2 if keep else 1  # h alone is the output
+    widths = (3 * units, units, 1, 1) if keep else ()
+
+    def body(t: Tensor, h: Tensor, c: Tensor, *stored: Tensor) -> tuple[Tensor, ...]:
+        at = reader(t)
+        before = State(h, c)
+        state = enter(before, None if masks is None else at(masks), dropout)
+        r = matmul(state.h, recurrent_kernel, dtype)
+        r_scale = inverse_std(r)
+        sigmoids, g = gates(at(from_inputs), r * r_scale, w)
+        state, c_scale = advance(sigmoids, g, state.c, w)
+        if padding is not None:
+            state = State(*(tf.where(at(padding), new, old) for new, old in zip(state, before, strict=True)))
+        state = same_shape(state, initial)
+        states, others = stored[:kept_states], stored[kept_states:]
+        made = (sigmoids, g, r_scale, c_scale)[: len(others)]
+        others = tuple(put(steps, t, v) for steps, v in zip(others, made, strict=True))
+        t += 1
+        states = tuple(put(steps, t, v) for steps, v in zip(states, state[:kept_states], strict=True))
+        return t, *state, *states, *others
+
+    new, stack = lists(batch, initial.h.dtype)
+    states = (put(new(time + 1, units), 0, part) for part in initial[:kept_states])
+    start = 0, *initial, *states, *(new(time, width) for width in widths)
+    _, h, c, *stored = tf.while_loop(lambda t, *_: t < time, body, start)
+    hs, *others = map(stack, stored, (*[units] * kept_states, *widths))
+    return hs[1:], State(h, c), Residuals(State(hs, others[0]), *others[1:]) if keep else None
