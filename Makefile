@@ -1,6 +1,6 @@
 # `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format bench kills learning endurance sanitize test-peers clean
+.PHONY: help train test docs lint format bench kills learning endurance sanitize test-peers clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,11 +21,18 @@ $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,box2d,mujoco,atari,minigrid,bench]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,docs]'
+	@touch $@
+
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." are handed on
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests, on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build $(ARGS)
 
 lint: $(VENV)/.installed  ## check form, types and who imports whom
 	$(BIN)/ruff check .
@@ -68,7 +75,7 @@ kills: $(VENV)/.installed  ## kill a run at 20 random moments and resume it: it 
 	RL_LNLSTM_KILLS=20 $(BIN)/python -m pytest tests/commands/test_resume.py -s -k killed $(ARGS)
 
 learning: $(VENV)/.installed  ## train every preset over five seeds, some 40 minutes, and record it in benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/learning.py --record --picture docs/learning_curve.png
+	$(BIN)/python benchmarks/learning.py --record --picture docs/images/learning_curve.png
 
 endurance: $(VENV)/.installed  ## memory over 2,000 iterations, and learning where environments fail; some 10 minutes
 	$(BIN)/python benchmarks/endurance.py --record --seeds 2

@@ -1,30 +1,45 @@
-"""The examples of the README and of the pages in docs/ run, page by page, as a newcomer would paste them."""
+"""What README and docs/ show works: examples, commands and notebooks run, page by page, as a newcomer pastes them."""
 
+import dataclasses
 import importlib.util
+import json
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 
 from rl_lnlstm.commands import main
+from rl_lnlstm.config import PPOConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
+
+
+def name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+EXAMPLES = {
+    name(page): re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) for page in PAGES
+}
 COMMANDS = {
-    page.name: re.findall(r"^ {4,}(?:python train\.py|rl-lnlstm) ?((?:.*\\\n)*.*)$", page.read_text(), re.MULTILINE)
+    name(page): re.findall(r"^ {4,}(?:python train\.py|rl-lnlstm) ?((?:.*\\\n)*.*)$", page.read_text(), re.MULTILINE)
     for page in PAGES
 }
 
 # Given last, they take the place of what is given before.
 SHORT = {
     "train": "--total-timesteps 1 --num-envs 2 --num-steps 16 --sequence-length 16 --num-minibatches 1 --units 8 "
-    "--eval-episodes 0 --no-jit-compile",
+    "--eval-episodes 0 --eval-interval 0 --no-jit-compile",
     "resume": "--total-timesteps 33 --eval-episodes 0",
     "evaluate": "--episodes 1",
+    "build-kernel": "",
 }
 PACKAGES = {"MiniGrid": "minigrid", "ALE/": "ale_py", "Atari": "ale_py"}
 MY_PACKAGE = """
@@ -39,19 +54,32 @@ gym.register("MyEnv-v0", MyEnv)
 """
 
 
+def run(code, where):
+    exec(compile(code, where, "exec"), namespace := {"__name__": "example"})
+    return namespace
+
+
 def test_the_examples_are_found():
-    assert len(EXAMPLES["README.md"]) == 4
-    assert EXAMPLES["environments.md"]
-    assert EXAMPLES["networks.md"]
-    assert len(COMMANDS["README.md"]) > 9
-    assert any("AtariPreprocessing" in line for line in COMMANDS["environments.md"]), "on a line that goes on"
+    assert len(EXAMPLES["README.md"]) == 3
+    assert EXAMPLES["docs/how-to/environments.md"]
+    assert len(COMMANDS["README.md"]) > 6
+    commands = COMMANDS["docs/how-to/environments.md"]
+    assert any("AtariPreprocessing" in line for line in commands), "on a line that goes on"
+    assert len(NOTEBOOKS) == 2
 
 
 @pytest.mark.parametrize("page", [page for page in EXAMPLES if EXAMPLES[page]])
 def test_the_examples_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a later example loads what an earlier one saved
-    for number, example in enumerate(EXAMPLES[page]):
-        exec(compile(example, f"{page}, example {number}", "exec"), {"__name__": "example"})
+    monkeypatch.chdir(tmp_path)
+    run("\n\n".join(EXAMPLES[page]), page)  # a later example goes on from an earlier one
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebooks_run(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads(notebook.read_text())["cells"]
+    run("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), notebook.name)
 
 
 @pytest.mark.parametrize("page", [page for page in COMMANDS if COMMANDS[page]])
@@ -64,13 +92,34 @@ def test_the_commands_run(page, tmp_path, monkeypatch, request):
     not_there = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
     for line in COMMANDS[page]:
         words = shlex.split(line.replace("\\\n", " "), comments=True)
-        command = words.pop(0) if words and words[0] == "evaluate" else "train"
+        command = words.pop(0) if words and words[0] in SHORT else "train"
         short = SHORT["resume" if "--resume" in words else command]
         if not any(name.lower() in line.lower() for name in not_there):
             assert main([command, *words, *shlex.split(short)]) == 0, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pictures_and_links_are_there(page):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_pictures_links_and_files_are_there(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / target).exists(), target
+    for target in re.findall(r"^--8<-- \"([\w./]+)", text, re.MULTILINE):
+        assert (ROOT / target).exists(), target
+    # Files are named from the top of the checkout; only the files of this project have a folder in front.
+    for target in re.findall(r"`((?:rl_lnlstm|policies|envs|tests|benchmarks)/[\w./]*)`", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_options_that_other_libraries_name_differently_exist():
+    table = (DOCS / "coming-from.md").read_text().split("## Ways")[0]
+    named = {
+        option for cell in re.findall(r"^\| (`[^|]+)\|", table, re.MULTILINE) for option in re.findall(r"`(\w+)", cell)
+    }
+    assert len(named) > 20
+    assert named <= {field.name for field in dataclasses.fields(PPOConfig)}
+
+
+def test_the_readme_lists_the_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = re.findall(r"^\| (`[^|]+)\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`([\w-]+)`", " ".join(table))) == set(extras)
