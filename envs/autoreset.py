@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -63,7 +64,9 @@ class Stepper:
 
     Args:
         envs: a vector environment; it is guarded, as by `make_vec`, unless it is already.
-        seed: of the first reset.
+        seed: of the first reset, or a seed for each environment.
+        reset_seeds: called in autoreset mode DISABLED with the rows `[num_envs]` that are about to begin new episodes;
+            returns the seeds of all environments. None leaves it to the environments.
 
     Attributes:
         envs: the guarded environments.
@@ -78,17 +81,22 @@ class Stepper:
 
     _STATE = ("observations", "episode_starts", "action_masks", "_resetting", "_returns", "_lengths")
 
-    def __init__(self, envs: VectorEnv, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        envs: VectorEnv,
+        seed: int | Sequence[int] | None = None,
+        reset_seeds: Callable[[np.ndarray], Sequence[int]] | None = None,
+    ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise UserError(
                 "a vector environment's metadata['autoreset_mode'] must be a gymnasium.vector.AutoresetMode, "
                 f"got {mode!r} from {envs}"
             )
-        self.envs, self._mode = guarded(envs), mode
+        self.envs, self._mode, self._reset_seeds = guarded(envs), mode, reset_seeds
         self.restart(seed)
 
-    def restart(self, seed: int | None = None) -> None:
+    def restart(self, seed: int | Sequence[int] | None = None) -> None:
         """Begins new episodes in all environments. It may be called at any time, also after an interrupted step."""
         self._uses: int | None = -1  # of the environments when they were last used here; -1: this use is not over
         self.observations, infos = self.envs.reset(seed=seed)
@@ -134,7 +142,7 @@ class Stepper:
             if ends.any():
                 final_observations = copy.deepcopy(observations)
                 if self._mode is AutoresetMode.DISABLED:
-                    observations, reset_infos = self.envs.reset(options={"reset_mask": ends.copy()})
+                    observations, reset_infos = self._reset(ends)
                     told = [(infos, ~ends), (reset_infos, ends)]
                 else:
                     space = self.envs.single_observation_space
@@ -162,6 +170,20 @@ class Stepper:
         self.restart()
         nothing, everywhere = np.zeros(self.envs.num_envs, bool), np.ones(self.envs.num_envs, bool)
         return Step(np.zeros(self.envs.num_envs), nothing, nothing.copy(), nothing.copy(), everywhere, None, [])
+
+    def begin_episodes(self, rows: np.ndarray) -> None:
+        """Begins new episodes where `rows` `[num_envs]` is true, in autoreset mode DISABLED only."""
+        self._uses = -1
+        self.observations, infos = self._reset(rows)
+        self.episode_starts = self.episode_starts | rows
+        if self._masks is not None and self.action_masks is not None:
+            self.action_masks = np.where(rows[:, np.newaxis], self._masks.read((infos, rows)), self.action_masks)
+        self._returns[rows], self._lengths[rows] = 0.0, 0
+        self._uses = self.envs.uses
+
+    def _reset(self, rows: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        seeds = None if self._reset_seeds is None else list(self._reset_seeds(rows))
+        return self.envs.reset(seed=seeds, options={"reset_mask": rows.copy()})
 
     def _ended_episodes(
         self, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray, infos: dict[str, Any]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.errors import EnvironmentFailure as EnvironmentFailure
     from rl_lnlstm.errors import TrainingFailure as TrainingFailure
     from rl_lnlstm.errors import UserError as UserError
+    from rl_lnlstm.evaluation.evaluate import evaluate as evaluate
     from rl_lnlstm.evaluation.evaluate import evaluate_policy as evaluate_policy
     from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
@@ -28,6 +29,7 @@ _EXPORTS = {
     "EnvironmentFailure": "errors",
     "TrainingFailure": "errors",
     "UserError": "errors",
+    "evaluate": "evaluation.evaluate",
     "evaluate_policy": "evaluation.evaluate",
     "load_policy": "policies.loading",
     "record_episodes": "evaluation.evaluate",

@@ -5,115 +5,129 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import RecordVideo
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lnlstm.commands.console import messages, output
+from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, read_config, tuple_if_list
 from rl_lnlstm.config import check_types
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.evaluate import run_episodes
+from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
+from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
+from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.evaluation.record import save_episode
-from rl_lnlstm.evaluation.statistics import bootstrap_interval, interquartile_mean
+from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.runs.layout import CONFIG
 
 # The options that say which environments to make, and their values where a configuration has none
-ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "vectorization": "auto"}
+ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": ()}
 MAX_NAME = 200  # characters of a name from a file
 MOST_ENVS = 8  # environments that are stepped together, unless an option says otherwise
+FPS = 30  # pictures per second of a video, if the environment does not say
 
 
 def evaluate(options: EvaluateOptions) -> int:
     """Runs the command and returns its exit code.
 
     Raises:
-        UserError, RunFailure: as `evaluate_policy`; the policy or a folder cannot be used.
+        UserError, RunFailure: as `rl_lnlstm.evaluate`; the policy or a folder cannot be used.
     """
     policy = load_policy(options.path)
     policy.seed(options.seed)
     environment = _trained_in(options)
-    record = options.record
-    if record is not None:
-        check_is_free(record, "folder", "--record")
-    returns, lengths = [], []
-    envs = make_evaluation_envs(environment, options.episodes, options.num_envs, options.video)
-    with contextlib.closing(envs):
-        runs = run_episodes(policy, envs, options.episodes, options.deterministic, options.seed, record is not None)
-        for number, (episode, arrays) in enumerate(runs):
-            returns.append(episode.episode_return)
-            lengths.append(episode.length)
-            if record is not None:
-                save_episode(arrays, record / f"episode-{number:05d}.npz")
-    for what, folder in (("videos", options.video), ("recorded episodes", record)):
-        if folder is not None:
-            messages.print(f"{what} are in {folder}", markup=False)
-    result = {"env_id": environment["env_id"], **_summary(options, returns, lengths)}
-    if options.json:
-        output(json.dumps(result))
+    if options.record is not None:
+        check_is_free(options.record, "folder", "--record")
+    if options.episode_seeds is None:
+        seeds = seeds_of_episodes(options.seed, options.episodes)
     else:
-        low, high = result["iqm_confidence_interval"]
-        output(
-            f"{result['mean_reward']:.1f} +/- {result['std_reward']:.1f} over {options.episodes} episodes\n"
-            f"interquartile mean {result['iqm_reward']:.1f}, {low:.1f} to {high:.1f} with 95% confidence; "
-            f"{result['mean_ep_length']:.0f} frames each"
+        seeds = list(options.episode_seeds)
+    envs = make_evaluation_envs(
+        environment, min(options.num_envs, len(seeds)), options.vectorization or "sync", options.video is not None
+    )
+    with contextlib.ExitStack() as resources:
+        resources.callback(envs.close)
+        video = None
+        if options.video is not None:
+            video = VideoRecorder(options.video, float(envs.metadata.get("render_fps", FPS)))
+            resources.callback(video.close)
+        plan = plan_for(envs, seeds, options.seed)
+        runner = EpisodeRunner(
+            policy, envs, plan, options.deterministic, options.max_steps, options.record is not None, video
         )
+        result = gathered(
+            _saved(runner, options.record),
+            options.deterministic,
+            options.seed if options.episode_seeds is None else None,
+        )
+    if options.csv is not None:
+        result.save_csv(options.csv)
+    for what, path in (("videos", options.video), ("recorded episodes", options.record), ("episodes", options.csv)):
+        if path is not None:
+            tell(f"{what} are in {path}")
+    output(json.dumps({"env_id": environment["env_id"], **result.to_dict()}) if options.json else str(result))
     return 0
 
 
-def _summary(options: EvaluateOptions, returns: list[float], lengths: list[int]) -> dict[str, Any]:
-    episode_returns = np.array(returns)
-    return {
-        "mean_reward": float(np.mean(episode_returns)),
-        "std_reward": float(np.std(episode_returns)),
-        "median_reward": float(np.median(episode_returns)),
-        "iqm_reward": float(interquartile_mean(episode_returns)),
-        "iqm_confidence_interval": list(bootstrap_interval(episode_returns)),
-        "n_episodes": len(returns),
-        "mean_ep_length": float(np.mean(lengths)),
-        "deterministic": options.deterministic,
-        "seed": options.seed,
-        "episode_rewards": returns,
-        "episode_lengths": lengths,
-    }
+def plan_for(envs: VectorEnv, seeds: Sequence[int], seed: int) -> InOrder | EvenlySpread:
+    """Episodes with these seeds, if the environments are in mode DISABLED and so can be seeded one by one."""
+    if envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
+        return InOrder(seeds, envs.num_envs)
+    return EvenlySpread(len(seeds), envs.num_envs, seed)
 
 
 def make_evaluation_envs(
     environment: Mapping[str, Any],
-    n_eval_episodes: int,
-    most: int = MOST_ENVS,
-    video: Path | None = None,
+    num_envs: int,
+    vectorization: str = "sync",
+    render: bool = False,
     **fault_tolerance: Any,
 ) -> VectorEnv:
-    """The environments that the options of `ENVIRONMENT` describe; a single one for videos.
+    """The environments that the options of `ENVIRONMENT` describe.
 
-    With "async", they get processes of their own only if they may fail (`fault_tolerance`).
+    They can be seeded one by one, unless `vectorization` is "vector_entry_point", or the id has nothing else.
+
+    Args:
+        environment: those options.
+        num_envs: number of environments.
+        vectorization: as for `make_vec`; "auto" is "sync" here.
+        render: whether they will be asked for pictures.
+        **fault_tolerance: arguments of `make_vec`.
     """
-    env_id, env_kwargs, wrappers, vectorization = (environment[name] for name in ENVIRONMENT)
-    if video is None:
-        return make_vec(
-            env_id,
-            min(n_eval_episodes, most),
-            vectorization="sync" if vectorization == "async" and not fault_tolerance else vectorization,
-            wrappers=wrappers,
-            env_kwargs=env_kwargs,
-            **fault_tolerance,
-        )
+    if render:
+        # Videos need no screen. When SDL looks for one it loads graphics drivers, whose LLVM crashes TensorFlow's.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    env_id = environment["env_id"]
+    spec = gym.registry.get(env_id)
+    if vectorization == "auto":
+        vectorization = "sync"
+    if spec is not None and spec.entry_point is None:
+        vectorization = "vector_entry_point"
+    one_by_one = vectorization != "vector_entry_point"
+    return make_vec(
+        env_id,
+        num_envs,
+        vectorization=vectorization,
+        autoreset_mode=AutoresetMode.DISABLED if one_by_one else AutoresetMode.NEXT_STEP,
+        wrappers=environment["wrappers"],
+        render_mode="rgb_array" if render else None,
+        env_kwargs=environment["env_kwargs"],
+        **fault_tolerance,
+    )
 
-    # Videos need no screen. When SDL looks for one it loads graphics drivers, whose LLVM crashes TensorFlow's.
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
-    def record(env: Any) -> Any:
-        return RecordVideo(env, str(video), episode_trigger=lambda episode: episode < n_eval_episodes)
-
-    return make_vec(env_id, 1, render_mode="rgb_array", wrappers=[record, *wrappers], env_kwargs=env_kwargs)
+def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterator[EvaluatedEpisode]:
+    """The same episodes, each saved in the folder, if there is one, as it ends."""
+    for episode in episodes:
+        if folder is not None:
+            save_episode(episode.arrays, folder / f"episode-{episode.number:05d}.npz")
+        yield episode
 
 
 def _trained_in(options: EvaluateOptions) -> dict[str, Any]:

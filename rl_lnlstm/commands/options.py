@@ -53,7 +53,7 @@ class EvaluateOptions:
     deterministic: bool = True
     """take the most probable actions; otherwise sample"""
     seed: Index = 0
-    """seed of the first reset"""
+    """decides the episodes: the same seed gives the same episodes"""
     env_id: str | None = None
     """environment; that of the training if None"""
     env_kwargs: dict[str, bool | int | float | str] | None = None
@@ -61,14 +61,21 @@ class EvaluateOptions:
     wrappers: tuple[str, ...] | None = None
     """wrappers around each environment; those of the training if None"""
     vectorization: Literal["auto", "sync", "vector_entry_point"] | None = None
-    """sync: one environment after the other; vector_entry_point: the id's own vector implementation; auto: the latter
-    if the id has one; that of the training if None"""
+    """sync: one environment after the other; vector_entry_point: the id's own vector implementation, whose episodes
+    cannot be seeded one by one; sync if None"""
     num_envs: Count = 8
-    """number of environments that are stepped together"""
+    """number of environments that are stepped together; the episodes do not depend on it"""
+    episode_seeds: tuple[Index, ...] | None = None
+    """run the episodes of these seeds, which an earlier evaluation reported; --episodes and --seed then do not apply"""
+    max_steps: Count | None = None
+    """limit of an episode's steps; if None, 10,000 for an environment without a time limit of its own. An episode that
+    reaches it is cut and counts"""
     video: Path | None = None
-    """folder to record videos of the episodes in; steps a single environment"""
+    """folder to record a video of each episode in"""
     record: Path | None = None
     """new folder to save the episodes in, as NumPy arrays, with the recurrent state"""
+    csv: Path | None = None
+    """file to write a row for each episode to: number, seed, return, length"""
     json: bool = False
     """print one JSON object on standard output"""
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
-from rl_lnlstm.commands.evaluate import make_evaluation_envs
+from rl_lnlstm.commands.evaluate import MOST_ENVS, make_evaluation_envs, plan_for
 from rl_lnlstm.commands.options import TrainOptions, saved_options
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.evaluate import evaluate_policy
+from rl_lnlstm.evaluation.episodes import EpisodeRunner
+from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
+from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
@@ -124,11 +126,14 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
 
 
 def _evaluate(ppo: PPO, config: dict[str, Any], options: TrainOptions) -> None:
-    envs = make_evaluation_envs(config, options.eval_episodes, **ppo.config.fault_tolerance)
+    """Evaluates the policy as `rl-lnlstm evaluate` does with the seed of the run."""
+    seeds = seeds_of_episodes(options.seed, options.eval_episodes)
+    vectorization = "async" if options.vectorization == "async" else "sync"
+    envs = make_evaluation_envs(config, min(MOST_ENVS, len(seeds)), vectorization, **ppo.config.fault_tolerance)
     with contextlib.closing(envs):
-        seed = options.seed + options.num_envs
-        mean, std = evaluate_policy(ppo.policy, envs, options.eval_episodes, seed=seed)
-    output(f"{mean:.1f} +/- {std:.1f} over {options.eval_episodes} episodes")
+        result = gathered(EpisodeRunner(ppo.policy, envs, plan_for(envs, seeds, options.seed)), True, options.seed)
+    digits = decimals(result.returns)
+    output(f"{result.mean:.{digits}f} +/- {result.std:.{digits}f} over {options.eval_episodes} episodes")
 
 
 def _new_run_dir(options: TrainOptions) -> Path:

@@ -3,121 +3,153 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.envs.autoreset import Episode, Stepper
-from rl_lnlstm.errors import EnvironmentFailure, UserError
-from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Recorder
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, PredictingPolicy
+from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder, Plan
+from rl_lnlstm.evaluation.record import EpisodeArrays
+from rl_lnlstm.evaluation.result import Evaluation
+from rl_lnlstm.policies import RecurrentPolicy
+from rl_lnlstm.seeding import derived_seed
 
-MOST_ABORTED = 100  # episodes in a row; an environment that never finishes one would be evaluated for ever
+Environment = str | Callable[..., gym.Env] | gym.Env | VectorEnv
 
 
-class PredictingPolicy(Protocol):
-    """What evaluation needs of a policy; those of Stable-Baselines3 have it too."""
+def evaluate(
+    policy: PredictingPolicy,
+    env: Environment,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    seed: int | None = None,
+    *,
+    episode_seeds: Sequence[int] | None = None,
+    max_steps: int | None = None,
+    num_envs: int = 1,
+) -> Evaluation:
+    """Runs whole episodes and returns what they earned, with statistics and confidence intervals.
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """Actions and the new state; given `action_masks` as well, if it takes them and environments have them."""
+    Each episode has a seed of its own, derived from `seed` and the episode's number. So the same call runs the same
+    episodes whatever `num_envs` is. Only the environments of a `VectorEnv` cannot be seeded one by one: each of them
+    runs an equal share of the episodes, and the result's `seeds` are None.
+
+    Args:
+        policy: what acts: a policy of this package or of Stable-Baselines3, or a `PPO`.
+        env: a Gymnasium id, a function that makes an environment, an environment, or a `VectorEnv`.
+        n_eval_episodes: number of episodes.
+        deterministic: take the most probable actions; otherwise sample.
+        seed: decides the episodes; None draws one.
+        episode_seeds: run the episodes of these seeds, as an earlier result reported them; `n_eval_episodes` and `seed`
+            then do not apply.
+        max_steps: limit of an episode's steps. None is no limit if the environment has a time limit of its own, and
+            otherwise 10,000. An episode that reaches the limit is cut there and counts; a `RunWarning` says so.
+        num_envs: number of environments that are stepped together, if they are made here.
+
+    Raises:
+        UserError: fewer than 1 episode, or an environment with other spaces than the policy's.
+        EnvironmentFailure: an environment failed. If `env` is from `make_vec` and may fail, it failed too often.
+            Episodes in which an environment failed do not count.
+
+    Example:
+
+    >>> result = evaluate(policy, "CartPole-v1", 20, seed=0)
+    >>> result.mean, result.mean_interval
+    (500.0, Interval(low=500.0, high=500.0))
+    """
+    with _prepared(env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
+        return gathered(EpisodeRunner(acting(policy), envs, plan, deterministic, max_steps), deterministic, base)
 
 
 @overload
 def evaluate_policy(
     policy: PredictingPolicy,
-    env: str | Callable[..., gym.Env] | gym.Env | VectorEnv,
+    env: Environment,
     n_eval_episodes: int = ...,
     deterministic: bool = ...,
     seed: int | None = ...,
     return_episode_rewards: Literal[False] = ...,
+    max_steps: int | None = ...,
 ) -> tuple[float, float]: ...
 
 
 @overload
 def evaluate_policy(
     policy: PredictingPolicy,
-    env: str | Callable[..., gym.Env] | gym.Env | VectorEnv,
+    env: Environment,
     n_eval_episodes: int = ...,
     deterministic: bool = ...,
     seed: int | None = ...,
     *,
     return_episode_rewards: Literal[True],
+    max_steps: int | None = ...,
 ) -> tuple[list[float], list[int]]: ...
 
 
 def evaluate_policy(
     policy: PredictingPolicy,
-    env: str | Callable[..., gym.Env] | gym.Env | VectorEnv,
+    env: Environment,
     n_eval_episodes: int = 10,
     deterministic: bool = True,
     seed: int | None = None,
     return_episode_rewards: bool = False,
+    max_steps: int | None = None,
 ) -> Any:
-    """Runs whole episodes and returns what they earned, as Stable-Baselines3's function of this name.
+    """Runs whole episodes and returns what they earned, as Stable-Baselines3's function of this name does.
 
-    Episodes are spread evenly over the environments beforehand, so that those which end early do not count more often.
+    `evaluate` runs the same episodes, and returns confidence intervals and seeds as well.
 
     Args:
-        policy: what acts.
-        env: a Gymnasium id, a function that makes an environment, an environment, or a `VectorEnv`.
-        n_eval_episodes: how many episodes.
-        deterministic: take the most probable actions rather than sample.
-        seed: of the first reset.
-        return_episode_rewards: return the lists rather than mean and deviation.
+        policy, env, n_eval_episodes, deterministic, seed, max_steps: as for `evaluate`.
+        return_episode_rewards: return lists instead of mean and standard deviation.
 
     Returns:
         Mean and standard deviation of the undiscounted returns; or the return and the length in frames of each episode.
 
     Raises:
-        UserError: fewer than 1 episode, or an environment with other spaces than the policy's.
-        EnvironmentFailure: the environment failed; if `env` is from `make_vec` and survives failures, it did so in too
-            many episodes. Those in which it failed do not count.
+        UserError, EnvironmentFailure: as `evaluate`.
     """
-    with _environments(env) as envs:
-        episodes = [episode for episode, _ in run_episodes(policy, envs, n_eval_episodes, deterministic, seed)]
-    returns = [episode.episode_return for episode in episodes]
-    if return_episode_rewards:
-        return returns, [episode.length for episode in episodes]
-    return float(np.mean(returns)), float(np.std(returns))
+    result = evaluate(policy, env, n_eval_episodes, deterministic, seed, max_steps=max_steps)
+    return (result.returns, result.lengths) if return_episode_rewards else (result.mean, result.std)
 
 
 def record_episodes(
     policy: PredictingPolicy,
-    env: str | Callable[..., gym.Env] | gym.Env | VectorEnv,
-    n_episodes: int = 10,
+    env: Environment,
+    n_eval_episodes: int = 10,
     deterministic: bool = True,
     seed: int | None = None,
+    *,
+    episode_seeds: Sequence[int] | None = None,
+    max_steps: int | None = None,
 ) -> list[EpisodeArrays]:
-    """Runs whole episodes, the same ones as `evaluate_policy`, and returns all that happened in them.
+    """Runs whole episodes, the same ones as `evaluate`, and returns all that happened in them.
 
     Args:
-        policy, env, deterministic, seed: as for `evaluate_policy`.
-        n_episodes: how many episodes.
+        policy, env, n_eval_episodes, deterministic, seed, episode_seeds, max_steps: as for `evaluate`.
 
     Returns:
-        For each episode of T steps a dict of arrays, those of nested spaces one for each entry, by names such as
-        `observations/image`:
+        For each episode of T steps a dict of arrays. Nested spaces have one for each entry, by names such as
+        `observations/image`.
 
         - `observations`, `actions` `[T, *shape]`, of the spaces' dtypes and within their bounds; `rewards` `[T]`;
         - `final_observation` `[*shape]`, what the last action led to; `terminated` and `truncated`, bool scalars;
+        - `seed`, an integer scalar, if the episode has a seed of its own;
         - `action_masks` `[T, size]` bool, if the environments have them and the policy takes them;
         - for a policy of this package, `values` `[T]` and the state that each action was chosen with: `h` and `c`
           `[T, state_size]`, zeros at first, and `last_action_reward` `[T, features]` if the policy sees the previous
           action or reward.
 
-        `policy.predict(observations, (h, c), deterministic=True)` repeats the actions if they were deterministic; with
-        `action_masks`, where there are any.
+        `policy.predict(observations, (h, c), deterministic=True)` repeats the actions if they were deterministic. Pass
+        `action_masks` too, if there are any.
 
     Raises:
-        UserError, EnvironmentFailure: as `evaluate_policy`.
+        UserError, EnvironmentFailure: as `evaluate`.
 
     Example:
 
@@ -125,84 +157,71 @@ def record_episodes(
     >>> episode["h"].shape[0] == episode["rewards"].size
     True
     """
-    with _environments(env) as envs:
-        return [arrays for _, arrays in run_episodes(policy, envs, n_episodes, deterministic, seed, record=True)]
+    with _prepared(env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
+        runner = EpisodeRunner(acting(policy), envs, plan, deterministic, max_steps, record=True)
+        return [episode.arrays for episode in sorted(runner, key=lambda episode: episode.number)]
 
 
-def check_spaces(policy: Any, envs: VectorEnv) -> None:
-    """Raises `UserError` unless the policy was made for the environments' spaces."""
-    for kind in ("observation", "action"):
-        made_for, got = getattr(policy, f"{kind}_space"), getattr(envs, f"single_{kind}_space")
-        if made_for != got:
-            raise UserError(f"the policy was made for {kind} space {made_for}, but the environment has {got}")
+def seeds_of_episodes(seed: int, n_eval_episodes: int) -> list[int]:
+    """The seeds of the first episodes that `seed` stands for."""
+    return [derived_seed(seed, "evaluation", number) for number in range(n_eval_episodes)]
 
 
-def run_episodes(
-    policy: PredictingPolicy,
-    envs: VectorEnv,
-    n_episodes: int,
-    deterministic: bool = True,
-    seed: int | None = None,
-    record: bool = False,
-) -> Iterator[tuple[Episode, EpisodeArrays]]:
-    """What `evaluate_policy` and `record_episodes` run: each episode as it ends, with its arrays if it is recorded."""
-    if n_episodes < 1:
-        raise UserError(f"the number of episodes must be at least 1, got {n_episodes}")
-    check_spaces(policy, envs)
-    remaining = np.array([(n_episodes + i) // envs.num_envs for i in range(envs.num_envs)])
-    stepper, state = Stepper(envs, seed), None
-    recorder = Recorder(envs.single_observation_space, envs.single_action_space, envs.num_envs) if record else None
-    masked = stepper.action_masks is not None and "action_masks" in inspect.signature(policy.predict).parameters
-    aborted = np.zeros(envs.num_envs, int)  # in a row
-    while remaining.any():
-        masks = {"action_masks": stepper.action_masks} if masked else {}
-        before = {} if recorder is None else {**_acted_on(policy, stepper, state), **masks}
-        actions, state = policy.predict(stepper.observations, state, stepper.episode_starts, deterministic, **masks)
-        step = stepper.step(actions)
-        if recorder is not None:
-            recorder.add(step.valid & (remaining > 0), {**before, "actions": actions, "rewards": step.rewards})
-        if getattr(policy, "previous_reward", False):
-            state = policy.rewarded(state, step.rewards)  # type: ignore[attr-defined]
-        if step.aborted is not None:
-            aborted += step.aborted
-            if recorder is not None:
-                recorder.drop(step.aborted)
-            if aborted.max() >= MOST_ABORTED:
-                raise EnvironmentFailure(f"{envs} broke off {MOST_ABORTED} episodes in a row, and finished none")
-        for episode in step.episodes:
-            index = episode.environment
-            aborted[index] = 0
-            if not remaining[index]:
-                continue
-            remaining[index] -= 1
-            final = stepper.observations if step.final_observations is None else step.final_observations
-            yield episode, {} if recorder is None else recorder.take(index, step, final)
+def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: int | None) -> Evaluation:
+    """The result of these episodes, in the order of their numbers."""
+    ordered = sorted(
+        (episode._replace(arrays={}) for episode in episodes),  # arrays may be large
+        key=lambda episode: episode.number,
+    )
+    return Evaluation(
+        returns=[episode.episode_return for episode in ordered],
+        lengths=[episode.length for episode in ordered],
+        seeds=[episode.seed for episode in ordered],
+        cut=[episode.cut for episode in ordered],
+        deterministic=deterministic,
+        seed=seed,
+    )
 
 
-def _acted_on(policy: Any, stepper: Stepper, state: Any) -> dict[str, Any]:
-    """What the next actions will be chosen by, and, of a policy of this package, its values and its state."""
-    # Copied: a step may write into the very arrays of the one before.
-    parts = {"observations": copy.deepcopy(stepper.observations)}
-    if not hasattr(policy, "initial_state"):
-        return parts
-    starts = stepper.episode_starts
-    state = policy.initial_state(len(starts)) if state is None else state
-    parts["values"] = policy.value(stepper.observations, state, starts)
-    for name, part in zip(STATE, state, strict=False):
-        parts[name] = np.where(starts[:, np.newaxis], np.zeros_like(part), part)
-    return parts
+def acting(policy: Any) -> Any:
+    """What acts: the policy of a `PPO`, anything else itself."""
+    owned = getattr(policy, "policy", None)
+    return owned if isinstance(owned, RecurrentPolicy) else policy
+
+
+class _Prepared(NamedTuple):
+    envs: VectorEnv
+    plan: Plan
+    seed: int | None  # that the seeds of the episodes are derived from
 
 
 @contextlib.contextmanager
-def _environments(env: Any) -> Iterator[VectorEnv]:
-    """Those to run episodes in, closed afterwards if they are made here."""
-    envs = make_vec(functools.partial(_identity, env) if isinstance(env, gym.Env) else env)
+def _prepared(
+    env: Any, n_eval_episodes: int, seed: int | None, episode_seeds: Sequence[int] | None, num_envs: int = 1
+) -> Iterator[_Prepared]:
+    """The environments to run episodes in, and which episodes; environments that are made here are closed."""
+    count = n_eval_episodes if episode_seeds is None else len(episode_seeds)
+    if count < 1:
+        raise UserError(f"the number of episodes must be at least 1, got {count}")
+    if isinstance(env, VectorEnv):
+        if episode_seeds is not None:
+            raise UserError("episode_seeds: the environments of a VectorEnv cannot be seeded one by one")
+        yield _Prepared(make_vec(env), EvenlySpread(count, env.num_envs, seed), seed)
+        return
+    if episode_seeds is not None:
+        seed, seeds = None, [int(given) for given in episode_seeds]
+    else:
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        seeds = seeds_of_episodes(seed, count)
+    borrowed = isinstance(env, gym.Env)
+    envs = make_vec(
+        (lambda: env) if borrowed else env,
+        1 if borrowed else min(num_envs, count),
+        vectorization="sync",
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
     try:
-        yield envs
+        yield _Prepared(envs, InOrder(seeds, envs.num_envs), seed)
     finally:
-        if not isinstance(env, (gym.Env, VectorEnv)):
+        if not borrowed:
             envs.close()
-
-
-def _identity(env: gym.Env) -> gym.Env:
-    return env

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from rl_lnlstm.envs.autoreset import Step
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import replacing_file
 
 EpisodeArrays = dict[str, np.ndarray]
 STATE = "h", "c", "last_action_reward"  # names of the parts of a policy's state
+
+
+class Outcome(NamedTuple):
+    """How an episode ended."""
+
+    terminated: bool
+    truncated: bool
 
 
 class Recorder:
@@ -40,15 +46,21 @@ class Recorder:
         for index in np.flatnonzero(rows):
             self._steps[index].append({name: np.copy(values[index]) for name, values in columns.items()})
 
-    def take(self, index: int, step: Step, final_observations: Any) -> EpisodeArrays:
-        """The episode of that environment, which `step` ended."""
+    def take(self, index: int, final_observations: Any, outcome: Outcome) -> EpisodeArrays:
+        """The episode of that environment, which has ended.
+
+        Args:
+            index: of the environment.
+            final_observations: what the last actions led to, of all environments.
+            outcome: how the episode ended.
+        """
         steps, self._steps[index] = self._steps[index], []
         final = self._columns({"final_observation": final_observations})
         return {
             **{name: np.stack([row[name] for row in steps]) for name in steps[0]},
             **{name: np.copy(values[index]) for name, values in final.items()},
-            "terminated": np.asarray(step.terminations[index]),
-            "truncated": np.asarray(step.truncations[index]),
+            "terminated": np.asarray(outcome.terminated),
+            "truncated": np.asarray(outcome.truncated),
         }
 
     def drop(self, aborted: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from rl_lnlstm.envs import make_vec, restore_snapshot, take_snapshot
 from rl_lnlstm.envs.autoreset import Episode
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.evaluation.best_policy import BestPolicy
-from rl_lnlstm.evaluation.evaluate import check_spaces
+from rl_lnlstm.evaluation.episodes import check_spaces
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.collect import RolloutRunner

@@ -130,15 +130,71 @@ def test_evaluate_repeats_for_a_seed(run, capsys):
     assert outputs[0] == outputs[1]
 
 
-def test_videos_of_whole_episodes(run, tmp_path, capsys):
-    assert main(["evaluate", str(run), "--episodes", "2", "--video", str(tmp_path / "videos"), "--json"]) == 0
-    lengths = json.loads(capsys.readouterr().out)["episode_lengths"]
-    videos = sorted((tmp_path / "videos").glob("*.mp4"))
-    assert len(videos) == 2
+def test_the_episodes_depend_on_the_seed_alone(run, tmp_path, capsys):
+    """Not on the number of environments, nor on what is recorded."""
+    lists = {}
+    for name, arguments in {
+        "1": ["--num-envs", "1"],
+        "4": ["--num-envs", "4"],
+        "8": ["--num-envs", "8"],
+        "video": ["--num-envs", "3", "--video", str(tmp_path / "videos")],
+        "record": ["--record", str(tmp_path / "episodes")],
+        "csv": ["--csv", str(tmp_path / "episodes.csv")],
+    }.items():
+        assert main(["evaluate", str(run), "--episodes", "5", "--seed", "9", "--json", *arguments]) == 0
+        result = json.loads(capsys.readouterr().out)
+        lists[name] = [result[entry] for entry in ("episode_seeds", "episode_rewards", "episode_lengths")]
+    assert all(found == lists["1"] for found in lists.values())
+    seeds, returns, lengths = lists["1"]
+    assert len(set(seeds)) == 5
+    recorded = [np.load(path) for path in sorted((tmp_path / "episodes").iterdir())]
+    assert [int(episode["seed"]) for episode in recorded] == seeds
+    with (tmp_path / "episodes.csv").open() as file:
+        assert [int(row["seed"]) for row in csv.DictReader(file)] == seeds
+    videos = sorted((tmp_path / "videos").iterdir())
+    assert [video.name for video in videos] == [
+        f"episode-0000{number}-seed-{seed}-return-{score:g}.mp4"
+        for number, (seed, score) in enumerate(zip(seeds, returns, strict=True))
+    ]
     for video, length in zip(videos, lengths, strict=True):
         with VideoFileClip(str(video)) as clip:
             assert abs(clip.n_frames - (length + 1)) <= 1
             assert clip.get_frame(0).std() > 0
+    chosen = ["--episode-seeds", str(seeds[3]), str(seeds[1])]
+    assert main(["evaluate", str(run), "--json", *chosen]) == 0
+    assert json.loads(capsys.readouterr().out)["episode_rewards"] == [returns[3], returns[1]]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--seed", "-1"],
+        ["--episodes", "0"],
+        ["--num-envs", "0"],
+        ["--max-steps", "0"],
+        ["--episode-seeds", "-3"],
+        ["--csv", "/proc/nowhere/episodes.csv"],
+        ["--video", "/proc/nowhere"],
+        ["--record", "/proc/nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_values_of_evaluate_are_checked(option, run, capsys):
+    assert main(["evaluate", str(run), "--episodes", "1", *option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert option[-1] in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["--json"], []], ids=["JSON", "text"])
+def test_standard_output_that_takes_nothing_is_an_error_in_a_line(arguments, run):
+    command = [sys.executable, "-m", "rl_lnlstm", "evaluate", str(run), "--episodes", "1", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
 def test_a_policy_folder_needs_the_environment_named(run, capsys):

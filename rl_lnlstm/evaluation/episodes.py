@@ -1,0 +1,288 @@
+"""The loop that runs whole episodes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from rl_lnlstm.envs.action_masks import environment_name
+from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
+from rl_lnlstm.evaluation.plans import InOrder, Plan
+from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
+from rl_lnlstm.evaluation.video import VideoRecorder
+from rl_lnlstm.spaces import map_leaves
+
+MOST_ABORTED = 100  # episodes in a row; without a limit, an environment that always fails would never end
+MAX_STEPS = 10_000  # of an episode, if the environment has no time limit
+
+
+class PredictingPolicy(Protocol):
+    """What evaluation needs of a policy. Policies of Stable-Baselines3 have it too."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Actions and the new state. Arguments `action_masks` and `rng` are given too, if the method has them."""
+
+
+class EvaluatedEpisode(NamedTuple):
+    """A whole episode.
+
+    Attributes:
+        number: its number in the evaluation, from 0.
+        seed: the seed that its environment was reset with; None if environments cannot be seeded one by one.
+        episode_return: sum of its rewards, undiscounted.
+        length: in frames.
+        cut: whether it was cut by the limit of steps.
+        arrays: all that happened in it; empty unless it was recorded.
+    """
+
+    number: int
+    seed: int | None
+    episode_return: float
+    length: int
+    cut: bool
+    arrays: EpisodeArrays
+
+
+class EpisodeRunner:
+    """Runs the episodes of a plan, and gives each one as it ends.
+
+    Args:
+        policy: what acts.
+        envs: in which environments.
+        plan: which episodes.
+        deterministic: take the most probable actions; otherwise sample.
+        max_steps: limit of an episode's steps; None for `MAX_STEPS` if the environment has no time limit of its own.
+        record: record all that happens.
+        video: what records the pictures, if wanted. The plan must be `InOrder`.
+
+    Raises:
+        UserError: the environments have other spaces than the policy.
+        EnvironmentFailure: an environment failed more often than it may.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        envs: VectorEnv,
+        plan: Plan,
+        deterministic: bool = True,
+        max_steps: int | None = None,
+        record: bool = False,
+        video: VideoRecorder | None = None,
+    ) -> None:
+        check_spaces(policy, envs)
+        self.envs, self.plan, self.video = envs, plan, video
+        self._limit = max_steps or (None if has_time_limit(envs) else MAX_STEPS)
+        self._recorder = (
+            Recorder(envs.single_observation_space, envs.single_action_space, envs.num_envs) if record else None
+        )
+        if video is not None and isinstance(plan, InOrder):
+            plan.before_reset = self._add_last_pictures
+        self._stepper = plan.start(envs)
+        self._actor = _Actor(policy, self._stepper, plan, deterministic)
+        self._lengths, self._returns = np.zeros(envs.num_envs, int), np.zeros(envs.num_envs)
+        self._aborted = np.zeros(envs.num_envs, int)  # in a row
+
+    def __iter__(self) -> Iterator[EvaluatedEpisode]:
+        while (self.plan.numbers >= 0).any():
+            yield from self._advance()
+
+    def _advance(self) -> Iterator[EvaluatedEpisode]:
+        """Steps all environments once, and gives the episodes that ended."""
+        numbers, seeds = self.plan.numbers.copy(), list(self.plan.seeds)
+        running = numbers >= 0
+        if self.video is not None:
+            self._add_pictures(running, self.video)
+        before = {} if self._recorder is None else self._actor.inputs()
+        actions = self._actor.act()
+        step = self._stepper.step(actions)
+        self._actor.rewarded(step.rewards)
+        self._lengths += step.valid
+        self._returns += step.rewards
+        if self._recorder is not None:
+            self._recorder.add(step.valid & running, {**before, "actions": actions, "rewards": step.rewards})
+        if step.aborted is not None and step.aborted.any():
+            self._abort(step.aborted)
+        final = self._stepper.observations if step.final_observations is None else step.final_observations
+        for episode in step.episodes:
+            index = episode.environment
+            if running[index]:
+                self._returns[index], self._lengths[index] = episode.episode_return, episode.length
+                outcome = Outcome(bool(step.terminations[index]), bool(step.truncations[index]))
+                yield self._finished(index, int(numbers[index]), seeds[index], final, outcome)
+                self.plan.ended(index)
+            self._forget(index)
+        if self._limit is not None:
+            yield from self._cut((self._lengths >= self._limit) & (self.plan.numbers >= 0))
+
+    def _finished(
+        self, index: int, number: int, seed: int | None, final_observations: Any, outcome: Outcome, cut: bool = False
+    ) -> EvaluatedEpisode:
+        if self.video is not None:
+            self.video.end(number, float(self._returns[index]))
+        arrays = {} if self._recorder is None else self._recorder.take(index, final_observations, outcome)
+        if arrays and seed is not None:
+            arrays["seed"] = np.asarray(seed)
+        return EvaluatedEpisode(number, seed, float(self._returns[index]), int(self._lengths[index]), cut, arrays)
+
+    def _cut(self, rows: np.ndarray) -> Iterator[EvaluatedEpisode]:
+        """Ends the episodes that have reached the limit of steps."""
+        if not rows.any():
+            return
+        warn(
+            f"an episode of {environment_name(self.envs)} did not end within {self._limit:,} steps and was cut there: "
+            "its environment has no time limit, which gymnasium.wrappers.TimeLimit gives it (--wrappers "
+            "'TimeLimit(1000)'); max_steps (--max-steps) allows longer episodes"
+        )
+        for index in np.flatnonzero(rows).tolist():
+            number, seed = int(self.plan.numbers[index]), self.plan.seeds[index]
+            yield self._finished(index, number, seed, self._stepper.observations, Outcome(False, True), cut=True)
+            self._forget(index)
+        self.plan.give_up(self._stepper, rows, again=False)
+
+    def _abort(self, rows: np.ndarray) -> None:
+        """The environment failed in these episodes, which do not count."""
+        self._aborted += rows
+        if self._recorder is not None:
+            self._recorder.drop(rows)
+        for index in np.flatnonzero(rows).tolist():
+            if self.video is not None and self.plan.numbers[index] >= 0:
+                self.video.drop(int(self.plan.numbers[index]))
+            self._lengths[index], self._returns[index] = 0, 0.0
+        if self._aborted.max() >= MOST_ABORTED:
+            raise EnvironmentFailure(
+                f"{environment_name(self.envs)} failed in {MOST_ABORTED} episodes in a row, and finished none"
+            )
+        self.plan.give_up(self._stepper, rows, again=True)
+
+    def _forget(self, index: int) -> None:
+        self._lengths[index], self._returns[index], self._aborted[index] = 0, 0.0, 0
+
+    def _add_pictures(self, rows: np.ndarray, video: VideoRecorder) -> None:
+        """Adds what the environments show before a step to their videos."""
+        pictures: Any = self.envs.render()
+        opinions = self._actor.opinions()
+        for index in np.flatnonzero(rows).tolist():
+            seed, step, episode_return = self.plan.seeds[index], self._lengths[index], self._returns[index]
+            caption = [f"seed {seed}   step {step}   return {episode_return:.6g}", *opinions[index]]
+            video.add(int(self.plan.numbers[index]), seed, pictures[index], caption)
+
+    def _add_last_pictures(self, rows: np.ndarray) -> None:
+        """Adds the end of the episodes, before their environments are reset."""
+        if self.video is None:
+            return
+        pictures: Any = self.envs.render()
+        for index in np.flatnonzero(rows & (self.plan.numbers >= 0)).tolist():
+            seed = self.plan.seeds[index]
+            caption = [f"seed {seed}   step {self._lengths[index] + 1}   end of the episode"]
+            self.video.add(int(self.plan.numbers[index]), seed, pictures[index], caption)
+
+
+class _Actor:
+    """Asks the policy for actions, and holds its state."""
+
+    def __init__(self, policy: Any, stepper: Stepper, plan: Plan, deterministic: bool) -> None:
+        self.policy, self.stepper, self.plan, self.deterministic = policy, stepper, plan, deterministic
+        self.state: Any = None
+        parameters = inspect.signature(policy.predict).parameters
+        self._masked = stepper.action_masks is not None and "action_masks" in parameters
+        self._seeded = plan.generators is not None and "rng" in parameters and not deterministic
+        # How TensorFlow computes a convolution depends on the number of rows. One by one, results do not.
+        self._one_by_one = plan.generators is not None and getattr(policy, "is_convolutional", False)
+
+    def act(self) -> Any:
+        """The actions of all environments."""
+        stepper, options = self.stepper, dict[str, Any]()
+        if self._masked:
+            options["action_masks"] = stepper.action_masks
+        if self._seeded:
+            options["rng"] = self.plan.generators
+        if not self._one_by_one:
+            actions, self.state = self.policy.predict(
+                stepper.observations, self.state, stepper.episode_starts, self.deterministic, **options
+            )
+            return actions
+        return self._act_one_by_one(options)
+
+    def _act_one_by_one(self, options: dict[str, Any]) -> Any:
+        stepper, envs = self.stepper, self.stepper.envs
+        state = self.policy.initial_state(envs.num_envs) if self.state is None else self.state
+        actions, states = [], []
+        for index in range(envs.num_envs):
+            row = slice(index, index + 1)
+            action, after = self.policy.predict(
+                _rows(envs.single_observation_space, stepper.observations, row),
+                tuple(part[row] for part in state),
+                stepper.episode_starts[row],
+                self.deterministic,
+                **{name: values[row] for name, values in options.items()},
+            )
+            actions.append(action)
+            states.append(after)
+        self.state = tuple(np.concatenate(parts) for parts in zip(*states, strict=True))
+        return map_leaves(lambda _, *parts: np.concatenate(parts), envs.single_action_space, *actions)
+
+    def rewarded(self, rewards: np.ndarray) -> None:
+        """Tells a policy that sees them about the rewards."""
+        if getattr(self.policy, "previous_reward", False):
+            self.state = self.policy.rewarded(self.state, rewards)
+
+    def inputs(self) -> dict[str, Any]:
+        """What the next actions are chosen by and, for a policy of this package, its values and its state."""
+        # Copied, because a step may write into the arrays of the step before.
+        parts = {"observations": copy.deepcopy(self.stepper.observations)}
+        if self._masked:
+            parts["action_masks"] = self.stepper.action_masks
+        if not hasattr(self.policy, "initial_state"):
+            return parts
+        starts = self.stepper.episode_starts
+        state = self.policy.initial_state(len(starts)) if self.state is None else self.state
+        parts["values"] = self.policy.value(self.stepper.observations, state, starts)
+        for name, part in zip(STATE, state, strict=False):
+            parts[name] = np.where(starts[:, np.newaxis], np.zeros_like(part), part)
+        return parts
+
+    def opinions(self) -> list[list[str]]:
+        """For each environment lines of text: the value of its state, and the probabilities of its actions."""
+        stepper, policy = self.stepper, self.policy
+        count = stepper.envs.num_envs
+        if not hasattr(policy, "initial_state"):  # of another package
+            return [[] for _ in range(count)]
+        state = policy.initial_state(count) if self.state is None else self.state
+        given = stepper.observations, state, stepper.episode_starts
+        return [[f"value {value:.4g}"] for value in np.asarray(policy.value(*given)).tolist()]
+
+
+def _rows(space: gym.Space, structure: Any, rows: slice) -> Any:
+    return map_leaves(lambda _, part: part[rows], space, structure)
+
+
+def check_spaces(policy: Any, envs: VectorEnv) -> None:
+    """Raises `UserError` unless the policy was made for the environments' spaces."""
+    for kind in ("observation", "action"):
+        made_for, got = getattr(policy, f"{kind}_space"), getattr(envs, f"single_{kind}_space")
+        if made_for != got:
+            raise UserError(f"the policy was made for {kind} space {made_for}, but the environment has {got}")
+
+
+def has_time_limit(envs: VectorEnv) -> bool:
+    """Whether the environments' episodes are known to end: by their registration, or by a wrapper `TimeLimit`."""
+    if envs.spec is not None and envs.spec.max_episode_steps is not None:
+        return True
+    base = envs.unwrapped
+    env = base.envs[0] if isinstance(base, SyncVectorEnv) else None
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            return True
+        env = env.env
+    return False

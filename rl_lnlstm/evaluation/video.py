@@ -1,0 +1,110 @@
+"""Videos of episodes, with a caption on every picture."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rl_lnlstm.errors import UserError
+
+MARGIN = 4  # pixels around the lines of a caption
+SMALLEST = 320  # pixels; smaller pictures are enlarged, or the caption would not fit
+
+
+class _Film(NamedTuple):
+    path: Path
+    seed: int | None
+    writer: Any
+
+
+class VideoRecorder:
+    """Writes a video of each episode, named by its number, seed and return.
+
+    Pictures are written as they come, so that long episodes need no memory.
+
+    Args:
+        folder: where the videos go.
+        fps: pictures per second.
+
+    Raises:
+        UserError: moviepy is not installed, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, fps: float) -> None:
+        try:
+            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # an extra that few need
+        except ImportError as error:
+            raise UserError(
+                f'videos need a package that is not installed ({error}): pip install "rl-lnlstm[video]"'
+            ) from error
+        self._writer = FFMPEG_VideoWriter
+        self.folder, self._fps = folder, fps
+        self._films: dict[int, _Film] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"videos cannot be written to {folder}: {error}") from error
+
+    def add(self, number: int, seed: int | None, picture: np.ndarray, caption: list[str]) -> None:
+        """Adds a picture to the video of an episode.
+
+        Args:
+            number: of the episode.
+            seed: of the episode.
+            picture: RGB, `[height, width, 3]` uint8.
+            caption: lines of text for it.
+        """
+        picture = captioned(picture, caption)
+        if number not in self._films:
+            path = self.folder / f".episode-{number:05d}.mp4"
+            height, width, _ = picture.shape
+            self._films[number] = _Film(path, seed, self._writer(str(path), (width, height), self._fps))
+        self._films[number].writer.write_frame(picture)
+
+    def end(self, number: int, episode_return: float) -> None:
+        """The episode is over: its video gets its name."""
+        film = self._films.pop(number)
+        film.writer.close()
+        seed = "" if film.seed is None else f"-seed-{film.seed}"
+        score = re.sub(r"[^\d.e+-]", "", f"{episode_return:.6g}")
+        film.path.rename(self.folder / f"episode-{number:05d}{seed}-return-{score}.mp4")
+
+    def drop(self, number: int) -> None:
+        """The episode does not count: its video goes."""
+        film = self._films.pop(number, None)
+        if film is not None:
+            film.writer.close()
+            film.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Drops the videos of episodes that have not ended."""
+        for number in list(self._films):
+            self.drop(number)
+
+
+def captioned(picture: np.ndarray, lines: list[str]) -> np.ndarray:
+    """A picture with lines of text in a strip below it.
+
+    Args:
+        picture: RGB, `[height, width, 3]` uint8.
+        lines: the text.
+
+    Returns:
+        A picture with an even height and width, as video codecs need.
+    """
+    scale = max(1, -(-SMALLEST // picture.shape[1]))
+    picture = np.kron(picture, np.ones((scale, scale, 1), np.uint8)) if scale > 1 else picture
+    font = ImageFont.load_default(size=14)
+    line_height = 18
+    height, width, _ = picture.shape
+    total = height + line_height * max(2, len(lines)) + 2 * MARGIN
+    image = Image.new("RGB", (width + width % 2, total + total % 2))
+    image.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(image)
+    for index, line in enumerate(lines):
+        draw.text((MARGIN, height + MARGIN + index * line_height), line, font=font, fill="white")
+    return np.asarray(image)
