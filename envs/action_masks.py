@@ -43,6 +43,8 @@ def checked_masks(masks: Any, space: gym.Space, batch_size: int) -> np.ndarray:
     if sizes is None:
         raise UserError(f"action_masks are for {KINDS}, got {space}")
     masks, shape = np.asarray(masks, bool), (batch_size, int(sizes.sum()))
+    if isinstance(space, gym.spaces.MultiBinary) and masks.shape == (batch_size, len(sizes), 2):
+        masks = masks.reshape(shape)
     if masks.shape != shape:
         raise UserError(f"action_masks must have shape {list(shape)}, got {list(masks.shape)}")
     if not (allowing := _allowing(masks, sizes)).all():

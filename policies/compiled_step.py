@@ -1,4 +1,4 @@
-"""A step of a policy as one call of compiled code: what `RecurrentPolicy._step_graph` does, without the graph."""
+"""A step of a policy as one call of compiled code: what `acting.graph_step` does, without the graph."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
 from rl_lnlstm.policies.distributions import Categorical
+from rl_lnlstm.policies.heads import CategoricalHead, GaussianHead
+from rl_lnlstm.policies.normalization import RunningStatistics
 
-ACTIVATIONS = ("linear", "tanh", "relu", "sigmoid")  # those of act.cc
+# Those of act.cc. Functions are told apart by identity: a user's own may have any of these names.
+ACTIVATIONS = {getattr(keras.activations, name): name for name in ("linear", "tanh", "relu", "sigmoid")}
 MESSAGE_SIZE = 500
 
 
@@ -44,28 +47,28 @@ class CompiledStep:
     """
 
     def __init__(self, policy: Any, encoder: list[keras.layers.Dense]) -> None:
-        statistics, head = policy.observation_statistics, policy.action_head
+        network, statistics, head = policy.network, policy.observation_statistics, policy.action_head
         self._shape = policy.observation_space.shape or ()
         self._numbered = head.distribution is Categorical
         self._sizes = int(np.prod(self._shape)), policy.state_size, head.noise_size
         weights = [statistics.mean, statistics.variance] if statistics is not None else []
         weights += _kernels_and_biases(encoder)
-        for core in policy.cores:
-            weights += [getattr(core, name) for name in Weights._fields]
-        weights += _kernels_and_biases([*policy.actor_layers, *policy.critic_layers, head.projection])
+        for layer in network.lstm_layers:
+            weights += [getattr(layer, name) for name in Weights._fields]
+        weights += _kernels_and_biases([*network.actor_layers, *network.critic_layers, head.projection])
         weights += [] if self._numbered else [head.log_std]
-        weights += _kernels_and_biases([policy.value_head])
+        weights += _kernels_and_biases([network.value_head])
         self._network = int(
             kernel.operations().rl_lnlstm_network(
                 [weight.value.handle for weight in weights],
                 observation_size=self._sizes[0],
-                units=policy.units,
-                cores=len(policy.cores),
+                units=policy.options.units,
+                cores=len(network.lstm_layers),
                 normalized=statistics is not None,
                 clip=statistics.clip if statistics is not None else 0.0,
                 epsilon=statistics.epsilon if statistics is not None else 0.0,
-                encoder=[_activation(layer) for layer in encoder],
-                heads=[_activation(layer) for layer in policy.actor_layers],
+                encoder=[ACTIVATIONS[layer.activation] for layer in encoder],
+                heads=[ACTIVATIONS[layer.activation] for layer in network.actor_layers],
             )
         )
         library = ctypes.CDLL(str(kernel.path()))
@@ -126,19 +129,25 @@ class CompiledStep:
 def compiled_step(policy: Any) -> CompiledStep | None:
     """The step of a policy, or None if it is none of those that are compiled.
 
-    It must be a float32 network on a CPU, of a `Box` and with one recurrent layer that sees nothing else, whose encoder
-    is a stack of dense layers and whose activations are in `ACTIVATIONS`.
+    Only a network of exactly the known types is compiled: one LSTM layer for each of actor and critic that sees nothing
+    else than encoded observations, an encoder of dense layers, and activations of `ACTIVATIONS`; float32 on a CPU, with
+    observations of a `Box`. A subclass of a known type may compute something else.
     """
-    space = policy.observation_space
-    plain = isinstance(space, gym.spaces.Box) and policy.num_layers == 1 and not policy.feedback_size
-    encoder = _dense_layers(policy.encoder, len(space.shape or ())) if plain else None
-    if encoder is None or not policy.action_head.in_kernel:
+    space, network, head = policy.observation_space, policy.network, policy.action_head
+    if type(space) is not gym.spaces.Box or network.num_layers != 1 or policy.last_action_reward.size:
         return None
-    dense = [*encoder, *policy.actor_layers, *policy.critic_layers, policy.action_head.projection, policy.value_head]
+    encoder = _dense_layers(network.encoder, len(space.shape))
+    if encoder is None or type(head) not in (CategoricalHead, GaussianHead) or not head.in_kernel:
+        return None
+    dense = [*encoder, *network.actor_layers, *network.critic_layers, head.projection, network.value_head]
+    statistics = policy.observation_statistics
     compiled = (
-        all(layer.use_bias and _activation(layer) in ACTIVATIONS for layer in dense)
-        and all(layer.compute_dtype == layer.variable_dtype == "float32" for layer in [*dense, *policy.cores])
-        and all(type(core) is MaskedLNLSTM and core.backend != "while_loop" for core in policy.cores)
+        all(map(_is_known, dense))
+        and head.projection.activation is network.value_head.activation is keras.activations.linear
+        and all(type(layer) is MaskedLNLSTM and layer.backend != "while_loop" for layer in network.lstm_layers)
+        and all(layer.compute_dtype == layer.variable_dtype == "float32" for layer in network.lstm_layers)
+        and not any("call" in vars(layer) for layer in (head, *network.lstm_layers))
+        and (statistics is None or type(statistics) is RunningStatistics)
         and kernel.available()
     )
     return CompiledStep(policy, encoder) if compiled else None
@@ -148,16 +157,24 @@ def _dense_layers(encoder: keras.Model | None, rank: int) -> list[keras.layers.D
     """The layers of an encoder that flattens observations of that rank and multiplies; None for any other."""
     if encoder is None:
         return []
-    if not isinstance(encoder, keras.Sequential):
+    if type(encoder) is not keras.Sequential or "call" in vars(encoder):
         return None
     layers = list(encoder.layers)
-    if layers and type(layers[0]) is keras.layers.Flatten:
+    if layers and type(layers[0]) is keras.layers.Flatten and layers[0].data_format == "channels_last":
         layers, rank = layers[1:], 1
     return layers if rank == 1 and all(type(layer) is keras.layers.Dense for layer in layers) else None
 
 
-def _activation(layer: keras.layers.Dense) -> str:
-    return getattr(layer.activation, "__name__", "")
+def _is_known(layer: keras.layers.Dense) -> bool:
+    return (
+        type(layer) is keras.layers.Dense
+        and layer.use_bias
+        and layer.activation in ACTIVATIONS
+        and layer.compute_dtype == layer.variable_dtype == "float32"
+        and not getattr(layer, "lora_enabled", False)
+        and getattr(layer, "quantization_mode", None) is None
+        and "call" not in vars(layer)
+    )
 
 
 def _kernels_and_biases(layers: list[keras.layers.Dense]) -> list[keras.Variable]:

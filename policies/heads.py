@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.config import PolicyOptions
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.distributions import (
     Bernoulli,
@@ -20,70 +21,60 @@ from rl_lnlstm.policies.distributions import (
     MultiCategorical,
     StateDependentGaussian,
 )
+from rl_lnlstm.spaces import leaves
 
 # Small, so that the first policy is close to uniform (Andrychowicz et al., 2021, "What matters in on-policy RL?").
 POLICY_GAIN = 0.01
-
-
-class Deviation(NamedTuple):
-    """How the standard deviations of `Box` actions come about; see `PolicyOptions.std`."""
-
-    log_std_init: float = 0.0
-    std: str = "free"
-
-    @property
-    def of_state(self) -> bool:
-        """An output of the network."""
-        return self.std == "network"
-
-    @property
-    def use_sde(self) -> bool:
-        """Generalised state-dependent exploration."""
-        return self.std == "gsde"
+CERTAIN = 1e9  # a logit of probability 1; with infinity, log-probabilities would be NaN
+UNBOUNDED = 1e30  # a larger bound stands for none, such as the largest float32
 
 
 class _ActionHead(keras.layers.Layer):
-    """What the heads have in common: features `[..., f]` to a distribution over `[...]`.
+    """Base of the heads: features `[..., f]` to a distribution over `[...]`.
 
-    Actions have two forms: the distribution's, and the space's, in which the rest of the world has them.
+    Actions have two forms. The distribution's form is flat and counts from 0. The space's form has the structure, the
+    shape and the numbering of the action space; it is what `RecurrentPolicy.step` returns.
 
     Attributes:
-        in_kernel: act.cc has it as well.
+        in_kernel: the compiled step has this head as well.
         noise_size: columns of the noise that the distribution's `sample` takes.
-        projection: the layer that gives its parameters, from features.
+        features_size: columns of `features`.
+        projection: the layer from the features to the parameters of the distribution.
     """
 
     distribution: type[Any]
     in_kernel: bool = False
     noise_size: int
+    features_size: int
     projection: keras.layers.Dense
 
     def noise(self, generator: np.random.Generator, batch_size: int) -> np.ndarray:
-        """What the distribution's `sample` wants for a batch of random actions."""
+        """The noise to sample a batch of actions with."""
         return self.distribution.noise(generator, (batch_size, self.noise_size))
 
     def no_noise(self, batch_size: int) -> np.ndarray:
-        """What it wants for the most probable ones."""
+        """The noise with which `sample` gives the most probable actions."""
         return np.zeros((batch_size, self.noise_size), np.float32)
 
     def held(self) -> np.ndarray:
-        """Which columns of the noise stay as they are until exploration is drawn anew, `[noise_size]` bool."""
+        """Which columns of the noise stay the same until exploration is drawn again, `[noise_size]` bool."""
         return np.zeros(self.noise_size, bool)
 
-    def legal(self, actions: np.ndarray) -> np.ndarray:
-        """What the environment is sent."""
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment takes them: elements of the action space."""
         return actions
 
 
 class CategoricalHead(_ActionHead):
-    """For `Discrete`: actions are numbered as the space does, from its `start`."""
+    """For `Discrete`."""
 
     distribution = Categorical
     in_kernel = True
 
     def __init__(self, space: gym.spaces.Discrete, seed: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.start, self.noise_size = int(space.start), int(space.n)
+        self.space = space
+        self.noise_size = self.features_size = int(space.n)
         self.projection = _projection(self.noise_size, seed, "logits")
 
     def call(self, features: Any, action_masks: Any = None) -> Categorical:
@@ -92,12 +83,16 @@ class CategoricalHead(_ActionHead):
         return Categorical(logits if action_masks is None else tf.where(action_masks, logits, -np.inf))
 
     def to_distribution(self, actions: Any) -> Any:
-        """From the space's numbering to the distribution's."""
-        return tf.cast(actions, tf.int64) - self.start
+        """From the space's numbering to one that counts from 0."""
+        return tf.cast(actions, tf.int64) - int(self.space.start)
 
     def to_space(self, actions: np.ndarray) -> np.ndarray:
-        """From the distribution's numbering to the space's."""
-        return actions + self.start
+        """From a numbering that counts from 0 to the space's, in its dtype."""
+        return (actions + int(self.space.start)).astype(self.space.dtype)
+
+    def features(self, actions: Any) -> Any:
+        """One-hot, `[..., n]`."""
+        return tf.one_hot(actions, self.noise_size)
 
 
 class MultiCategoricalHead(_ActionHead):
@@ -110,7 +105,7 @@ class MultiCategoricalHead(_ActionHead):
         self.space = space
         sizes = space.nvec.ravel()
         self.shape = (len(sizes), int(sizes.max()))
-        self.noise_size = int(np.prod(self.shape))
+        self.noise_size, self.features_size = int(np.prod(self.shape)), int(sizes.sum())
         self.projection = _projection(self.noise_size, seed, "logits")
         columns = np.arange(self.shape[1])
         self.exists = columns < sizes[:, np.newaxis]
@@ -133,6 +128,11 @@ class MultiCategoricalHead(_ActionHead):
         """From one flat axis that counts from 0 to the space's shape, numbering and dtype."""
         return (actions.reshape(*actions.shape[:-1], *self.space.shape) + self.space.start).astype(self.space.dtype)
 
+    def features(self, actions: Any) -> Any:
+        """One-hot, `[..., sum(nvec)]`, all components side by side."""
+        one_hot = _flatten_last(tf.one_hot(actions, self.shape[1]), self.shape)
+        return tf.gather(one_hot, np.flatnonzero(self.exists), axis=-1)
+
 
 class BernoulliHead(_ActionHead):
     """For `MultiBinary`."""
@@ -142,12 +142,16 @@ class BernoulliHead(_ActionHead):
     def __init__(self, space: gym.spaces.MultiBinary, seed: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.space = space
-        self.noise_size = int(np.prod(space.shape))
+        self.noise_size = self.features_size = int(np.prod(space.shape))
         self.projection = _projection(self.noise_size, seed, "logits")
 
-    def call(self, features: Any) -> Bernoulli:
-        """See `_ActionHead`."""
-        return Bernoulli(self.projection(features))
+    def call(self, features: Any, action_masks: Any = None) -> Bernoulli:
+        """`action_masks`, `[..., 2 * n]` bool, are false where 0 or 1 is illegal: those of a bit stand side by side."""
+        logits = self.projection(features)
+        if action_masks is not None:
+            legal = _split_last(action_masks, (self.noise_size, 2))
+            logits = tf.where(legal[..., 0], tf.where(legal[..., 1], logits, -CERTAIN), CERTAIN)
+        return Bernoulli(logits)
 
     def to_distribution(self, actions: Any) -> Any:
         """From the space's shape to one flat axis."""
@@ -157,47 +161,56 @@ class BernoulliHead(_ActionHead):
         """From one flat axis to the space's shape and dtype."""
         return actions.reshape(*actions.shape[:-1], *self.space.shape).astype(self.space.dtype)
 
+    def features(self, actions: Any) -> Any:
+        """The bits as floats, `[..., n]`."""
+        return tf.cast(actions, tf.float32)
+
 
 class GaussianHead(_ActionHead):
     """For `Box`: a Gaussian with independent components.
 
-    What is sent to the environment is clipped to the bounds; the policy's actions and log-probabilities are
-    of what was sampled.
+    With `rescale_actions`, [-1, 1] stands for the bounds of every component that has two finite ones. Actions and
+    log-probabilities are of what was sampled; only `clip` brings actions within bounds and into the environment's
+    units.
     """
 
-    def __init__(self, space: gym.spaces.Box, seed: int, deviation: Deviation, **kwargs: Any) -> None:
+    def __init__(self, space: gym.spaces.Box, seed: int, options: PolicyOptions, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.space, self.deviation = space, deviation
-        self.in_kernel = not (deviation.of_state or deviation.use_sde)
-        self.distribution = StateDependentGaussian if deviation.use_sde else DiagonalGaussian
-        self.size = self.noise_size = int(np.prod(space.shape))
+        self.space, self.std, self.log_std_init = space, options.std, options.log_std_init
+        self.in_kernel = options.std == "free"
+        self.distribution = StateDependentGaussian if options.std == "gsde" else DiagonalGaussian
+        self.size = self.noise_size = self.features_size = int(np.prod(space.shape))
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
+        # Bounds of -1 and 1 need no scaling, and stay exact without it.
+        self.rescaled = bounded & ((low != -1) | (high != 1)) & options.rescale_actions
+        self.low, self.high = np.where(self.rescaled, low, 0.0), np.where(self.rescaled, high, 0.0)
         self.projection = _projection(self.size, seed, "mean")
-        if deviation.of_state:
-            self.log_std = _projection(self.size, seed + 1, "log_std", bias=deviation.log_std_init)
+        if self.std == "network":
+            self.log_std = _projection(self.size, seed + 1, "log_std", bias=options.log_std_init)
 
     def build(self, features_shape: Sequence[int]) -> None:
-        """Makes the weights that are no layer's."""
-        deviation = self.deviation
-        shape = (features_shape[-1], self.size) if deviation.use_sde else (self.size,)
+        """Makes the standard deviations that are weights."""
+        shape = (features_shape[-1], self.size) if self.std == "gsde" else (self.size,)
         self.noise_size = int(np.prod(shape))
-        if not deviation.of_state:
-            initializer = keras.initializers.Constant(deviation.log_std_init)
+        if self.std != "network":
+            initializer = keras.initializers.Constant(self.log_std_init)
             self.log_std = self.add_weight(name="log_std", shape=shape, initializer=initializer)
 
     def call(self, features: Any) -> DiagonalGaussian | StateDependentGaussian:
         """See `_ActionHead`."""
         mean = self.projection(features)
-        if self.deviation.of_state:
+        if self.std == "network":
             return DiagonalGaussian(mean, self.log_std(features))
         log_std = tf.convert_to_tensor(self.log_std)
-        if self.deviation.use_sde:
-            # The features are for the mean to learn, as in the paper's implementation.
+        if self.std == "gsde":
+            # Only the mean trains the features, as in the paper's implementation.
             return StateDependentGaussian(mean, log_std, tf.stop_gradient(features))
         return DiagonalGaussian(mean, log_std)
 
     def held(self) -> np.ndarray:
         """All or none."""
-        return np.full(self.noise_size, self.deviation.use_sde)
+        return np.full(self.noise_size, self.std == "gsde")
 
     def to_distribution(self, actions: Any) -> Any:
         """From the space's shape to one flat axis."""
@@ -207,8 +220,19 @@ class GaussianHead(_ActionHead):
         """From one flat axis to the space's shape."""
         return actions.reshape(*actions.shape[:-1], *self.space.shape)
 
-    def legal(self, actions: np.ndarray) -> np.ndarray:
-        """What the environment is sent: within bounds, of its dtype."""
+    def features(self, actions: Any) -> Any:
+        """The actions, clipped to what stands for the bounds."""
+        low = np.where(self.rescaled, -1.0, self.space.low).astype(np.float32)
+        high = np.where(self.rescaled, 1.0, self.space.high).astype(np.float32)
+        return tf.clip_by_value(actions, low.ravel(), high.ravel())
+
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Actions in the environment's units, within bounds, of the space's dtype."""
+        if self.rescaled.any():
+            unit = np.clip(actions, -1, 1).astype(np.float64)
+            # Neither product overflows, as high - low might.
+            scaled = 0.5 * (1 - unit) * self.low + 0.5 * (1 + unit) * self.high
+            actions = np.where(self.rescaled, scaled, actions)
         return np.clip(actions, self.space.low, self.space.high).astype(self.space.dtype)
 
 
@@ -216,13 +240,14 @@ class CompositeHead(_ActionHead):
     """For `Dict` and `Tuple`: a head for each of what they hold, independent of each other given the features."""
 
     def __init__(
-        self, space: gym.spaces.Dict | gym.spaces.Tuple, seeds: Iterator[int], deviation: Deviation, **kwargs: Any
+        self, space: gym.spaces.Dict | gym.spaces.Tuple, seeds: Iterator[int], options: PolicyOptions, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.space = space
         items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
         self.keys, spaces = zip(*items, strict=True)
         self.is_dict = isinstance(space, gym.spaces.Dict)
-        self.parts = [_head(part, seeds, deviation, f"part_{i}") for i, part in enumerate(spaces)]
+        self.parts = [_head(part, seeds, options, f"part_{i}") for i, part in enumerate(spaces)]
 
     def call(self, features: Any) -> Composite:
         """See `_ActionHead`."""
@@ -233,6 +258,11 @@ class CompositeHead(_ActionHead):
     def noise_size(self) -> int:  # type: ignore[override]
         """Of all parts, whose noises are side by side."""
         return sum(part.noise_size for part in self.parts)
+
+    @property
+    def features_size(self) -> int:  # type: ignore[override]
+        """Of all parts, whose features are side by side."""
+        return sum(part.features_size for part in self.parts)
 
     def noise(self, generator: np.random.Generator, batch_size: int) -> np.ndarray:
         """See `_ActionHead`."""
@@ -250,9 +280,13 @@ class CompositeHead(_ActionHead):
         """From a tuple to the space's structure."""
         return self._structured([part.to_space(own) for part, own in zip(self.parts, actions, strict=True)])
 
-    def legal(self, actions: Any) -> Any:
-        """What the environment is sent."""
-        return self._structured([part.legal(actions[key]) for part, key in zip(self.parts, self.keys, strict=True)])
+    def features(self, actions: tuple[Any, ...]) -> Any:
+        """Those of all parts, side by side."""
+        return tf.concat([part.features(own) for part, own in zip(self.parts, actions, strict=True)], -1)
+
+    def clip(self, actions: Any) -> Any:
+        """See `_ActionHead`."""
+        return self._structured([part.clip(actions[key]) for part, key in zip(self.parts, self.keys, strict=True)])
 
     def _structured(self, values: list[Any]) -> Any:
         return dict(zip(self.keys, values, strict=True)) if self.is_dict else tuple(values)
@@ -261,16 +295,19 @@ class CompositeHead(_ActionHead):
 ActionHead = CategoricalHead | MultiCategoricalHead | BernoulliHead | GaussianHead | CompositeHead
 
 
-def action_head(space: gym.Space, seed: int, deviation: Deviation) -> ActionHead:
+def action_head(space: gym.Space, options: PolicyOptions, seed: int) -> ActionHead:
     """The head for an action space.
 
     Raises:
-        UserError: a space that no head is for.
+        UserError: a space that no head is for, or `std="gsde"` for a space without a `Box`.
     """
-    return _head(space, itertools.count(seed, 2), deviation, "action_head")
+    head = _head(space, itertools.count(seed, 2), options, "action_head")
+    if options.std == "gsde" and not any(isinstance(leaf, gym.spaces.Box) for leaf in leaves(space)):
+        raise UserError(f"std='gsde' explores in Box actions, but the action space is {space}")
+    return head
 
 
-def _head(space: gym.Space, seeds: Iterator[int], deviation: Deviation, name: str) -> ActionHead:
+def _head(space: gym.Space, seeds: Iterator[int], options: PolicyOptions, name: str) -> ActionHead:
     if isinstance(space, gym.spaces.Discrete):
         return CategoricalHead(space, next(seeds), name=name)
     if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.size:
@@ -278,9 +315,9 @@ def _head(space: gym.Space, seeds: Iterator[int], deviation: Deviation, name: st
     if isinstance(space, gym.spaces.MultiBinary):
         return BernoulliHead(space, next(seeds), name=name)
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating) and np.prod(space.shape):
-        return GaussianHead(space, next(seeds), deviation, name=name)
+        return GaussianHead(space, next(seeds), options, name=name)
     if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)) and len(space.spaces):
-        return CompositeHead(space, seeds, deviation, name=name)
+        return CompositeHead(space, seeds, options, name=name)
     raise UserError(
         "action space must be Discrete, MultiDiscrete, MultiBinary, Box of floats, or Dict or Tuple of these, and not "
         f"empty; got {space}"

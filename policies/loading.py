@@ -57,7 +57,7 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
             raise UserError(f"{folder} {need if encoder is None else 'was saved without an encoder of its own'}")
         with open_weights(folder / WEIGHTS) as archive:
             headers = read_headers(archive)
-            arguments = upgraded(description["arguments"])
+            arguments = upgraded({"rescale_actions": False, **description["arguments"]})
             _check_sizes(arguments, headers)
             if encoder is not None:
                 arguments["encoder"] = encoder

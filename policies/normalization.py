@@ -21,7 +21,7 @@ class RunningStatistics(keras.layers.Layer):
     Args:
         shape: of what is seen.
         clip: no normalised value is larger, nor smaller than its negative.
-        unit: what a deviation is taken for before the first batch.
+        unit: what a standard deviation is taken for before the first batch.
         epsilon: added to the variance.
     """
 
@@ -58,15 +58,15 @@ class RunningStatistics(keras.layers.Layer):
         self.count.assign(count)
 
     def normalize(self, values: Any) -> Any:
-        """(values - mean) / deviation, float32, clipped to +/- `clip`."""
+        """(values - mean) / standard deviation, float32, clipped to +/- `clip`."""
         values = tf.convert_to_tensor(values)
         # Bytes are exact in float32, which is half the work.
         dtype = tf.float32 if values.dtype == tf.uint8 else tf.float64
         mean = tf.cast(tf.convert_to_tensor(self.mean), dtype)
-        deviation = tf.cast(tf.sqrt(tf.convert_to_tensor(self.variance) + self.epsilon), dtype)
-        normalized = (tf.cast(values, dtype) - mean) / deviation
+        std = tf.cast(tf.sqrt(tf.convert_to_tensor(self.variance) + self.epsilon), dtype)
+        normalized = (tf.cast(values, dtype) - mean) / std
         return tf.cast(tf.clip_by_value(normalized, -self.clip, self.clip), tf.float32)
 
     def scale(self, values: np.ndarray) -> np.ndarray:
-        """Values / deviation, not centred, clipped to +/- `clip`."""
+        """Values / standard deviation, not centred, clipped to +/- `clip`."""
         return np.clip(values / np.sqrt(self.variance.numpy() + self.epsilon), -self.clip, self.clip)

@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.config import PolicyOptions, described, make_policy_options
 from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
-from rl_lnlstm.lstm.layer import MaskedLNLSTM
-from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_step
-from rl_lnlstm.policies.distributions import Distribution
-from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats, running_statistics, seed_sequence
-from rl_lnlstm.policies.heads import Deviation, action_head
+from rl_lnlstm.policies import copying
+from rl_lnlstm.policies.acting import StepFunction, compiled_like_graph, graph_step
+from rl_lnlstm.policies.action_distribution import ActionDistribution
+from rl_lnlstm.policies.compiled_step import CompiledStep
+from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
+from rl_lnlstm.policies.encoders import running_statistics, seed_sequence
+from rl_lnlstm.policies.exploration import Exploration, Generators
+from rl_lnlstm.policies.heads import ActionHead
+from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRewardState
+from rl_lnlstm.policies.network import Network, Outputs
 from rl_lnlstm.policies.normalization import RunningStatistics
 from rl_lnlstm.policies.saving import save_policy
-from rl_lnlstm.spaces import (
-    batch_of,
-    categories,
-    check_observation_space,
-    flatten,
-    is_categorical,
-    leaves,
-    map_leaves,
-    unflatten,
-    width,
-)
+from rl_lnlstm.spaces import batch_of, check_observation_space, flatten, map_leaves
 
-# Normalised sums with a gain of 1 saturate gates, and gradients vanish: Cooijmans et al. (2017), "Recurrent batch
-# normalization", section 4.
-CORE_GAIN = 0.3
+PolicyClass = TypeVar("PolicyClass", bound=type)
 
 
-class FeedbackState(NamedTuple):
-    """The state of a policy whose core sees what it did last: `State` and `[batch, features]`, zeros for nothing."""
-
-    h: Any
-    c: Any
-    feedback: Any
+def with_options(policy_class: PolicyClass) -> PolicyClass:
+    """Appends the policy options, with their defaults and meanings, to the docstring of a policy class."""
+    policy_class.__doc__ = f"{policy_class.__doc__}\nOptions:\n{described(PolicyOptions)}\n"
+    return policy_class
 
 
+@with_options
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
-    Observations are normalised (if wanted), encoded, run through the recurrent core and, for each of actor and critic,
-    through a small network of its own, which sees the core's output and the encoded observation. Weights are
-    initialised orthogonally: hidden layers with gain sqrt(2), the action head with 0.01, the value head with 1; the
-    gains of the core's layer normalisation with 0.3.
+    Observations are normalised (if wanted), encoded, and run through the LSTM layers. Actor and critic each have a
+    small network of their own on top, which sees the LSTM's output and the encoded observation. Weights are initialised
+    orthogonally: hidden layers with gain sqrt(2), the action head with 0.01, the value head with 1. The gains of the
+    LSTM's layer normalisation start at 0.3.
 
     Args:
         observation_space: of a single environment; `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary`, and `Dict` and
@@ -62,214 +56,93 @@ class RecurrentPolicy(keras.layers.Layer):
             `Dict` and `Tuple` of these.
         encoder: a Keras model to `[batch, features]` from observations, in the structure of their space, float32: a
             `Box` or `MultiBinary` as it is, `[batch, *shape]`; `Discrete` and `MultiDiscrete` one-hot, all components
-            side by side. None flattens them.
-        units: of each recurrent layer.
-        shared_lstm: actor and critic share one core; if false each has its own.
-        num_layers: recurrent layers of a core, each on the outputs of the one below.
-        residual: to the outputs of a layer but the first, its inputs are added (Wu et al., 2016, section 3.1).
-        previous_action: the core sees the action before as well, one-hot or within bounds; zeros at an episode's first.
-        previous_reward: and the reward r that it earned, as sign(r) log(1 + |r|); see `rewarded`.
-        head_layers: widths of the layers between the core and each head.
-        activation: of those layers, a name that Keras knows.
-        normalize_observations: keep running statistics of what in the observations is floating-point, or bytes of 0
-            to 255, each pixel of an image for itself, and normalise by them. Symbols, such as MiniGrid's, stay as they
-            are.
-        normalize_rewards: keep running statistics of the discounted returns, for training to scale rewards with.
-        log_std_init: for `Box` actions, the logarithm of the first standard deviation.
-        std: for `Box` actions, where the standard deviations come from. "free": weights of their own; "network": an
-            output of the network; "gsde": generalised state-dependent exploration, noise that is a function of what the
-            actor sees, and stays the same from step to step until `reset_noise`.
+            side by side. None flattens them. The encoder must compute the same in training as in acting.
         seed: decides the initial weights and the actions that are sampled. None draws one.
+        **options: as below.
 
-    The state is `(h, c)`, each `[batch, state_size]`: the units of all layers side by side, the lowest first; when
-    actor and critic have cores of their own, the actor's columns first. With `previous_action` or `previous_reward` it
-    is `(h, c, feedback)`: what the core will see of them.
+    The state is `(h, c)`, each `[batch, state_size]`: the units of all LSTM layers side by side, the lowest first; when
+    actor and critic have layers of their own, the actor's columns first. With `previous_action` or `previous_reward` it
+    is `(h, c, last_action_reward)`: the features of the last action, and its reward.
+
+    Attributes:
+        options: the options, as `PolicyOptions`.
 
     Raises:
-        UserError: a space that is not supported, or an argument out of its range.
+        UserError: a space that is not supported, or an option that is unknown, of another type or out of its range.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> RecurrentPolicy:
+        """Keeps the arguments, with which `copying` makes another policy; Keras must not track the encoder in them."""
+        policy = super().__new__(cls, *args, **kwargs)
+        object.__setattr__(policy, "constructor_arguments", (args, kwargs))
+        return policy
 
     def __init__(
         self,
         observation_space: gym.Space,
         action_space: gym.Space,
         encoder: keras.Model | None = None,
-        units: int = 128,
-        shared_lstm: bool = True,
-        num_layers: int = 1,
-        residual: bool = False,
-        previous_action: bool = False,
-        previous_reward: bool = False,
-        head_layers: Sequence[int] = (64,),
-        activation: str = "tanh",
-        normalize_observations: bool = False,
-        normalize_rewards: bool = False,
-        log_std_init: float = 0.0,
-        std: str = "free",
         seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(dtype="float32")
         check_observation_space(observation_space)
-        for name, value in (("units", units), ("num_layers", num_layers)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
         self.observation_space, self.action_space = observation_space, action_space
-        self.units, self.shared_lstm, self.num_layers, self.residual = units, shared_lstm, num_layers, residual
-        self.previous_action, self.previous_reward = previous_action, previous_reward
-        self.arguments: dict[str, Any] = {
-            "units": units,
-            "shared_lstm": shared_lstm,
-            "num_layers": num_layers,
-            "residual": residual,
-            "previous_action": previous_action,
-            "previous_reward": previous_reward,
-            "head_layers": list(head_layers),
-            "activation": activation,
-            "normalize_observations": normalize_observations,
-            "normalize_rewards": normalize_rewards,
-            "log_std_init": log_std_init,
-            "std": std,
-        }
-        seeds = seed_sequence(seed)
-        self.generator = np.random.default_rng(next(seeds))
+        self.options = make_policy_options(options)
+        given, kwargs = self.constructor_arguments
+        self.custom_encoder = encoder is not None and any(value is encoder for value in (*given, *kwargs.values()))
+        with keras_defaults():
+            self._build(encoder, seed)
 
-        # In the structure of the space, None for a leaf that is not normalised
+    @classmethod
+    def make_encoder(
+        cls, observation_space: gym.Space, options: PolicyOptions, seeds: Iterator[int]
+    ) -> keras.Model | None:
+        """The encoder of a policy that is given none. Policy classes override it; here there is none."""
+        if options.encoder_layers is not None:
+            raise UserError(f"encoder_layers are of policies that make their own encoder, and {cls.__name__} does not")
+        return None
+
+    def _build(self, encoder: keras.Model | None, seed: int | None) -> None:
+        space, options, seeds = self.observation_space, self.options, seed_sequence(seed)
+        makes_its_own = type(self).make_encoder.__func__ is not RecurrentPolicy.make_encoder.__func__  # type: ignore[attr-defined]
+        if encoder is not None and makes_its_own:
+            raise UserError(f"encoder: {type(self).__name__} has its own, hand one to RecurrentPolicy instead")
+        checked = encoder is not None or not type(self).make_encoder.__module__.startswith("rl_lnlstm.policies.")
+        if encoder is None:
+            encoder = self.make_encoder(space, options, seeds)
+            seeds = seed_sequence(next(seeds)) if encoder is not None else seeds
+        if encoder is not None and checked and tf.executing_eagerly():
+            check_encoder(encoder, space)
+        generator = np.random.default_rng(next(seeds))
+
+        # In the structure of the space, None for a leaf that is not normalised. The order of these three attributes is
+        # the order of the weights in saved policies.
         self.observation_statistics = map_leaves(
-            lambda leaf: running_statistics(leaf) if normalize_observations else None,
-            observation_space,
+            lambda leaf: running_statistics(leaf) if options.normalize_observations else None, space
         )
-        self.return_statistics = RunningStatistics() if normalize_rewards else None
-        self.encoder, self.custom_encoder = encoder, encoder is not None
-        self.cores = [
-            MaskedLNLSTM(
-                units,
-                return_sequences=True,
-                return_state=True,
-                time_major=True,
-                kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
-                recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
-                gamma_initializer=keras.initializers.Constant(CORE_GAIN),
-                name=f"{name}_{layer}" if layer else name,
-            )
-            for name in (("core",) if shared_lstm else ("actor_core", "critic_core"))
-            for layer in range(num_layers)
-        ]
-        self.actor_layers, self.critic_layers = (
-            [dense(width, activation, next(seeds), f"{role}_{i}") for i, width in enumerate(head_layers)]
-            for role in ("actor", "critic")
-        )
-        self.action_head = action_head(action_space, next(seeds), Deviation(log_std_init, std))
-        self.value_head = keras.layers.Dense(
-            1, kernel_initializer=keras.initializers.Orthogonal(1.0, next(seeds)), name="value_head"
-        )
+        self.return_statistics = RunningStatistics() if options.normalize_rewards else None
+        self.network = Network(encoder, space, self.action_space, options, seeds)
+        self.last_action_reward = LastActionReward(self.action_head, options)
 
-        self._leaf_specs = [
-            tf.TensorSpec([None, *(leaf.shape or ())], leaf.dtype) for leaf in leaves(observation_space)
-        ]
-        zeros = [tf.zeros([1, *spec.shape[1:]], spec.dtype) for spec in self._leaf_specs]
-        h, c, *feedback = self.initial_state(1)
-        self._run_step(unflatten(observation_space, zeros), h, c, tf.ones(1, tf.bool), *feedback)  # builds all weights
+        zeros = map_leaves(lambda leaf: tf.zeros([1, *(leaf.shape or ())], leaf.dtype), space)
+        h, c, *kept = self.initial_state(1)
+        self._forward(zeros, h, c, tf.ones(1, tf.bool), *kept)  # builds all weights
+        self._clear_losses()
         self.built = True
-        self._held_columns = self.action_head.held()
-        self._held_noise = np.zeros((0, self.action_head.noise_size), np.float32)
+        self.exploration = Exploration(self.action_head, generator)
 
-    @functools.cached_property
-    def _step_function(self) -> Callable[..., tuple[Any, ...]]:
-        """Observations, h, c, episode starts, noise and any feedback to actions, values, log-probabilities, h and c."""
-        graph = ("_run", "_heads", "_run_step", "_step_graph")
-        as_written = all(
-            getattr(getattr(self, name), "__func__", None) is getattr(RecurrentPolicy, name) for name in graph
-        )
-        return (compiled_step(self) if as_written else None) or self._graph_step()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copying.rebuilt, (copying.parts_of(self),)
 
-    @functools.cached_property
-    def _masked_step_function(self) -> Callable[..., tuple[Any, ...]]:
-        """The same with action masks as last argument."""
-        return self._step_function if isinstance(self._step_function, CompiledStep) else self._graph_step(masked=True)
-
-    def _graph_step(self, masked: bool = False) -> Callable[..., tuple[Any, ...]]:
-        state = tf.TensorSpec([None, self.state_size], tf.float32)
-        specs = [
-            *self._leaf_specs,
-            *(state, state),
-            tf.TensorSpec([None], tf.bool),
-            tf.TensorSpec([None, self.action_head.noise_size], tf.float32),
-            *([tf.TensorSpec([None, self.feedback_size], tf.float32)] if self.feedback_size else []),
-            *([tf.TensorSpec([None, None], tf.bool)] if masked else []),
-        ]
-        optional = [name for name, there in (("feedback", self.feedback_size), ("action_masks", masked)) if there]
-        dtypes, count, space = [spec.dtype for spec in specs], len(self._leaf_specs), self.observation_space
-
-        def graph(*arguments: Any) -> tuple[Any, ...]:
-            h, c, episode_starts, noise, *others = arguments[count:]
-            observations, named = unflatten(space, arguments[:count]), dict(zip(optional, others, strict=True))
-            return self._step_graph(observations, h, c, episode_starts, noise, **named)
-
-        function = tf.function(graph, autograph=False).get_concrete_function(*specs)
-
-        # Called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
-        def call(observations: Any, *others: Any) -> tuple[Any, ...]:
-            results = function(*map(tf.convert_to_tensor, (*flatten(space, observations), *others), dtypes))
-            return tf.nest.map_structure(lambda result: result.numpy(), results)
-
-        return call
-
-    def _act(
-        self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
-    ) -> tuple[Any, ...]:
-        h, c, *feedback = state
-        given = [observations, h, c, episode_starts, noise, *feedback]
-        if action_masks is None:
-            actions, values, log_probs, h, c = self._step_function(*given)
-        else:
-            masks = checked_masks(action_masks, self.action_space, len(h))
-            actions, values, log_probs, h, c = self._masked_step_function(*given, masks)
-        actions = self.action_head.to_space(actions)
-        return actions, values, log_probs, self._state_after(h, c, actions)
-
-    def _state_after(self, h: np.ndarray, c: np.ndarray, actions: Any) -> Any:
-        if not self.feedback_size:
-            return State(h, c)
-        feedback = np.zeros((len(h), self.feedback_size), np.float32)
-        if self.previous_action:
-            feedback[:, : self.feedback_size - self.previous_reward] = _action_features(self.action_space, actions)
-        return FeedbackState(h, c, feedback)
-
-    def rewarded(self, state: Any, rewards: Any) -> Any:
-        """The state that `step` or `predict` returned, after the environments answered with `rewards`, `[batch]`.
-
-        Only a policy with `previous_reward` takes note of it. One that is not told acts as if the reward had been 0.
-        """
-        if not self.previous_reward:
-            return state
-        h, c, feedback = state
-        feedback = np.array(feedback)
-        feedback[:, -1] = np.sign(rewards) * np.log1p(np.abs(rewards))
-        return FeedbackState(h, c, feedback)
-
-    @property
-    def state_size(self) -> int:
-        """The width of h, and of c."""
-        return self.units * len(self.cores)
-
-    @property
-    def is_convolutional(self) -> bool:
-        """Any layer of the encoder, however deep, convolves."""
-        layers = [] if self.encoder is None else self.encoder._flatten_layers()
-        return any("Conv" in type(layer).__name__ for layer in layers)
-
-    @functools.cached_property
-    def feedback_size(self) -> int:
-        """The width of what the core sees of the last action and reward."""
-        action = sum(width(leaf) for leaf in leaves(self.action_space)) if self.previous_action else 0
-        return action + self.previous_reward
+    # ------------------------------------------------------------------------------------------------------ acting
 
     def initial_state(self, batch_size: int) -> Any:
         """The state before an episode: zeros, h and c each `[batch_size, state_size]` float32."""
         h, c = np.zeros((2, batch_size, self.state_size), np.float32)
-        if not self.feedback_size:
+        if not self.last_action_reward.size:
             return State(h, c)
-        return FeedbackState(h, c, np.zeros((batch_size, self.feedback_size), np.float32))
+        return LastActionRewardState(h, c, np.zeros((batch_size, self.last_action_reward.size), np.float32))
 
     def step(
         self, observations: Any, state: Any, episode_starts: np.ndarray, action_masks: Any = None
@@ -278,71 +151,26 @@ class RecurrentPolicy(keras.layers.Layer):
 
         Args:
             observations: `[batch, *observation_space.shape]`; of `Dict` and `Tuple` spaces a structure of such arrays.
-            state: what the last step returned, or `initial_state`.
+            state: what the last step returned; None for `initial_state`.
             episode_starts: `[batch]` bool, the observation is an episode's first: its state is reset before.
             action_masks: false where an action is illegal, which then is never taken. `Discrete`: `[batch, n]`;
-                `MultiDiscrete`: `[batch, sum(nvec)]`, component after component. None: all are legal.
+                `MultiDiscrete`: `[batch, sum(nvec)]`, component after component; `MultiBinary`: `[batch, 2 * n]`, for
+                each bit whether 0 and whether 1 is legal, or `[batch, n, 2]`. None: all are legal.
 
         Returns:
-            Actions as sampled (see `clip_actions`), in the action space's structure, each array
-            `[batch, *shape]`; values `[batch]`, log-probabilities `[batch]`, and the state after the step.
+            Actions as sampled, in the action space's structure, each array `[batch, *shape]`: environments take
+            `clip_actions` of them. Values `[batch]`, log-probabilities `[batch]`, and the state after the step.
 
         Raises:
-            UserError: masks of another shape, or one that allows nothing.
+            UserError: an argument of another shape, or masks that allow nothing.
         """
-        noise = self._noise(len(episode_starts))
-        return self._act(observations, state, episode_starts, noise, action_masks)
-
-    def _noise(self, batch_size: int) -> np.ndarray:
-        """What the next step samples with; what exploration holds is what it was."""
-        noise = self.action_head.noise(self.generator, batch_size)
-        if self._held_columns.any():
-            if len(self._held_noise) != batch_size:
-                self.reset_noise(batch_size)
-            noise[:, self._held_columns] = self._held_noise[:, self._held_columns]
-        return noise
-
-    def reset_noise(self, batch_size: int) -> None:
-        """With `std="gsde"`, draws the noise anew that `step` holds for each of `batch_size` environments."""
-        self._held_noise = self.action_head.noise(self.generator, batch_size)
+        return self._act(
+            observations, state, episode_starts, self.exploration.for_step(len(episode_starts)), action_masks
+        )
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
         """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
         return self._act(observations, state, episode_starts, self.action_head.no_noise(len(episode_starts)))[1]
-
-    def evaluate_actions(
-        self,
-        observations: Any,
-        actions: Any,
-        state: Any,
-        masks: Any,
-        action_masks: Any = None,
-        rewards: Any = None,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Re-computes, differentiably, what acting recorded for sequences.
-
-        Args:
-            observations: `[batch, time, *observation_space.shape]`, or a structure of such arrays.
-            actions: as `step` returned them, each array `[batch, time, *shape]`.
-            state: the state each sequence started from.
-            masks: `[batch, time]`, 0 where the observation was an episode's first, otherwise 1.
-            action_masks: those that `step` was given, `[batch, time, size]`; None if there were none.
-            rewards: `[batch, time]`, what each action earned; only a policy with `previous_reward` needs them.
-
-        Returns:
-            Log-probabilities, entropies and values, each `[batch, time]`.
-        """
-        masks = tf.transpose(tf.cast(masks, tf.float32))
-        observations = map_leaves(lambda _, part: _swap_batch_and_time(part), self.observation_space, observations)
-        actions = map_leaves(lambda _, part: _swap_batch_and_time(part), self.action_space, actions)
-        legal = () if action_masks is None else (_swap_batch_and_time(action_masks),)
-        h, c, *before = state
-        feedback = [self._feedback(part, actions, rewards) for part in before]
-        (actor, critic), _ = self._run(observations, State(h, c), masks, *feedback)
-        distribution, values = self._heads(actor, critic, *legal)
-        actions = self.action_head.to_distribution(actions)
-        results = distribution.log_prob(actions), distribution.entropy(), values
-        return tuple(tf.transpose(result) for result in results)
 
     def predict(
         self,
@@ -351,6 +179,7 @@ class RecurrentPolicy(keras.layers.Layer):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
         action_masks: Any = None,
+        rng: Generators | None = None,
     ) -> tuple[Any, tuple[np.ndarray, ...]]:
         """The actions to take, as `predict` of Stable-Baselines3.
 
@@ -360,40 +189,112 @@ class RecurrentPolicy(keras.layers.Layer):
             episode_start: `[batch]` bool, the observation is an episode's first. None: no.
             deterministic: take the most probable action rather than sample.
             action_masks: as for `step`, without the batch axis for a single observation.
+            rng: what samples: a generator, or a list with one for each observation. None: the policy's own.
 
         Returns:
-            Actions within the space's bounds, without the batch axis for a single observation, and the new state.
+            Elements of the action space, without the batch axis for a single observation, and the new state.
+
+        Raises:
+            UserError: an argument of another shape, or masks that allow nothing.
         """
-        batch, size = batch_of(self.observation_space, observation)
-        single, size = size is None, size or 1
-        if state is None:
-            state = self.initial_state(size)
-        expected = [list(part.shape) for part in self.initial_state(size)]
-        got = [list(np.shape(part)) for part in state]
-        if got != expected:
-            names = "(h, c, feedback)" if self.feedback_size else "(h, c)"
-            raise UserError(f"state must be {names} of shapes {expected}, got {got}")
-        starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
-        noise = self.action_head.no_noise(size) if deterministic else self.action_head.noise(self.generator, size)
+        batch, batch_size = batch_of(self.observation_space, observation)
+        single, size = batch_size is None, 1 if batch_size is None else batch_size
+        starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool)
+        if starts.shape != (size,) and not (single and starts.shape == ()):
+            raise UserError(f"episode_start must have shape {[size]}, got {list(starts.shape)}")
+        starts = starts.reshape(size)
+        noise = self.action_head.no_noise(size) if deterministic else self.exploration.for_predict(size, rng, starts)
         if action_masks is not None and single:
-            action_masks = np.reshape(action_masks, (1, -1))
+            action_masks = np.concatenate([np.ravel(part) for part in action_masks])[np.newaxis]
         actions, _, _, new_state = self._act(batch, state, starts, noise, action_masks)
         actions = self.clip_actions(actions)
         if single:
-            actions = tf.nest.map_structure(lambda part: part[0], actions)
+            actions = map_leaves(lambda _, part: part[0], self.action_space, actions)
         return actions, tuple(new_state)
 
+    def distribution(
+        self, observations: Any, state: Any, episode_starts: Any, action_masks: Any = None
+    ) -> ActionDistribution:
+        """The distribution of the actions that `step` samples from; arguments as for `step`. The state stays."""
+        size = len(episode_starts)
+        h, c, *kept = self._checked_state(state, size)
+        starts, masks = self._checked_starts(episode_starts, size), self._checked_masks(action_masks, size)
+        observations = map_leaves(
+            lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), self.observation_space, observations
+        )
+        outputs, _ = self._forward(observations, h, c, starts, kept[0] if kept else None, masks)
+        self._clear_losses()
+        return ActionDistribution(outputs.distribution, self.action_head)
+
+    def rewarded(self, state: Any, rewards: Any) -> Any:
+        """The state that `step` or `predict` returned, after the environments answered with `rewards`, `[batch]`.
+
+        Only a policy with `previous_reward` takes note of it. One that is not told acts as if the reward had been 0.
+        """
+        return self.last_action_reward.rewarded(state, rewards)
+
     def clip_actions(self, actions: Any) -> Any:
-        """What to send to the environments for sampled `actions`: within bounds, of the space's dtype."""
-        return self.action_head.legal(actions)
+        """What to send to the environments for sampled `actions`: elements of the action space.
+
+        Components with finite bounds are scaled from [-1, 1] to these bounds, with `rescale_actions`, and clipped.
+        """
+        return self.action_head.clip(actions)
 
     def seed(self, seed: int) -> None:
         """Decides the actions that will be sampled from now on."""
-        self.generator = np.random.default_rng(seed)
+        self.exploration.generator = np.random.default_rng(seed)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
-        save_policy(self, path)
+    def reset_noise(self, batch_size: int) -> None:
+        """With `std="gsde"`, draws the noise again that `step` holds for each of `batch_size` environments."""
+        self.exploration.reset(batch_size)
+
+    # ---------------------------------------------------------------------------------------------------- learning
+
+    def evaluate_actions(
+        self,
+        observations: Any,
+        actions: Any,
+        state: Any,
+        episode_starts: Any,
+        action_masks: Any = None,
+        rewards: Any = None,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Computes again, differentiably, what acting recorded for sequences.
+
+        Afterwards `losses` holds the penalties of the encoder for these sequences, such as its regularizers.
+
+        Args:
+            observations: `[batch, time, *observation_space.shape]`, or a structure of such arrays.
+            actions: as `step` returned them, each array `[batch, time, *shape]`.
+            state: the state each sequence started from; None for `initial_state`.
+            episode_starts: `[batch, time]`, true or 1 where the observation was an episode's first.
+            action_masks: those that `step` was given, `[batch, time, size]`; None if there were none.
+            rewards: `[batch, time]`, what each action earned; only a policy with `previous_reward` needs them.
+
+        Returns:
+            Log-probabilities, entropies and values, each `[batch, time]`.
+
+        Raises:
+            UserError: an argument of another shape; outside of a graph, also an illegal action.
+        """
+        shape = tf.convert_to_tensor(flatten(self.observation_space, observations)[0]).shape[:2]
+        for name, part in {"episode_starts": episode_starts, "rewards": rewards}.items():
+            if part is not None and not shape.is_compatible_with(tf.TensorShape(np.shape(part))):
+                raise UserError(f"{name} must have shape [batch, time] = {shape.as_list()}, got {list(np.shape(part))}")
+        observations = map_leaves(lambda _, part: _swap_batch_and_time(part), self.observation_space, observations)
+        actions = map_leaves(lambda _, part: _swap_batch_and_time(part), self.action_space, actions)
+        actions = self.action_head.to_distribution(actions)
+        masks = None if action_masks is None else _swap_batch_and_time(action_masks)
+        if state is None:
+            state = self.initial_state(int(shape[0]))
+        h, c, *first = state
+        rewards = None if rewards is None else tf.transpose(tf.cast(rewards, tf.float32))
+        kept = self.last_action_reward.sequence(first[0], actions, rewards) if first else None
+        outputs, _ = self._forward_sequences(
+            observations, h, c, tf.transpose(tf.cast(episode_starts, tf.float32)), kept, masks
+        )
+        log_probs = _log_probs(outputs, actions)
+        return tf.transpose(log_probs), tf.transpose(outputs.distribution.entropy()), tf.transpose(outputs.values)
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:
         """Takes in the observations `[..., *observation_space.shape]` where `valid`, `[...]` bool, is true."""
@@ -404,47 +305,103 @@ class RecurrentPolicy(keras.layers.Layer):
 
         map_leaves(update, self.observation_space, self.observation_statistics, observations)
 
-    def _feedback(self, before: Any, actions: Any, rewards: Any) -> Any:
-        """Time-major: what the core saw at each step of the action and reward of the step before it."""
-        parts = []
-        if self.previous_action:
-            time_and_batch = tf.shape(flatten(self.action_space, actions)[0])[:2]
-            rows = map_leaves(_rows_within_bounds, self.action_space, actions)
-            features = flat_floats(self.action_space, rows)
-            parts.append(tf.reshape(features, tf.concat([time_and_batch, [features.shape[-1]]], 0)))
-        if self.previous_reward:
-            if rewards is None:
-                raise UserError("rewards: a policy with previous_reward needs those of the sequences, got None")
-            rewards = tf.transpose(tf.cast(rewards, tf.float32))
-            parts.append((tf.sign(rewards) * tf.math.log1p(tf.abs(rewards)))[..., tf.newaxis])
-        after = tf.concat(parts, -1)
-        return tf.concat([tf.convert_to_tensor(before)[tf.newaxis], after[:-1]], 0)
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
+        save_policy(self, path)
 
-    def _run(self, observations: Any, state: Any, masks: Any, feedback: Any = None) -> tuple[tuple[Any, Any], State]:
-        """Time-major observations to what actor and critic see of them, `[time, batch, units]` each."""
-        first = flatten(self.observation_space, observations)[0]
-        time, batch = tf.unstack(tf.shape(first)[:2])
-        features = self._encode(map_leaves(_rows, self.observation_space, observations))
-        static = first.shape[0]
-        features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
-        # A core's layer normalisation discards its inputs' magnitude, unless something constant is beside them.
-        constant = tf.ones_like(features[..., :1])
-        fed = [] if feedback is None else [feedback * masks[..., tf.newaxis]]
-        inputs = tf.concat([features, *fed, constant], -1)
+    # -------------------------------------------------------------------------------------------------- properties
 
-        parts = iter(list(zip(*(tf.split(part, len(self.cores), -1) for part in state), strict=True)))
-        outputs: list[Any] = []
-        states: list[tuple[Any, Any]] = []
-        for number, core in enumerate(self.cores):
-            lowest = number % self.num_layers == 0
-            below = inputs if lowest else tf.concat([outputs[-1], constant], -1)
-            output, h, c = core(below, masks=masks, initial_state=list(next(parts)))
-            outputs.append(output + outputs[-1] if self.residual and not lowest else output)
-            states.append((h, c))
-        hs, cs = zip(*states, strict=True)
-        # What the moment shows reaches the heads directly: the core is for what was before.
-        seen = [tf.concat([output, features], -1) for output in outputs[self.num_layers - 1 :: self.num_layers]]
-        return (seen[0], seen[-1]), State(tf.concat(hs, -1), tf.concat(cs, -1))
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options in JSON's types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self.options).items()
+        }
+
+    @property
+    def encoder(self) -> keras.Model | None:
+        """The encoder, whoever made it."""
+        return self.network.encoder
+
+    @property
+    def action_head(self) -> ActionHead:
+        """The head that gives distributions of actions."""
+        return self.network.action_head
+
+    @property
+    def generator(self) -> np.random.Generator:
+        """What draws the noise that actions are sampled with."""
+        return self.exploration.generator
+
+    @property
+    def units(self) -> int:
+        """Units of each LSTM layer."""
+        return self.options.units
+
+    @property
+    def previous_reward(self) -> bool:
+        """Whether the policy wants to be told rewards; see `rewarded`."""
+        return self.options.previous_reward
+
+    @property
+    def state_size(self) -> int:
+        """The width of h, and of c."""
+        return self.options.units * len(self.network.lstm_layers)
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Any layer of the encoder, however deep, convolves."""
+        layers = [] if self.encoder is None else self.encoder._flatten_layers()
+        return any("Conv" in type(layer).__name__ for layer in layers)
+
+    # ---------------------------------------------------------------------------------------------------- one step
+
+    @functools.cached_property
+    def _step_function(self) -> StepFunction:
+        return compiled_like_graph(self, RecurrentPolicy) or graph_step(self)
+
+    @functools.cached_property
+    def _masked_step_function(self) -> StepFunction:
+        return self._step_function if isinstance(self._step_function, CompiledStep) else graph_step(self, masked=True)
+
+    def _act(
+        self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
+    ) -> tuple[Any, ...]:
+        size = len(noise)
+        h, c, *kept = self._checked_state(state, size)
+        given = [observations, h, c, self._checked_starts(episode_starts, size), noise, *kept]
+        if action_masks is None:
+            actions, values, log_probs, h, c, *kept = self._step_function(*given)
+        else:
+            masks = self._checked_masks(action_masks, size)
+            actions, values, log_probs, h, c, *kept = self._masked_step_function(*given, masks)
+        after = LastActionRewardState(h, c, *kept) if kept else State(h, c)
+        return self.action_head.to_space(actions), values, log_probs, after
+
+    def _checked_state(self, state: Any, size: int) -> Any:
+        if state is None:
+            return self.initial_state(size)
+        widths = [self.state_size] * 2 + [self.last_action_reward.size] * bool(self.last_action_reward.size)
+        expected = [(size, width) for width in widths]
+        if [np.shape(part) for part in state] != expected:
+            names = "(h, c, last_action_reward)" if len(widths) == 3 else "(h, c)"
+            raise UserError(
+                f"state must be {names} of shapes {[list(shape) for shape in expected]}, "
+                f"got {[list(np.shape(part)) for part in state]}"
+            )
+        return state
+
+    def _checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
+        starts = np.asarray(episode_starts, bool)
+        if starts.shape != (size,):
+            raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
+        return starts
+
+    def _checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
+        return None if action_masks is None else checked_masks(action_masks, self.action_space, size)
+
+    # --------------------------------------------------------------------------------------------------- the graph
 
     def _encode(self, frames: Any) -> Any:
         """Observations `[n, *shape]` to features `[n, features]`."""
@@ -452,79 +409,69 @@ class RecurrentPolicy(keras.layers.Layer):
         def normalized(_: gym.Space, statistics: RunningStatistics | None, values: Any) -> Any:
             return values if statistics is None else statistics.normalize(values)
 
-        frames = map_leaves(normalized, self.observation_space, self.observation_statistics, frames)
-        if self.encoder is None:
-            return flat_floats(self.observation_space, frames)
-        return self.encoder(map_leaves(as_floats, self.observation_space, frames))
+        return self.network.encode(map_leaves(normalized, self.observation_space, self.observation_statistics, frames))
 
-    def _heads(self, actor: Any, critic: Any, *action_masks: Any) -> tuple[Distribution, Any]:
-        for layer in self.actor_layers:
-            actor = layer(actor)
-        for layer in self.critic_layers:
-            critic = layer(critic)
-        return self.action_head(actor, *action_masks), self.value_head(critic)[..., 0]
+    def _forward(
+        self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any = None, action_masks: Any = None
+    ) -> tuple[Outputs, State]:
+        """A step: arguments as for `step`, `kept` is the third part of the state; what the heads give, and h and c."""
+        sequences = map_leaves(lambda _, part: part[tf.newaxis], self.observation_space, observations)
+        starts = tf.cast(episode_starts, tf.float32)[tf.newaxis]
+        kept = None if kept is None else tf.convert_to_tensor(kept)[tf.newaxis]
+        return self._forward_sequences(sequences, h, c, starts, kept, action_masks, one_step=True)
 
-    def _run_step(
+    def _forward_sequences(
         self,
         observations: Any,
         h: Any,
         c: Any,
         episode_starts: Any,
-        feedback: Any = None,
+        kept: Any = None,
         action_masks: Any = None,
-    ) -> tuple[Distribution, Any, State]:
-        masks = 1.0 - tf.cast(episode_starts, tf.float32)
-        sequences = map_leaves(lambda _, part: part[tf.newaxis], self.observation_space, observations)
-        fed = () if feedback is None else (tf.convert_to_tensor(feedback)[tf.newaxis],)
-        legal = () if action_masks is None else (action_masks,)
-        (actor, critic), state = self._run(sequences, State(h, c), masks[tf.newaxis], *fed)
-        return *self._heads(actor[0], critic[0], *legal), state
+        one_step: bool = False,
+    ) -> tuple[Outputs, State]:
+        """Time-major sequences: what the heads give for each step, and h and c after the last one.
 
-    def _step_graph(
-        self, observations: Any, h: Any, c: Any, episode_starts: Any, noise: Any, **optional: Any
-    ) -> tuple[Any, Any, Any, Any, Any]:
-        distribution, values, state = self._run_step(observations, h, c, episode_starts, **optional)
-        actions = distribution.sample(noise)
-        return actions, values, distribution.log_prob(actions), *state
+        With `one_step` the sequences have a single step, and the heads' outputs and the masks have no axis for time.
+        """
+        self._clear_losses()  # the penalties of an earlier call
+        masks = 1.0 - episode_starts
+        first = flatten(self.observation_space, observations)[0]
+        time, batch = tf.unstack(tf.shape(first)[:2])
+        features = self._encode(map_leaves(_merge_time_and_batch, self.observation_space, observations))
+        static = first.shape[0]
+        features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
 
-
-def refuse_encoder(policy: RecurrentPolicy, arguments: dict[str, Any]) -> None:
-    """Raises `UserError` if the arguments of a policy that makes its own encoder hold one."""
-    if "encoder" in arguments:
-        raise UserError(f"encoder: {type(policy).__name__} has its own, hand one to RecurrentPolicy instead")
-
-
-def _action_features(space: gym.Space, actions: Any) -> np.ndarray:
-    """Actions `[batch, ...]` as `flat_floats` of `_rows_within_bounds` gives them, but in NumPy."""
-
-    def features(leaf: gym.Space, values: np.ndarray) -> np.ndarray:
-        values = np.asarray(values)
-        flat = values.reshape(len(values), int(np.prod(values.shape[1:])))
-        if is_categorical(leaf):
-            component, value = categories(leaf)
-            return flat[:, component] == value
-        if isinstance(leaf, gym.spaces.Box):
-            return np.clip(flat.astype(np.float32), *_bounds(leaf))
-        return flat
-
-    parts = flatten(space, map_leaves(features, space, actions))
-    return np.concatenate(parts, -1, dtype=np.float32)
+        count = len(self.network.lstm_layers)
+        states = [State(*parts) for parts in zip(*(tf.split(part, count, -1) for part in (h, c)), strict=True)]
+        last = None if kept is None else self.last_action_reward.inputs(kept)
+        seen, after = self.network.unroll(features, states, masks, last)
+        if one_step:
+            seen = type(seen)(*(part[0] for part in seen))
+        hs, cs = zip(*after, strict=True)
+        return self.network.heads(seen, action_masks), State(tf.concat(hs, -1), tf.concat(cs, -1))
 
 
-def _rows(space: gym.Space, sequences: Any) -> Any:
+def _log_probs(outputs: Outputs, actions: Any) -> Any:
+    """Log-probabilities; outside of a graph an action that has none is named."""
+    if not tf.executing_eagerly():
+        return outputs.distribution.log_prob(actions)
+    try:
+        log_probs = outputs.distribution.log_prob(actions)
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"actions: one is not in the action space: {error.message}") from error
+    illegal = np.argwhere(log_probs.numpy() < ILLEGAL)
+    if len(illegal):
+        t, row = map(int, illegal[0])
+        raise UserError(f"actions[{row}, {t}] is illegal by its action mask: its probability is 0")
+    return log_probs
+
+
+ILLEGAL = -1e8  # no log-probability of a legal action is as small
+
+
+def _merge_time_and_batch(space: gym.Space, sequences: Any) -> Any:
     return tf.reshape(sequences, [-1, *(space.shape or ())])
-
-
-def _rows_within_bounds(space: gym.Space, actions: Any) -> Any:
-    rows = _rows(space, actions)
-    if not isinstance(space, gym.spaces.Box):
-        return rows
-    low, high = (bound.reshape(space.shape) for bound in _bounds(space))
-    return tf.clip_by_value(tf.cast(rows, tf.float32), low, high)
-
-
-def _bounds(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    return space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
 
 
 def _swap_batch_and_time(sequence: Any) -> Any:

@@ -6,9 +6,13 @@ the command-line flag with its help text, the entry in `config.json`, and the ch
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -94,6 +98,9 @@ class PolicyOptions:
     std: Annotated[Literal["free", "network", "gsde"], FIXED] = "free"
     """standard deviation of continuous actions; free: weights of their own, the same in every state; network: an output
     of the network; gsde: generalised state-dependent exploration, whose noise is the same in the same state"""
+    rescale_actions: Annotated[bool, FIXED] = True
+    """the policy acts in [-1, 1] for every component of a continuous action whose bounds are both finite, and its
+    actions are scaled to these bounds before they are sent; otherwise it acts in the units of the environment"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -210,13 +217,45 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
 
 def make_config(**options: Any) -> PPOConfig:
     """`PPOConfig`, with an error for unknown names that says which ones are near."""
-    known = [field.name for field in dataclasses.fields(PPOConfig)]
     options = upgraded(options)
+    _check_names(options, PPOConfig)
+    return PPOConfig(**options)
+
+
+def make_policy_options(options: Mapping[str, Any]) -> PolicyOptions:
+    """`PolicyOptions`, with every option checked.
+
+    Raises:
+        UserError: an option that is unknown, of another type or out of its range; the message names it.
+    """
+    options = upgraded(options)
+    _check_names(options, PolicyOptions)
+    hints = _hints(PolicyOptions)
+    return PolicyOptions(**{name: checked(name, value, hints[name]) for name, value in options.items()})
+
+
+def described(kind: type) -> str:
+    """The options of a dataclass, with their defaults and what they mean, for the docstring of what takes them."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
+    lines = []
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            default = ast.unparse(field.value) if field.value is not None else "required"
+            meaning = " ".join(str(text.value.value).split())
+            lines += textwrap.wrap(
+                f"{ast.unparse(field.target)} ({default}): {meaning}",
+                width=116,
+                subsequent_indent="    ",
+            )
+    return "\n".join(lines)
+
+
+def _check_names(options: Mapping[str, Any], kind: type) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise UserError(f"unknown option {name!r}; did you mean {' or '.join(near)}?")
-    return PPOConfig(**options)
 
 
 def upgraded(options: Mapping[str, Any]) -> dict[str, Any]:

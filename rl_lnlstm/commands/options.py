@@ -122,7 +122,7 @@ def saved_options(run_dir: Path) -> TrainOptions:
     """
     path = run_dir / CONFIG
     try:
-        saved = upgraded(read_config(path))
+        saved = upgraded({"rescale_actions": False, **read_config(path)})  # runs from before that option
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir} is no run directory to resume, {path.name}: {error}") from error
     options: dict[str, Any] = {name: tuple_if_list(value) for name, value in saved.items()}

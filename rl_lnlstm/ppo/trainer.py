@@ -69,7 +69,7 @@ class Trainer:
             self.config.num_steps,
             self.config.bptt_steps,
             self.config.seed,
-            self.config.sde_sample_freq if self.policy.arguments["std"] == "gsde" else None,
+            self.config.sde_sample_freq if self.policy.options.std == "gsde" else None,
         )
         self._discounted_sums = np.zeros(self.config.num_envs)
         self._episodes: deque[Episode] = deque(maxlen=EPISODES_IN_MEAN)

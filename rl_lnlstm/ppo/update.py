@@ -29,7 +29,13 @@ class LearningPolicy(Protocol):
     previous_reward: bool
 
     def evaluate_actions(
-        self, observations: Any, actions: Any, state: Any, masks: Any, action_masks: Any = None, rewards: Any = None
+        self,
+        observations: Any,
+        actions: Any,
+        state: Any,
+        episode_starts: Any,
+        action_masks: Any = None,
+        rewards: Any = None,
     ) -> tuple[Any, Any, Any]:
         """Log-probabilities, entropies and values `[batch, time]` of what acting recorded."""
 
@@ -48,11 +54,6 @@ class Sequences(NamedTuple):
     valid: Any
     state: Any  # the policy's, each [sequences, width]
     action_masks: Any  # None if the environments have none
-
-    @property
-    def masks(self) -> Any:
-        """1 carries the state into a step, 0 resets it before."""
-        return 1 - tf.cast(self.episode_starts, tf.float32)
 
 
 def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray, length: int) -> Sequences:
@@ -184,7 +185,7 @@ class Updater:
         if self.policy.previous_reward:
             given["rewards"] = batch.rewards
         log_probs, entropies, values = self.policy.evaluate_actions(
-            batch.observations, batch.actions, batch.state, batch.masks, **given
+            batch.observations, batch.actions, batch.state, batch.episode_starts, **given
         )
         log_ratios = tf.where(valid > 0, log_probs - batch.log_probs, 0.0)
         advantages = loss.normalized_advantages(batch.advantages, valid) if config.norm_adv else batch.advantages

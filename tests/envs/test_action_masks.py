@@ -149,7 +149,7 @@ def test_the_update_reproduces_masked_acting(mode, nvec, monkeypatch):
     def cut_and_see(rollout, *rest):
         sequences = cut_sequences(rollout, *rest)
         log_probs, entropies, _ = ppo.policy.evaluate_actions(
-            sequences.observations, sequences.actions, sequences.state, sequences.masks, sequences.action_masks
+            sequences.observations, sequences.actions, sequences.state, sequences.episode_starts, sequences.action_masks
         )
         np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
         assert np.isfinite(entropies).all()
@@ -192,12 +192,12 @@ def test_an_illegal_action_has_no_probability_no_entropy_and_no_gradient(space, 
     observations = rng.normal(size=(2, 3, 3)).astype(np.float32)
     actions = np.full((2, 3, *space.shape), space.start)  # of each component the first value, which is legal
     masks = np.broadcast_to(mask, (2, 3, len(mask)))
-    state, ones = policy.initial_state(2), np.ones((2, 3), np.float32)
+    state, starts = policy.initial_state(2), np.zeros((2, 3), bool)
     variables = [variable.value for variable in policy.trainable_variables]
 
     def evaluate():
         with tf.GradientTape() as tape:
-            log_probs, entropies, _ = policy.evaluate_actions(observations, actions, state, ones, masks)
+            log_probs, entropies, _ = policy.evaluate_actions(observations, actions, state, starts, masks)
             total = tf.reduce_sum(log_probs) + tf.reduce_sum(entropies)
         return log_probs, entropies, tape.gradient(total, variables, unconnected_gradients="zero")
 
@@ -219,15 +219,18 @@ def test_an_illegal_action_has_no_probability_no_entropy_and_no_gradient(space, 
     log_p = []
     for action in every:
         one = np.broadcast_to(action.reshape(space.shape) + space.start, actions.shape)
-        log_p.append(policy.evaluate_actions(observations, one, state, ones, masks)[0].numpy())
+        log_p.append(policy.evaluate_actions(observations, one, state, starts, masks)[0].numpy())
     log_p = np.array(log_p)
     np.testing.assert_allclose(np.exp(log_p).sum(0), 1, atol=1e-5)
     np.testing.assert_allclose(entropies, -(np.exp(log_p) * log_p).sum(0), atol=1e-5)
     np.testing.assert_allclose(log_probs, log_p[0], atol=1e-5)
     for component in np.flatnonzero(sizes > 2):  # one that is illegal makes the whole action so
         foul = (sizes - 1) * (np.arange(len(sizes)) == component)
-        illegal, *_ = policy.evaluate_actions(observations, actions + foul.reshape(space.shape), state, ones, masks)
-        np.testing.assert_array_equal(illegal, -np.inf)
+        illegal = actions + foul.reshape(space.shape)
+        in_graph = tf.function(policy.evaluate_actions, autograph=False)
+        np.testing.assert_array_equal(in_graph(observations, illegal, state, starts, masks)[0], -np.inf)
+        with pytest.raises(UserError, match=r"actions\[0, 0\] is illegal"):
+            policy.evaluate_actions(observations, illegal, state, starts, masks)
 
 
 def test_masked_learning_beats_learning_what_is_legal():

@@ -56,7 +56,7 @@ def cart_poles(mode):
         (card_envs, {}),
         (scripted_envs, {}),
     ],
-    ids=["plain", "feedback", "four cores", "action masks", "episodes of one step"],
+    ids=["plain", "last action and reward", "four LSTM layers", "action masks", "episodes of one step"],
 )
 def test_the_policy_repeats_every_recorded_action(mode, make_envs, arguments):
     envs = make_envs(mode)

@@ -62,16 +62,16 @@ def run(policy, observations, masks=None, state=None, weights: Arrays | None = N
     # A constant beside the features, for what layer normalisation would lose of them
     inputs = np.concatenate([features, np.ones((batch, time, 1))], -1)
 
-    cores = sorted({path.split("/")[0] for path in weights if "core" in path})
-    units = weights[f"{cores[0]}/cell_gamma"].size
+    layers = sorted({path.split("/")[0] for path in weights if "lstm" in path})
+    units = weights[f"{layers[0]}/cell_gamma"].size
     if state is None:
-        state = np.zeros((2, batch, units * len(cores)))
+        state = np.zeros((2, batch, units * len(layers)))
     masks = np.ones((batch, time)) if masks is None else np.asarray(masks, np.float64)
     outputs = []
-    for index, core in enumerate(cores):  # the actor's, by the alphabet, is first
+    for index, layer in enumerate(layers):  # the actor's, by the alphabet, is first
         own = slice(index * units, (index + 1) * units)
         h, c = (np.asarray(part, np.float64)[:, own] for part in state)
-        own_weights = Weights(*(weights[f"{core}/{name}"] for name in Weights._fields))
+        own_weights = Weights(*(weights[f"{layer}/{name}"] for name in Weights._fields))
         outputs.append(masked_ln_lstm(own_weights, inputs, masks, h, c)[0])
     actor = _dense_layers(np.concatenate([outputs[0], features], -1), weights, "actor_")
     critic = _dense_layers(np.concatenate([outputs[-1], features], -1), weights, "critic_")

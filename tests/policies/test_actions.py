@@ -76,7 +76,7 @@ def test_every_space_trains_saves_loads_and_evaluates(kind, deviation, tmp_path,
 
     def cut_and_see(*arguments):
         sequences = cut_sequences(*arguments)
-        given = sequences.observations, sequences.actions, sequences.state, sequences.masks
+        given = sequences.observations, sequences.actions, sequences.state, sequences.episode_starts
         log_probs, _, values = ppo.policy.evaluate_actions(*given)
         np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(values, sequences.values, atol=1e-5, rtol=1e-5)
@@ -135,12 +135,12 @@ def test_deviations_may_be_the_networks():
     given = observations, np.zeros((1, 50, 2), np.float32)
     for std in ("free", "network"):
         fresh = MlpLnLstmPolicy(OBSERVATIONS, space, **SIZES, seed=0, log_std_init=-1.3, std=std)
-        start, ones = fresh.initial_state(1), np.ones((1, 50))
-        entropies = fresh.evaluate_actions(*given, start, ones)[1]
+        start, no_starts = fresh.initial_state(1), np.zeros((1, 50))
+        entropies = fresh.evaluate_actions(*given, start, no_starts)[1]
         np.testing.assert_allclose(entropies, 2 * scipy.stats.norm.entropy(scale=np.exp(-1.3)), atol=0.05)
         reference.randomise(fresh)
         with tf.GradientTape() as tape:
-            entropies = fresh.evaluate_actions(*given, start, ones)[1]
+            entropies = fresh.evaluate_actions(*given, start, no_starts)[1]
         variables = [variable for variable in fresh.trainable_variables if "log_std" in variable.path]
         gradients = tape.gradient(entropies, [variable.value for variable in variables])
         assert all(np.abs(gradient).max() > 0 for gradient in gradients)
@@ -225,7 +225,7 @@ def test_acting_over_all_noises_is_distributed_as_it_says():
     start, starts = policy.initial_state(5_000), np.ones(5_000, bool)
     actions, _, log_probs, _ = policy.step(observations, start, starts)
     # Of a Gaussian: E log p is minus the entropy.
-    entropy = policy.evaluate_actions(observations[:1, None], actions[:1, None], policy.initial_state(1), [[0.0]])[1]
+    entropy = policy.evaluate_actions(observations[:1, None], actions[:1, None], policy.initial_state(1), [[True]])[1]
     assert abs(log_probs.mean() + float(entropy[0, 0])) < 4 * log_probs.std() / np.sqrt(5_000)
     assert scipy.stats.normaltest(actions[:, 0]).pvalue > 1e-3
 
@@ -233,7 +233,7 @@ def test_acting_over_all_noises_is_distributed_as_it_says():
 def test_exploration_teaches_its_deviations_and_not_the_features():
     policy = policy_for(ACTION_SPACES["unbounded"], std="gsde")
     observations = observations_of(2, 6)
-    given = observations, np.ones((2, 6, 2), np.float32), policy.initial_state(2), np.ones((2, 6))
+    given = observations, np.ones((2, 6, 2), np.float32), policy.initial_state(2), np.zeros((2, 6))
     with tf.GradientTape() as tape:
         entropies = policy.evaluate_actions(*given)[1]
     variables = policy.trainable_variables

@@ -1,4 +1,4 @@
-"""Encoders by the kind of observation, deeper cores, and what a core sees of the step before."""
+"""Encoders by the kind of observation, deeper LSTMs, and what the LSTM sees of the step before."""
 
 import gymnasium as gym
 import keras
@@ -16,7 +16,7 @@ from rl_lnlstm.policies import (
     RecurrentPolicy,
     policy_for,
 )
-from rl_lnlstm.policies.policy import FeedbackState
+from rl_lnlstm.policies.last_action_reward import LastActionRewardState
 from tests.policies.reference import randomise, weights_of
 from tests.reference import Weights, masked_ln_lstm
 
@@ -147,7 +147,7 @@ def test_acting_normalises_bytes_as_the_update_does():
     policy.update_statistics(observations // 2, np.ones(9, bool))
     starts, state = np.ones(9, bool), policy.initial_state(9)
     actions, values, log_probs, _ = policy.step(observations, state, starts)
-    again = policy.evaluate_actions(observations[:, None], actions[:, None], state, 1.0 - starts[:, None])
+    again = policy.evaluate_actions(observations[:, None], actions[:, None], state, starts[:, None])
     np.testing.assert_allclose(again[0][:, 0], log_probs, atol=1e-5)
     np.testing.assert_allclose(again[2][:, 0], values, atol=1e-5)
 
@@ -256,25 +256,25 @@ def test_statistics_are_kept_of_floats_and_of_images_but_not_of_symbols():
     np.testing.assert_allclose(policy.observation_statistics["speed"].mean, batch["speed"][valid].mean(0), atol=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------- deeper cores
+# ----------------------------------------------------------------------------------------------------- deeper LSTMs
 
 
-def run_cores(policy, features, masks, state, feedback=None):
-    """The cores in float64 NumPy: layer on layer, each on the outputs of the one below and a constant."""
+def run_lstm_layers(policy, features, masks, state, last=None):
+    """The LSTM layers in float64 NumPy: layer on layer, each on the outputs of the one below and a constant."""
     weights = weights_of(policy)
-    names = ["core"] if policy.shared_lstm else ["actor_core", "critic_core"]
+    names = ["lstm"] if policy.options.shared_lstm else ["actor_lstm", "critic_lstm"]
     constant = np.ones((*features.shape[:2], 1))
     outputs, column = [], 0
     for name in names:
         below = None
-        for layer in range(policy.num_layers):
+        for layer in range(policy.options.num_layers):
             own = Weights(*(weights[f"{name}{f'_{layer}' if layer else ''}/{part}"] for part in Weights._fields))
             inputs = [features] if layer == 0 else [below]
-            if layer == 0 and feedback is not None:
-                inputs.append(feedback * masks[..., None])
+            if layer == 0 and last is not None:
+                inputs.append(last * masks[..., None])
             h, c = (part[:, column : column + policy.units] for part in state)
             output = masked_ln_lstm(own, np.concatenate([*inputs, constant], -1), masks, h, c)[0]
-            below = output + below if policy.residual and layer else output
+            below = output + below if policy.options.residual and layer else output
             column += policy.units
         outputs.append(below)
     return outputs[0], outputs[-1]
@@ -289,7 +289,7 @@ def heads(policy, actor, critic, features):
 
 @pytest.mark.parametrize("shared_lstm", [True, False])
 @pytest.mark.parametrize(("num_layers", "residual"), [(2, False), (3, True), (1, True)])
-def test_layers_of_a_core(num_layers, residual, shared_lstm):
+def test_stacked_layers(num_layers, residual, shared_lstm):
     arguments = {"num_layers": num_layers, "residual": residual, "shared_lstm": shared_lstm}
     policy = randomise(RecurrentPolicy(VECTOR, DISCRETE, units=4, head_layers=(), seed=0, **arguments))
     width = 4 * num_layers * (1 if shared_lstm else 2)
@@ -298,8 +298,8 @@ def test_layers_of_a_core(num_layers, residual, shared_lstm):
     observations = rng.normal(size=(2, 6, 3)).astype(np.float32)
     masks = (rng.random((2, 6)) > 0.3).astype(np.float64)
     state = tuple(rng.normal(0, 0.5, (2, 2, width)).astype(np.float32))
-    _, expected = heads(policy, *run_cores(policy, observations, masks, state), observations)
-    _, _, values = policy.evaluate_actions(observations, np.zeros((2, 6), np.int64), state, masks)
+    _, expected = heads(policy, *run_lstm_layers(policy, observations, masks, state), observations)
+    _, _, values = policy.evaluate_actions(observations, np.zeros((2, 6), np.int64), state, 1 - masks)
     np.testing.assert_allclose(values, expected, atol=1e-5)
     for t in range(6):
         starts = masks[:, t] == 0
@@ -321,7 +321,7 @@ def symlog(rewards):
     return np.sign(rewards) * np.log(1 + np.abs(rewards))
 
 
-def test_what_the_core_sees_of_the_step_before():
+def test_what_the_lstm_sees_of_the_step_before():
     """One-hot, within bounds and symlog, in every order that a user meets them; zeros at an episode's start."""
     actions_space = spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-0.1, 0.2, (2,)), spaces.MultiBinary(2)])
     options = {"previous_action": True, "previous_reward": True, "units": 4, "head_layers": (), "log_std_init": 0.0}
@@ -331,10 +331,10 @@ def test_what_the_core_sees_of_the_step_before():
     rewards = rng.normal(0, 20, (2, 6))
     masks = np.array([[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]], np.float64)
     state, acted, seen, values = policy.initial_state(2), [], [], []
-    assert isinstance(state, FeedbackState)
+    assert isinstance(state, LastActionRewardState)
     first = state
     for t in range(6):
-        seen.append(state.feedback)
+        seen.append(state.last_action_reward)
         actions, value, _, state = policy.step(observations[:, t], state, masks[:, t] == 0)
         acted.append(actions)
         values.append(value)
@@ -346,17 +346,17 @@ def test_what_the_core_sees_of_the_step_before():
         np.testing.assert_allclose(seen[t], np.concatenate(expected, -1), atol=1e-6)
     assert np.any(np.abs(np.stack([box for _, box, _ in acted])) > 0.2)  # clipping mattered
 
-    feedback = np.stack(seen, 1).astype(np.float64)
+    last = np.stack(seen, 1).astype(np.float64)
     zeros = tuple(np.zeros((2, 2, 4)))
-    _, critic = run_cores(policy, observations, masks, zeros, feedback)
+    _, critic = run_lstm_layers(policy, observations, masks, zeros, last)
     weights = weights_of(policy)
     expected = np.concatenate([critic, observations], -1) @ weights["value_head/kernel"] + weights["value_head/bias"]
     np.testing.assert_allclose(np.stack(values, 1), expected[..., 0], atol=1e-5)
     sequences = tuple(np.stack(parts, 1) for parts in zip(*acted, strict=True))
-    again = policy.evaluate_actions(observations, sequences, first, masks, rewards=rewards)[2]
+    again = policy.evaluate_actions(observations, sequences, first, 1 - masks, rewards=rewards)[2]
     np.testing.assert_allclose(again, np.stack(values, 1), atol=1e-5)
     with pytest.raises(UserError, match=r"rewards: .*previous_reward"):
-        policy.evaluate_actions(observations, sequences, first, masks)
+        policy.evaluate_actions(observations, sequences, first, 1 - masks)
 
 
 def test_predict_remembers_what_it_did():
@@ -374,7 +374,7 @@ def test_predict_remembers_what_it_did():
     reset = [policy.predict(observations, given, np.ones(3, bool))[1][0] for given in (state, told, None)]
     np.testing.assert_array_equal(reset[0], reset[1])
     np.testing.assert_array_equal(reset[0], reset[2])
-    with pytest.raises(UserError, match=r"state must be \(h, c, feedback\)"):
+    with pytest.raises(UserError, match=r"state must be \(h, c, last_action_reward\)"):
         policy.predict(observations, state[:2])
 
 

@@ -158,7 +158,7 @@ BOTH = {"previous_action": True, "previous_reward": True, "num_layers": 2, "resi
     ],
     ids=["action", "reward", *(f"both, deep, {mode.name}" for mode in MODES)],
 )
-def test_the_update_reproduces_what_the_core_saw(mode, config, sequences, tmp_path):
+def test_the_update_reproduces_what_the_lstm_saw(mode, config, sequences, tmp_path):
     """Previous actions and rewards too, across sequences and rollouts and at episodes' starts."""
     space = OBSERVATION_SPACES["nested"]
     makers = [lambda n=n: AnyEnv(copy.deepcopy(space), ACTIONS, n) for n in (1, 3, 5, 20)]
@@ -171,7 +171,9 @@ def test_the_update_reproduces_what_the_core_saw(mode, config, sequences, tmp_pa
         seen = {"right": got.actions, "wrong": map_leaves(lambda _, part: part[::-1], ACTIONS, got.actions)}
         assert np.isfinite(got.log_probs).all()
         values = {
-            name: ppo.policy.evaluate_actions(got.observations, actions, got.state, got.masks, **rewards)[2].numpy()
+            name: ppo.policy.evaluate_actions(got.observations, actions, got.state, got.episode_starts, **rewards)[
+                2
+            ].numpy()
             for name, actions in seen.items()
         }
         worst.append(np.abs(values["right"] - values["wrong"]).max())

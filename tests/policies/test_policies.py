@@ -10,7 +10,8 @@ import tensorflow as tf
 from rl_lnlstm import UserError
 from rl_lnlstm.lstm.kernel import available
 from rl_lnlstm.policies import MlpLnLstmPolicy, MultiInputLnLstmPolicy, RecurrentPolicy
-from rl_lnlstm.policies import compiled_step as acting
+from rl_lnlstm.policies.acting import graph_step
+from rl_lnlstm.policies.compiled_step import compiled_step
 from tests.policies import reference
 
 OBSERVATIONS = gym.spaces.Box(-2, 2, (3,), np.float32)
@@ -24,7 +25,7 @@ ACTION_SPACES = {
 }
 COMPILED = {
     "tanh": {},
-    "relu, separate cores": {"activation": "relu", "shared_lstm": False, "units": 16},
+    "relu, separate LSTM layers": {"activation": "relu", "shared_lstm": False, "units": 16},
     "normalised, wide": {"normalize_observations": True, "encoder_layers": (40, 33), "head_layers": (64, 17)},
     "no layers": {"encoder_layers": (), "head_layers": ()},
     "sigmoid": {"activation": "sigmoid"},
@@ -59,7 +60,7 @@ each_action_space = pytest.mark.parametrize("action_space", ACTION_SPACES.values
 @pytest.mark.parametrize(
     ("action_space", "shared_lstm"),
     [*((space, True) for space in ACTION_SPACES.values()), (ACTION_SPACES["discrete"], False)],
-    ids=[*ACTION_SPACES, "discrete, separate cores"],
+    ids=[*ACTION_SPACES, "discrete, separate LSTM layers"],
 )
 def test_acting_and_evaluating(action_space, shared_lstm):
     """Step, value, predict and evaluate_actions: shapes, dtypes, and the numbers of the NumPy network."""
@@ -94,7 +95,7 @@ def test_acting_and_evaluating(action_space, shared_lstm):
     np.testing.assert_allclose(log_probs.T, expected.log_probs(numbered.swapaxes(0, 1)), atol=1e-5)
     np.testing.assert_allclose(state[0], expected.hs[:, -1], atol=1e-5)
 
-    evaluated = policy.evaluate_actions(observations.swapaxes(0, 1), actions.swapaxes(0, 1), first, 1 - starts.T)
+    evaluated = policy.evaluate_actions(observations.swapaxes(0, 1), actions.swapaxes(0, 1), first, starts.T)
     for got, wanted in zip(evaluated, (log_probs.T, expected.entropies(), values.T), strict=True):
         assert got.shape == (batch, time)
         assert got.dtype == tf.float32
@@ -105,7 +106,7 @@ def test_acting_and_evaluating(action_space, shared_lstm):
         np.testing.assert_array_equal(best, expected.actor[:, 0].argmax(-1) + action_space.start)
     else:
         means = expected.actor[:, 0].reshape(batch, *action_space.shape)
-        np.testing.assert_allclose(best, np.clip(means, action_space.low, action_space.high), atol=1e-5)
+        np.testing.assert_allclose(best, policy.clip_actions(means), atol=1e-5)
 
 
 @pytest.mark.skipif(not available(), reason="no kernel")
@@ -116,9 +117,9 @@ def test_the_compiled_step_is_that_of_the_graph(action_space, arguments):
     policy = reference.randomise(policy_for(space, action_space, **arguments))
     if policy.observation_statistics is not None:
         policy.observation_statistics.update(observations_of(space, 50, seed=1))
-    compiled, graph = acting.compiled_step(policy), policy._graph_step()
+    compiled, graph = compiled_step(policy), graph_step(policy)
     discrete = isinstance(action_space, gym.spaces.Discrete)
-    masked_graph = policy._graph_step(masked=True) if discrete else None
+    masked_graph = graph_step(policy, masked=True) if discrete else None
     rng = np.random.default_rng(0)
     for batch in (0, 1, 3, 70):
         state = rng.normal(size=(2, batch, policy.state_size)).astype(np.float32)
@@ -136,11 +137,11 @@ def test_the_compiled_step_is_that_of_the_graph(action_space, arguments):
 
 
 def test_what_the_compiled_step_cannot_do_is_left_to_the_graph():
-    assert acting.compiled_step(policy_for(activation="gelu")) is None
+    assert compiled_step(policy_for(activation="gelu")) is None
     convolution = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 2), keras.layers.Flatten()])
     images = gym.spaces.Box(0, 255, (4, 4, 1), np.uint8)
     policy = RecurrentPolicy(images, ACTION_SPACES["box"], convolution, units=3)
-    assert acting.compiled_step(policy) is None
+    assert compiled_step(policy) is None
     actions, values, _, _ = policy.step(observations_of(images, 2), policy.initial_state(2), np.zeros(2, bool))
     assert actions.shape == (2, 2)
     assert values.shape == (2,)
@@ -148,8 +149,8 @@ def test_what_the_compiled_step_cannot_do_is_left_to_the_graph():
 
 def test_a_subclass_that_runs_otherwise_acts_otherwise():
     class Memoryless(MlpLnLstmPolicy):
-        def _run(self, observations, state, masks):
-            return super()._run(observations, state, tf.zeros_like(masks))
+        def _forward_sequences(self, observations, h, c, episode_starts, *others, **options):
+            return super()._forward_sequences(observations, h, c, tf.ones_like(episode_starts), *others, **options)
 
     policy = reference.randomise(Memoryless(OBSERVATIONS, ACTION_SPACES["box"], **SMALL))
     observations = observations_of(OBSERVATIONS, 3)
@@ -174,7 +175,7 @@ def test_observations_of_any_shape_and_dtype(space):
     policy.observation_statistics.update(observations.reshape(12, *space.shape))
     expected = reference.run(policy, observations)
     actions = np.zeros((2, 6), np.int64)
-    log_probs, _, values = policy.evaluate_actions(observations, actions, policy.initial_state(2), np.ones((2, 6)))
+    log_probs, _, values = policy.evaluate_actions(observations, actions, policy.initial_state(2), np.zeros((2, 6)))
     np.testing.assert_allclose(values, expected.values, atol=1e-5)
     np.testing.assert_allclose(log_probs, expected.log_probs(actions), atol=1e-5)
     got = policy.value(observations[:, 0], policy.initial_state(2), np.ones(2, bool))
@@ -326,7 +327,7 @@ def test_weights_start_orthogonal_with_the_usual_gains(name):
     policy = policy_for(action_space=ACTION_SPACES[name], log_std_init=-0.7, shared_lstm=False)
     for path, kernel in kernels_of(policy).items():
         head = path.startswith("action_head")
-        gain = 0.01 if head else 1.0 if path.startswith("value_head") or "core" in path else 2**0.5
+        gain = 0.01 if head else 1.0 if path.startswith("value_head") or "lstm" in path else 2**0.5
         short = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
         np.testing.assert_allclose(short @ short.T, gain**2 * np.eye(len(short)), atol=1e-5 * gain, err_msg=path)
     others = {path: weights for path, weights in reference.weights_of(policy).items() if "kernel" not in path}
@@ -335,10 +336,10 @@ def test_weights_start_orthogonal_with_the_usual_gains(name):
             np.testing.assert_allclose(weights, -0.7, atol=1e-6)
         elif "gamma" in path:
             np.testing.assert_allclose(weights, 0.3, atol=1e-6)
-        elif "core" not in path:
+        elif "lstm" not in path:
             np.testing.assert_array_equal(weights, np.zeros_like(weights), err_msg=path)
-    shapes = {weights.shape for path, weights in kernels_of(policy).items() if "actor_core" in path}
-    assert shapes == {weights.shape for path, weights in kernels_of(policy).items() if "critic_core" in path}
+    shapes = {weights.shape for path, weights in kernels_of(policy).items() if "actor_lstm" in path}
+    assert shapes == {weights.shape for path, weights in kernels_of(policy).items() if "critic_lstm" in path}
 
 
 def test_the_first_policy_is_near_uniform():
@@ -370,7 +371,7 @@ def test_seeds_decide_weights_and_samples():
     assert (np.array(first) != samples(other)).any()
 
 
-def test_actor_and_critic_share_a_core_or_do_not():
+def test_actor_and_critic_share_lstm_layers_or_do_not():
     observations = observations_of(OBSERVATIONS, 2, 5)
     for shared in (True, False):
         policy = reference.randomise(policy_for(shared_lstm=shared))
@@ -379,14 +380,14 @@ def test_actor_and_critic_share_a_core_or_do_not():
                 observations, np.zeros((2, 5), np.int64), policy.initial_state(2), np.ones((2, 5))
             )
         for result in (log_probs, values):
-            variables = [variable for variable in policy.trainable_variables if "core" in variable.path]
+            variables = [variable for variable in policy.trainable_variables if "lstm" in variable.path]
             gradients = tape.gradient(result, [variable.value for variable in variables])
             reached = [v.path for v, gradient in zip(variables, gradients, strict=True) if gradient is not None]
-            cores = {path.split("/")[0] for path in reached}
+            layers = {path.split("/")[0] for path in reached}
             if shared:
-                assert len(cores) == 1
+                assert len(layers) == 1
             else:
-                assert cores == {"actor_core" if result is log_probs else "critic_core"}
+                assert layers == {"actor_lstm" if result is log_probs else "critic_lstm"}
         assert policy.initial_state(2).h.shape == (2, 5 if shared else 10)
 
 

@@ -90,7 +90,7 @@ def test_the_update_reproduces_acting(mode, action_space, config, intercept):
 
     def see(rollout, sequences):
         log_probs, _, values = ppo.policy.evaluate_actions(
-            sequences.observations, sequences.actions, sequences.state, sequences.masks
+            sequences.observations, sequences.actions, sequences.state, sequences.episode_starts
         )
         np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(values, sequences.values, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,128 @@
+"""A policy's step on NumPy arrays: compiled for the networks that are known, a TensorFlow graph for all others."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies.compiled_step import compiled_step
+from rl_lnlstm.policies.encoder_check import random_observations
+from rl_lnlstm.policies.network import Network
+from rl_lnlstm.spaces import flatten, leaves, map_leaves, unflatten
+
+log = logging.getLogger(__name__)
+
+StepFunction = Callable[..., tuple[Any, ...]]
+TOLERANCE = 1e-3  # of the comparison; the two differ by rounding, and a wrong one by much more
+
+
+def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:
+    """The compiled step of a policy; None if there is none, or if it does not compute what the graph computes.
+
+    It is only used for a policy that changes nothing of `base`, `RecurrentPolicy`.
+    """
+    written = overrides_nothing(policy, base) and overrides_nothing(policy.network, Network)
+    compiled = compiled_step(policy) if written else None
+    if compiled is None or _agree(compiled, policy):
+        return compiled
+    log.warning("the compiled step differs from the policy's graph: the graph acts, which is slower")
+    return None
+
+
+def overrides_nothing(instance: Any, base: type) -> bool:
+    """Whether neither the instance nor its classes define anything anew that `base` defines, but how it is built."""
+    own = {name for name, member in vars(base).items() if inspect.isfunction(member)}
+    if own & set(vars(instance)):
+        return False
+    for kind in type(instance).__mro__:
+        if kind is base:
+            return True
+        changed = {name for name in vars(kind) if not name.startswith("__") or name.startswith("__get")}
+        if any(hasattr(base, name) for name in changed - {"make_encoder"}):
+            return False
+    return False
+
+
+def graph_step(policy: Any, masked: bool = False) -> StepFunction:
+    """The step as a TensorFlow graph.
+
+    Its arguments are observations, h, c, episode starts, noise, what the state keeps of the last action and reward if
+    the policy sees it, and action masks if `masked`. It returns actions in the distribution's form, values,
+    log-probabilities, h, c, and what the new state keeps, if anything.
+    """
+    space, last = policy.observation_space, policy.last_action_reward
+    observed = [tf.TensorSpec([None, *(leaf.shape or ())], leaf.dtype) for leaf in leaves(space)]
+    state = tf.TensorSpec([None, policy.state_size], tf.float32)
+    specs = [
+        *observed,
+        *(state, state),
+        tf.TensorSpec([None], tf.bool),
+        tf.TensorSpec([None, policy.action_head.noise_size], tf.float32),
+        *([tf.TensorSpec([None, last.size], tf.float32)] if last.size else []),
+        *([tf.TensorSpec([None, None], tf.bool)] if masked else []),
+    ]
+    names = ["h", "c", "episode_starts", "noise"]
+    names += [name for name, there in (("kept", last.size), ("action_masks", masked)) if there]
+    dtypes = [spec.dtype for spec in specs]
+
+    def graph(*arguments: Any) -> tuple[Any, ...]:
+        named = dict(zip(names, arguments[len(observed) :], strict=True))
+        return step_once(policy, unflatten(space, arguments[: len(observed)]), **named)
+
+    function = tf.function(graph, autograph=False).get_concrete_function(*specs)
+    policy._clear_losses()  # those of the graph are of no use outside of it
+
+    # A concrete function is called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
+    def call(observations: Any, *others: Any) -> tuple[Any, ...]:
+        map_leaves(_check_shape, space, observations)
+        results = function(*map(tf.convert_to_tensor, (*flatten(space, observations), *others), dtypes))
+        return tf.nest.map_structure(lambda result: result.numpy(), results)
+
+    return call
+
+
+def step_once(
+    policy: Any,
+    observations: Any,
+    h: Any,
+    c: Any,
+    episode_starts: Any,
+    noise: Any,
+    kept: Any = None,
+    action_masks: Any = None,
+) -> tuple[Any, ...]:
+    """The tensors of a step; see `graph_step`."""
+    outputs, state = policy._forward(observations, h, c, episode_starts, kept, action_masks)
+    actions = outputs.distribution.sample(noise)
+    results = (actions, outputs.values, outputs.distribution.log_prob(actions), *state)
+    if kept is None:
+        return results
+    return *results, policy.last_action_reward.after(actions, tf.zeros_like(outputs.values))
+
+
+def _check_shape(leaf: Any, values: Any) -> None:
+    shape = np.shape(values)
+    if shape[1:] != (leaf.shape or ()) or not shape:
+        expected = ", ".join(map(str, ("batch", *(leaf.shape or ()))))
+        raise UserError(f"observations must have shape [{expected}], got {list(shape)}")
+
+
+def _agree(compiled: StepFunction, policy: Any) -> bool:
+    rng = np.random.default_rng(0)
+    batch = 3
+    observations = random_observations(policy.observation_space, batch, rng)
+    state = rng.uniform(-1, 1, (2, batch, policy.state_size)).astype(np.float32)
+    given = (observations, *state, np.arange(batch) == 1, policy.action_head.noise(rng, batch))
+    _, *got = compiled(*given)
+    _, *expected = step_once(policy, *given)
+    policy._clear_losses()
+    return all(
+        np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        for one, other in zip(got, expected, strict=True)
+    )

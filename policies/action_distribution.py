@@ -1,0 +1,51 @@
+"""`ActionDistribution`: what `RecurrentPolicy.distribution` returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.policies.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
+from rl_lnlstm.policies.heads import ActionHead
+from rl_lnlstm.spaces import map_leaves
+
+
+class ActionDistribution:
+    """The distribution of the actions of a batch, in NumPy.
+
+    Actions have the form in which `RecurrentPolicy.step` returns them: those of a `Box` are not clipped or scaled.
+    """
+
+    def __init__(self, distribution: Distribution, head: ActionHead) -> None:
+        self._distribution, self._head = distribution, head
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """The probability of every action: `[batch, n]` for `Discrete`, in the order of its numbers.
+
+        For `MultiDiscrete` `[batch, components, widest]`, with 0 where a component has fewer values. For `MultiBinary`
+        `[batch, bits]`, the probability of 1. None for other spaces.
+        """
+        if isinstance(self._distribution, Categorical | MultiCategorical):
+            return tf.nn.softmax(self._distribution.logits).numpy()
+        if isinstance(self._distribution, Bernoulli):
+            return tf.sigmoid(self._distribution.logits).numpy()
+        return None
+
+    def mode(self) -> Any:
+        """The most probable actions, `[batch, ...]`."""
+        return self._head.to_space(tf.nest.map_structure(np.asarray, self._distribution.mode()))
+
+    def log_prob(self, actions: Any) -> np.ndarray:
+        """The log-probability, or log-density, of actions, `[batch]`, in nats."""
+        return self._distribution.log_prob(self._head.to_distribution(_tensors(self._head, actions))).numpy()
+
+    def entropy(self) -> np.ndarray:
+        """The entropy `[batch]` in nats; for `Box` actions the differential entropy."""
+        return self._distribution.entropy().numpy()
+
+
+def _tensors(head: ActionHead, actions: Any) -> Any:
+    return map_leaves(lambda _, part: tf.convert_to_tensor(part), head.space, actions)

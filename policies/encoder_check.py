@@ -1,0 +1,136 @@
+"""Refuses encoders that would act otherwise than they are learnt."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies.encoders import as_floats
+from rl_lnlstm.spaces import categories, is_categorical, map_leaves
+
+ROWS = 4
+TOLERANCE = 1e-4
+WIDE = 1e4  # bounds further apart than this are no hint at what is observed
+HALF_PRECISION = ("float16", "bfloat16")
+
+
+@contextlib.contextmanager
+def keras_defaults() -> Iterator[None]:
+    """Builds layers in float32 and with channels last, whatever Keras' global settings are; they are given back."""
+    policy, dtype, data_format = (
+        keras.config.dtype_policy(),
+        keras.config.floatx(),
+        keras.config.image_data_format(),
+    )
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_image_data_format("channels_last")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(data_format)
+
+
+def random_observations(space: gym.Space, batch: int, rng: np.random.Generator) -> Any:
+    """Observations of a space, `[batch, *shape]`, of ordinary size: not as far out as wide bounds allow."""
+
+    def draw(leaf: gym.Space) -> np.ndarray:
+        shape = (batch, *(leaf.shape or ()))
+        if is_categorical(leaf):
+            component, values = categories(leaf)
+            drawn = [rng.choice(values[component == k], batch) for k in range(component[-1] + 1)]
+            return np.stack(drawn, -1).reshape(shape).astype(leaf.dtype)
+        if not isinstance(leaf, gym.spaces.Box):
+            return rng.integers(2, size=shape).astype(leaf.dtype)
+        low, high = leaf.low.astype(np.float64), leaf.high.astype(np.float64)
+        narrow = (low > -WIDE) & (high < WIDE)
+        uniform = rng.uniform(np.where(narrow, low, 0), np.where(narrow, high, 1), shape)
+        return np.where(narrow, uniform, np.clip(rng.normal(size=shape), low, high)).astype(leaf.dtype)
+
+    return map_leaves(draw, space)
+
+
+def check_encoder(encoder: Any, space: gym.Space) -> None:
+    """Runs an encoder on random observations.
+
+    Raises:
+        UserError: it computes in half precision; its output is not `[batch, features]`; it differs from call to call,
+            between training and inference, or with the other rows of the batch; or a call changes its variables.
+    """
+    observations = random_observations(space, ROWS, np.random.default_rng(0))
+    inputs = map_leaves(as_floats, space, map_leaves(lambda _, part: tf.convert_to_tensor(part), space, observations))
+    first = _run(encoder, inputs)  # builds what is not built
+    _check_precision(encoder)
+    before = [np.array(variable) for variable in encoder.variables]
+    problem = None
+    for what, arguments in {
+        "from call to call": {},
+        "between training and acting": {"training": True},
+        "with training=False": {"training": False},
+    }.items():
+        if problem is None and not _close(first, _run(encoder, inputs, **arguments)):
+            problem = f"its output differs {what}"
+    changed = [
+        variable
+        for variable, old in zip(encoder.variables, before, strict=True)
+        if not np.array_equal(np.array(variable), old, equal_nan=old.dtype.kind == "f")
+    ]
+    for variable, old in zip(encoder.variables, before, strict=True):
+        variable.assign(old)
+    if problem is None and changed:
+        problem = f"a call changes its variable {changed[0].path}"
+    if problem is not None:
+        raise UserError(
+            f"encoder: {problem}{_suspects(encoder)}, but a policy must act as it is learnt. Leave such layers out: "
+            "LayerNormalization can replace BatchNormalization, and a penalty such as kernel_regularizer can replace "
+            "Dropout"
+        )
+    rows = [_run(encoder, map_leaves(lambda _, part, i=i: part[i : i + 1], space, inputs)) for i in range(ROWS)]
+    if not _close(first, np.concatenate(rows)):
+        raise UserError(
+            "encoder: the features of an observation depend on the other observations of the batch, but a policy must "
+            "act as it is learnt, in batches of other sizes"
+        )
+
+
+def _run(encoder: Any, inputs: Any, **arguments: Any) -> np.ndarray:
+    if not isinstance(encoder, keras.layers.Layer):
+        raise UserError(f"encoder must be a Keras model or layer, got {type(encoder).__name__}")
+    features = encoder(inputs, **arguments)
+    shape = getattr(features, "shape", None)
+    if shape is None or len(shape) != 2:
+        got = type(features).__name__ if shape is None else list(shape)
+        raise UserError(f"encoder: its output must have shape [batch, features], got {got}")
+    return np.array(tf.cast(features, tf.float32))
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+
+
+def _check_precision(encoder: Any) -> None:
+    for layer in encoder._flatten_layers():
+        if layer.compute_dtype in HALF_PRECISION:
+            raise UserError(
+                f"encoder: layer {layer.name} computes in {layer.compute_dtype}, in which acting and learning differ "
+                "by rounding, and losses are not scaled; build it with dtype='float32'"
+            )
+
+
+def _suspects(encoder: Any) -> str:
+    """The layers that have something to do with training, for an error."""
+    names = [
+        f"{layer.name} ({type(layer).__name__})"
+        for layer in encoder._flatten_layers()
+        if not layer._layers and (layer._call_has_training_arg or layer._seed_generators)
+    ]
+    return f" (look at {', '.join(names[:5])})" if names else ""

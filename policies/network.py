@@ -1,0 +1,145 @@
+"""The network of a policy: an encoder, LSTM layers, and the heads of actor and critic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import keras
+import tensorflow as tf
+
+from rl_lnlstm.config import PolicyOptions
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.lstm.equations import State
+from rl_lnlstm.lstm.layer import MaskedLNLSTM
+from rl_lnlstm.policies.distributions import Distribution
+from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats
+from rl_lnlstm.policies.heads import action_head
+from rl_lnlstm.spaces import map_leaves
+
+# Normalised sums with a gain of 1 saturate the gates, and gradients vanish: Cooijmans et al. (2017), "Recurrent batch
+# normalization", section 4.
+LSTM_GAIN = 0.3
+
+
+class Seen(NamedTuple):
+    """What the heads see: the outputs of the LSTM layers beside the encoded observations, `[..., features]`."""
+
+    actor: Any
+    critic: Any
+
+
+class Outputs(NamedTuple):
+    """What the heads give."""
+
+    distribution: Distribution
+    values: Any  # [...]
+
+
+class Network(keras.layers.Layer):
+    """Encoder, LSTM layers and heads.
+
+    The state is a tuple with a `State` for each LSTM layer: the actor's layers from the lowest to the highest, then the
+    critic's, if it has layers of its own.
+
+    Args:
+        encoder: as for `RecurrentPolicy`.
+        observation_space, action_space: of a single environment.
+        options: the policy's.
+        seeds: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model | None,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        options: PolicyOptions,
+        seeds: Iterator[int],
+    ) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.num_layers, self.residual = options.num_layers, options.residual
+        self.encoder = encoder
+        self.lstm_layers = [
+            MaskedLNLSTM(
+                options.units,
+                return_sequences=True,
+                return_state=True,
+                time_major=True,
+                kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
+                recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
+                gamma_initializer=keras.initializers.Constant(LSTM_GAIN),
+                name=f"{name}_{layer}" if layer else name,
+            )
+            for name in (("lstm",) if options.shared_lstm else ("actor_lstm", "critic_lstm"))
+            for layer in range(options.num_layers)
+        ]
+        self.actor_layers, self.critic_layers = (
+            [
+                dense(width, options.activation, next(seeds), f"{role}_{i}")
+                for i, width in enumerate(options.head_layers)
+            ]
+            for role in ("actor", "critic")
+        )
+        self.action_head = action_head(action_space, options, next(seeds))
+        self.value_head = keras.layers.Dense(
+            1, kernel_initializer=keras.initializers.Orthogonal(1.0, next(seeds)), name="value_head"
+        )
+        self.built = True
+
+    def encode(self, frames: Any) -> Any:
+        """Observations `[n, *shape]`, normalised if they are to be, to features `[n, features]`, float32.
+
+        Raises:
+            UserError: the encoder gives something else.
+        """
+        if self.encoder is None:
+            return flat_floats(self.observation_space, frames)
+        features = self.encoder(map_leaves(as_floats, self.observation_space, frames))
+        shape = getattr(features, "shape", None)
+        if shape is None or len(shape) != 2 or shape[-1] is None:
+            got = type(features).__name__ if shape is None else list(shape)
+            raise UserError(f"encoder: its output must have shape [batch, features], got {got}")
+        return tf.cast(features, tf.float32)
+
+    def unroll(
+        self, features: Any, state: Sequence[State], masks: Any, last_action_reward: Any
+    ) -> tuple[Seen, tuple[State, ...]]:
+        """Runs the LSTM layers over sequences.
+
+        Args:
+            features: `[time, batch, features]`.
+            state: that before the first step.
+            masks: `[time, batch]`, 0 where the state is reset before that step, otherwise 1.
+            last_action_reward: `[time, batch, size]`, or None.
+
+        Returns:
+            What the heads see of each step, and the state after the last one.
+        """
+        # Layer normalisation discards the magnitude of a layer's inputs, unless a constant stands beside them.
+        constant = tf.ones_like(features[..., :1])
+        last = [] if last_action_reward is None else [last_action_reward * masks[..., tf.newaxis]]
+        inputs = tf.concat([features, *last, constant], -1)
+        outputs: list[Any] = []
+        states: list[State] = []
+        for number, (layer, before) in enumerate(zip(self.lstm_layers, state, strict=True)):
+            lowest = number % self.num_layers == 0
+            below = inputs if lowest else tf.concat([outputs[-1], constant], -1)
+            output, h, c = layer(below, masks=masks, initial_state=list(before))
+            outputs.append(output + outputs[-1] if self.residual and not lowest else output)
+            states.append(State(h, c))
+        # The heads see the observation directly too: the LSTM is for what was before.
+        seen = [tf.concat([output, features], -1) for output in outputs[self.num_layers - 1 :: self.num_layers]]
+        return Seen(seen[0], seen[-1]), tuple(states)
+
+    def heads(self, seen: Seen, action_masks: Any = None) -> Outputs:
+        """Distributions of actions and values; action masks are those of `RecurrentPolicy.step`."""
+        actor, critic = seen
+        for layer in self.actor_layers:
+            actor = layer(actor)
+        for layer in self.critic_layers:
+            critic = layer(critic)
+        distribution = self.action_head(actor) if action_masks is None else self.action_head(actor, action_masks)
+        return Outputs(distribution, self.value_head(critic)[..., 0])
