@@ -70,7 +70,7 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
     inputs = map_leaves(as_floats, space, map_leaves(lambda _, part: tf.convert_to_tensor(part), space, observations))
     first = _run(encoder, inputs)  # builds what is not built
     _check_precision(encoder)
-    before = [np.array(variable) for variable in encoder.variables]
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in encoder.variables]
     problem = None
     for what, arguments in {
         "from call to call": {},
@@ -82,7 +82,7 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
     changed = [
         variable
         for variable, old in zip(encoder.variables, before, strict=True)
-        if not np.array_equal(np.array(variable), old, equal_nan=old.dtype.kind == "f")
+        if not np.array_equal(keras.ops.convert_to_numpy(variable), old, equal_nan=old.dtype.kind == "f")
     ]
     for variable, old in zip(encoder.variables, before, strict=True):
         variable.assign(old)

@@ -209,7 +209,12 @@ class RecurrentPolicy(keras.layers.Layer):
         actions, _, _, new_state = self._act(batch, state, starts, noise, action_masks)
         actions = self.clip_actions(actions)
         if single:
-            actions = map_leaves(lambda _, part: part[0], self.action_space, actions)
+            # A `Box` without axes takes an array of none, and no scalar.
+            actions = map_leaves(
+                lambda leaf, part: part[0, ...] if isinstance(leaf, gym.spaces.Box) else part[0],
+                self.action_space,
+                actions,
+            )
         return actions, tuple(new_state)
 
     def distribution(

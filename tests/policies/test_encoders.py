@@ -342,11 +342,12 @@ def test_what_the_lstm_sees_of_the_step_before():
     assert not seen[0].any()
     for t in range(1, 6):
         number, box, bits = acted[t - 1]
-        expected = [np.eye(3)[number - 1], np.clip(box, -0.1, 0.2), bits, symlog(rewards[:, t - 1 : t])]
+        expected = [np.eye(3)[number - 1], np.clip(box, -1, 1), bits, rewards[:, t - 1 : t]]
         np.testing.assert_allclose(seen[t], np.concatenate(expected, -1), atol=1e-6)
-    assert np.any(np.abs(np.stack([box for _, box, _ in acted])) > 0.2)  # clipping mattered
+    assert np.any(np.abs(np.stack([box for _, box, _ in acted])) > 1)  # clipping mattered
 
     last = np.stack(seen, 1).astype(np.float64)
+    last[..., -1] = symlog(last[..., -1])
     zeros = tuple(np.zeros((2, 2, 4)))
     _, critic = run_lstm_layers(policy, observations, masks, zeros, last)
     weights = weights_of(policy)
