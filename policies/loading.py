@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.config import upgraded
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.policies.saving import (
@@ -45,11 +45,11 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
         description = read_json(folder / DESCRIPTION)
         if description["format"] != FORMAT:
             raise UserError(
-                f"{folder} holds a policy of format {description['format']}, this version reads format {FORMAT}"
+                f"{folder} holds a policy of format {printable(description['format'])}, this version reads format {FORMAT}"
             )
         policy_class = {**POLICIES, RecurrentPolicy.__name__: RecurrentPolicy}.get(description["policy"])
         if policy_class is None:
-            raise UserError(f"{folder} holds a {description['policy']}, known are {', '.join(POLICIES)}")
+            raise UserError(f"{folder} holds a {printable(description['policy'])}, known are {', '.join(POLICIES)}")
         if description["custom_encoder"] != (encoder is not None):
             need = (
                 "was saved with an encoder of its own: hand one that is built alike to load_policy(path, encoder=...)"
@@ -66,10 +66,14 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
             _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
             policy = build()
             policy.set_weights([read_array(archive, name) for name in weight_names(policy)])
+            env_id = description.get("env_id")  # earlier versions did not save it
+            policy.env_id = env_id if isinstance(env_id, str) else None
     except UserError:
         raise
     except Exception as error:  # whatever a file that somebody made up leads to, it is the file that is wrong
-        raise UserError(f"{folder} holds no policy that can be loaded, {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{folder} holds no policy that can be loaded, {type(error).__name__}: {printable(error)}"
+        ) from error
     return policy
 
 

@@ -38,6 +38,7 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
     description = {
         "format": FORMAT,
         "policy": type(policy).__name__,
+        "env_id": getattr(policy, "env_id", None),
         "custom_encoder": policy.custom_encoder,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),

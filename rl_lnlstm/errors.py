@@ -42,3 +42,19 @@ class RunWarning(UserWarning):
 def warn(message: str) -> None:
     """Gives a `RunWarning`; the same one again is told only once."""
     warnings.warn(message, RunWarning, stacklevel=2)
+
+
+def printable(value: object, limit: int = 200) -> str:
+    """Text from a file or an environment, safe to print on a terminal.
+
+    Control characters and others that cannot be printed are escaped as in Python's literals, and the text is cut.
+
+    Args:
+        value: the text, or any object.
+        limit: of the length, in characters.
+    """
+    text = "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
+        for character in str(value)[: limit + 1]
+    )
+    return text if len(text) <= limit else f"{text[:limit]}..."

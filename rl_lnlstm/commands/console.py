@@ -12,14 +12,16 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from rl_lnlstm.errors import RunFailure, RunWarning, UserError
+from rl_lnlstm.errors import RunFailure, RunWarning, UserError, printable
+
+MOST_CHARACTERS = 10_000  # of a message
 
 messages = Console(stderr=True, highlight=False)
 
 
 def tell(message: str) -> None:
-    """Prints a line as it is, without markup and without line breaks of our own."""
-    messages.print(message, markup=False, soft_wrap=True)
+    """Prints a message on standard error, safely (see `printable`), and without breaking its lines."""
+    messages.print(printable(message, MOST_CHARACTERS), markup=False, soft_wrap=True)
 
 
 def output(text: str) -> None:

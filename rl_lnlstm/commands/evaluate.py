@@ -16,7 +16,7 @@ from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, read_config, tuple_if_list
 from rl_lnlstm.config import check_types
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
@@ -41,7 +41,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """
     policy = load_policy(options.path)
     policy.seed(options.seed)
-    environment = _trained_in(options)
+    environment = _trained_in(options, policy.env_id)
     if options.record is not None:
         check_is_free(options.record, "folder", "--record")
     if options.episode_seeds is None:
@@ -130,10 +130,26 @@ def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterato
         yield episode
 
 
-def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
+def needs_naming(config: Mapping[str, Any]) -> list[str]:
+    """The options among "env_id" and "wrappers" that a file is not trusted with, because they import or write."""
+
+    def is_untrusted(name: str, value: str) -> bool:
+        named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:" if name == "wrappers" else "")
+        return ":" in named or named == "RecordVideo" or len(value) > MAX_NAME
+
+    values = {"env_id": [config.get("env_id") or ""], "wrappers": config.get("wrappers", ())}
+    return [name for name, found in values.items() if any(is_untrusted(name, value) for value in found)]
+
+
+def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
     """The options of `ENVIRONMENT`: those of the command line, and for the rest those of the run's configuration.
 
-    A configuration is not trusted to import a module or to write files.
+    Args:
+        options: of the command.
+        env_id: what the policy's folder says.
+
+    Raises:
+        UserError: the configuration is wrong, or names what a file is not trusted with: importing, writing files.
     """
     path = options.path / CONFIG
     try:
@@ -141,6 +157,7 @@ def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
     except (OSError, ValueError):
         config = {}
     known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
+    known["env_id"] = env_id if known["env_id"] is None else known["env_id"]
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
     if "env_id" not in given and known["env_id"] is None:
         raise UserError(f"{options.path} does not say which environment its policy was trained in: give --env-id")
@@ -149,13 +166,10 @@ def _trained_in(options: EvaluateOptions) -> dict[str, Any]:
         check_types(taken, TrainOptions)
     except UserError as error:
         raise UserError(f"{path}: {error}; give --{str(error).split()[0].replace('_', '-')}") from None
-    for name, values in (("env_id", [taken.get("env_id", "")]), ("wrappers", taken.get("wrappers", ()))):
-        for value in values:
-            named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:" if name == "wrappers" else "")
-            if ":" in named or named == "RecordVideo" or len(value) > MAX_NAME:
-                flag = name.replace("_", "-")
-                raise UserError(
-                    f"{path} names {value[:MAX_NAME]!r}, which would import a module or write files; a file is not "
-                    f"trusted with that: give --{flag} to allow it"
-                )
+    for name in needs_naming(taken):
+        value = taken[name] if name == "env_id" else ", ".join(taken[name])
+        raise UserError(
+            f"{options.path} names {printable(value)!r}, which would import a module or write files; a file is not "
+            f"trusted with that: give --{name.replace('_', '-')} to allow it"
+        )
     return {**taken, **given}

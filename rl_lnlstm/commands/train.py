@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
-from rl_lnlstm.commands.evaluate import MOST_ENVS, make_evaluation_envs, plan_for
-from rl_lnlstm.commands.options import TrainOptions, saved_options
+from rl_lnlstm.commands.evaluate import MOST_ENVS, make_evaluation_envs, needs_naming, plan_for
+from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, saved_options
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.result import decimals
-from rl_lnlstm.files import check_is_free
+from rl_lnlstm.files import check_is_free, replacing_file
 from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
-from rl_lnlstm.runs.layout import CHECKPOINTS
+from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
 from rl_lnlstm.runs.progress import progress_bar
 from rl_lnlstm.runs.run_directory import RunDirectory, locked
 
@@ -54,9 +56,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
             resources.enter_context(locked(run_dir))
             check_is_free(run_dir, "run directory", OTHER_RUN)
             run = RunDirectory(run_dir, config, ppo.policy)
-            messages.print(
-                f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}", markup=False
-            )
+            tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}")
         else:
             run = _resume(ppo, state, run_dir, config, options)
         whole = _learn(ppo, run, options, stop)
@@ -64,7 +64,8 @@ def train(options: TrainOptions, stop: Stop) -> int:
             return 1
         if not stop.requested and options.eval_episodes:
             with stop.at_once():
-                _evaluate(ppo, config, options)
+                _evaluate(ppo, run_dir, config, options)
+        tell(f"next: {evaluate_command(run_dir, options)}")
     return 0
 
 
@@ -92,9 +93,9 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
         raise
     finally:
         whole = run.finish()
-        messages.print(f"policy, metrics and learning curve are in {run.path}", markup=False)
+        tell(f"policy, metrics and learning curve are in {run.path}")
     if not whole:
-        messages.print(f"error: {run.path} could not be written to the end", markup=False)
+        tell(f"error: {run.path} could not be written to the end")
     return whole
 
 
@@ -102,7 +103,7 @@ def _resume(
     ppo: PPO, state: TrainingState, run_dir: Path, config: dict[str, Any], options: TrainOptions
 ) -> RunDirectory:
     if options.env_snapshot and state.environments is not None:
-        messages.print("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
+        tell("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
     ppo.load_checkpoint(state, options.total_timesteps, options.env_snapshot)
     run = RunDirectory(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
     left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
@@ -125,15 +126,36 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
         tell(f"changed: {', '.join(changes.values())}")
 
 
-def _evaluate(ppo: PPO, config: dict[str, Any], options: TrainOptions) -> None:
-    """Evaluates the policy as `rl-lnlstm evaluate` does with the seed of the run."""
+def _evaluate(ppo: PPO, run_dir: Path, config: dict[str, Any], options: TrainOptions) -> None:
+    """Evaluates the policy, as `rl-lnlstm evaluate` does with the seed of the run, and writes `results.json`."""
     seeds = seeds_of_episodes(options.seed, options.eval_episodes)
     vectorization = "async" if options.vectorization == "async" else "sync"
     envs = make_evaluation_envs(config, min(MOST_ENVS, len(seeds)), vectorization, **ppo.config.fault_tolerance)
     with contextlib.closing(envs):
         result = gathered(EpisodeRunner(ppo.policy, envs, plan_for(envs, seeds, options.seed)), True, options.seed)
+    results = {"env_id": options.env_id, "total_timesteps": ppo.num_timesteps, **result.to_dict()}
+    try:
+        with replacing_file(run_dir / RESULTS) as path:
+            path.write_text(json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        warn(f"{run_dir / RESULTS} cannot be written: {error}")
     digits = decimals(result.returns)
     output(f"{result.mean:.{digits}f} +/- {result.std:.{digits}f} over {options.eval_episodes} episodes")
+
+
+def evaluate_command(run_dir: Path, options: TrainOptions) -> str:
+    """The command line that runs the same evaluation again."""
+    words = ["rl-lnlstm", "evaluate", str(run_dir)]
+    unnamed = needs_naming({"env_id": options.env_id, "wrappers": options.wrappers})
+    if "env_id" in unnamed:
+        words += ["--env-id", options.env_id]
+    if "wrappers" in unnamed:
+        words += ["--wrappers", *options.wrappers]
+    if options.eval_episodes not in (0, EvaluateOptions.episodes):
+        words += ["--episodes", str(options.eval_episodes)]
+    if options.seed != EvaluateOptions.seed:
+        words += ["--seed", str(options.seed)]
+    return shlex.join(words)
 
 
 def _new_run_dir(options: TrainOptions) -> Path:

@@ -55,6 +55,7 @@ class Trainer:
             raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {self.envs.num_envs}")
         self.policy = policy if isinstance(policy, RecurrentPolicy) else self._make_policy()
         check_spaces(self.policy, self.envs)
+        self.policy.env_id = self.config.env_id
 
         self._selection = self._make_selection(env) if self.config.eval_interval else None
 

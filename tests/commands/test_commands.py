@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +62,7 @@ def test_a_run_leaves_everything(run):
         "learning_curve.png",
         "metrics.csv",
         "policy",
+        "results.json",
         "tensorboard",
     ]
     config = json.loads((run / "config.json").read_text())
@@ -85,6 +88,28 @@ def test_metrics_and_tensorboard_agree(run):
 def test_train_ends_with_an_evaluation(tmp_path, capsys):
     assert train(tmp_path / "run", "--eval-episodes", "2") == 0
     assert re.fullmatch(r"[\d.]+ \+/- [\d.]+ over 2 episodes\n", capsys.readouterr().out)
+
+
+def test_the_final_evaluation_is_written_and_the_next_command_repeats_it(tmp_path, capsys, monkeypatch, request):
+    (tmp_path / "my_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gym.register('Mine-v0', entry_point=CartPoleEnv, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    request.addfinalizer(lambda: gym.registry.pop("Mine-v0", None))  # other tests' workers could not import it
+    run_dir = tmp_path / "my run"
+    environment = ["--env-id", "my_envs:Mine-v0", "--wrappers", "gymnasium.wrappers:TimeLimit(9)", "--seed", "4"]
+    assert train(run_dir, *environment, "--eval-episodes", "3") == 0
+    printed, told = capsys.readouterr()
+    results = json.loads((run_dir / "results.json").read_text())
+    assert f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f} over 3 episodes" in printed
+    assert results["total_timesteps"] == int(rows(run_dir)[-1]["time/total_timesteps"])
+    command = re.search(r"next: rl-lnlstm (.*)\n", told)[1]
+    assert main([*shlex.split(command), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["episode_seeds"] == results["episode_seeds"]
+    assert again["episode_rewards"] == results["episode_rewards"]
 
 
 def test_the_same_seed_is_the_same_run(run, tmp_path):
@@ -197,10 +222,28 @@ def test_standard_output_that_takes_nothing_is_an_error_in_a_line(arguments, run
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
-def test_a_policy_folder_needs_the_environment_named(run, capsys):
-    assert main(["evaluate", str(run / "policy")]) == 2
-    assert "--env-id" in capsys.readouterr().err
-    assert main(["evaluate", str(run / "policy"), "--env-id", "CartPoleNoVel-v1", "--episodes", "1"]) == 0
+def test_a_policy_folder_knows_its_environment(run, tmp_path, capsys):
+    assert main(["evaluate", str(run / "policy"), "--episodes", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["env_id"] == "CartPoleNoVel-v1"
+    old = shutil.copytree(run / "policy", tmp_path / "old")
+    description = json.loads((old / "policy.json").read_text())
+    for env_id in (None, 5):
+        (old / "policy.json").write_text(json.dumps({**description, "env_id": env_id}))
+        assert main(["evaluate", str(old)]) == 2
+        assert "--env-id" in capsys.readouterr().err
+    assert main(["evaluate", str(old), "--env-id", "CartPoleNoVel-v1", "--episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize("file", ["config.json", "policy/policy.json"])
+def test_what_a_file_says_reaches_the_terminal_escaped_and_cut(file, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    content = json.loads((copy / file).read_text())
+    hostile = "\x1b]0;owned\x07\u202e:" + 5000 * "x"
+    (copy / file).write_text(json.dumps({**content, "env_id": hostile, "policy": hostile}))
+    assert main(["evaluate", str(copy), "--episodes", "1"]) == 2
+    error = capsys.readouterr().err
+    assert all(character.isprintable() or character == "\n" for character in error)
+    assert len(error) < 1000
 
 
 def test_environments_are_wrapped_alike_in_training_and_evaluation(tmp_path, capsys):
