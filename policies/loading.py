@@ -45,7 +45,8 @@ def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> 
         description = read_json(folder / DESCRIPTION)
         if description["format"] != FORMAT:
             raise UserError(
-                f"{folder} holds a policy of format {printable(description['format'])}, this version reads format {FORMAT}"
+                f"{folder} holds a policy of format {printable(description['format'])}, this version reads format "
+                f"{FORMAT}"
             )
         policy_class = {**POLICIES, RecurrentPolicy.__name__: RecurrentPolicy}.get(description["policy"])
         if policy_class is None:
