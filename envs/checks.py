@@ -18,6 +18,7 @@ import numpy as np
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.spaces import LEAVES, map_leaves
 
+ANSWERS = {"reset": "(observation, info)", "step": "5 values, (observation, reward, terminated, truncated, info)"}
 NUMBERS = "biuf"  # NumPy's kinds: bool, integers, floating point
 
 # --------------------------------------------------------------------------------------------------------- actions
@@ -258,9 +259,10 @@ def _numbers(values: Any, num_envs: int, what: str) -> np.ndarray:
 
 def unpacked(answer: Any, count: int, method: str) -> tuple[Any, ...]:
     """What `reset` or `step` returned, if it is a tuple of so many parts."""
-    if not isinstance(answer, tuple | list) or len(answer) != count:
-        raise Fault(f"returned {_shown(answer)} from {method}, expected a tuple of {count}", lasting=True)
-    return tuple(answer)
+    if isinstance(answer, tuple | list) and len(answer) == count:
+        return tuple(answer)
+    got = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
+    raise Fault(f"returned {got} from {method}, expected {ANSWERS[method]}: got {_shown(answer)}", lasting=True)
 
 
 def _dtype_name(array: np.ndarray) -> str:

@@ -1,8 +1,14 @@
 """What an environment did instead of answering. It is told as an entry of the infos, beside the others' answers."""
 
+import re
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import gymnasium
+
+import rl_lnlstm
 
 FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only the modules of this folder see it
 ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
@@ -41,6 +47,20 @@ class WorkerTraceback(Exception):
 def raised(error: BaseException, when: str = "") -> str:
     """The words for an exception that an environment raised."""
     return f"raised {type(error).__name__}{when}: {error}"
+
+
+def user_frames(error: BaseException | None) -> str:
+    """The part of a traceback that lies outside of this package and Gymnasium: "" if there is none.
+
+    Args:
+        error: what an environment raised, in this process or in another one.
+    """
+    if error is None:
+        return ""
+    text = error.args[0] if isinstance(error, WorkerTraceback) else "".join(traceback.format_exception(error))
+    ours = [str(Path(module.__file__ or "").parent) for module in (rl_lnlstm, gymnasium)]
+    blocks = re.findall(r'^  File "[^\n]*\n(?:    [^\n]*\n)*', text, re.MULTILINE)
+    return "".join(block for block in blocks if not any(f'File "{folder}' in block for folder in ours)).rstrip()
 
 
 def forget(infos: Mapping[str, Any], index: int) -> None:

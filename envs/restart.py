@@ -50,6 +50,10 @@ class EnvMaker:
                 raise UserError(f"env: expected a function that makes a gymnasium.Env, got one that makes {env!r}")
             for wrapper in self.wrappers:
                 env = wrapper(env)
+            for name in ("observation_space", "action_space"):
+                space = getattr(env, name, None)
+                if not isinstance(space, gym.Space):
+                    raise UserError(f"{self.name}: {name} must be a gymnasium.Space, got {space!r}")
             refuse_learning_wrappers(env, self.name)
             return Guard(env, self.info_keys)
 

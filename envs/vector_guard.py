@@ -23,7 +23,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
     wrong_values,
 )
-from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised
+from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised, user_frames
 from rl_lnlstm.envs.guard import Copies, guard_environments_of
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
@@ -90,6 +90,7 @@ class GuardedVectorEnv(VectorWrapper):
             self.single_observation_space = self.mask_entry.other_entries
             self.observation_space = batch_space(self.mask_entry.other_entries, env.num_envs)
         self._steps = 0
+        self._all_fail_at_once = False
         self._ended: Any = np.zeros((2, env.num_envs), bool)  # terminations and truncations of the last step
         self._seeds: list[int | None] = [None] * env.num_envs
         # By environment: how often it was made anew, failures in a row, and the step of the last one.
@@ -181,6 +182,7 @@ class GuardedVectorEnv(VectorWrapper):
         aborted = ~self._began(terminations | truncations)
         aborted[list(final_faults)] = True
         faults = {**faults, **final_faults}
+        self._all_fail_at_once = self._steps == 1 and 1 < len(faults) == self.num_envs
         aborted &= np.isin(np.arange(self.num_envs), list(faults))
         for index, fault in sorted(faults.items()):
             if aborted[index]:
@@ -292,10 +294,17 @@ class GuardedVectorEnv(VectorWrapper):
         self.failures += 1
         message = f"{self._name_of(index)} {fault} ({when} {self._steps})"
         if not fault.lasting:
-            if self._in_a_row[index] <= self._max_failures:
-                log.warning("%s; a new environment takes its place, and the aborted episode is left out", message)
+            if self._all_fail_at_once:
+                message += ", and so does every environment in its first step"
+            elif self._in_a_row[index] <= self._max_failures:
+                frames = user_frames(fault.__cause__) if self.failures == 1 else ""
+                log.warning(
+                    "%s; a new environment takes its place, and the aborted episode is left out%s",
+                    message,
+                    frames and f"\n{frames}",
+                )
                 return
-            if self._max_failures:
+            elif self._max_failures:
                 message += (
                     f", failure number {self._in_a_row[index]} in a row, of which {self._max_failures} are allowed"
                 )

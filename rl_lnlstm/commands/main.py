@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, output, tell, warnings_as_messages
 from rl_lnlstm.commands.options import BuildKernelOptions, EvaluateOptions, Options, TrainOptions, parse
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(f"error: {error}")
             code = EXIT_USAGE
         except RunFailure as error:
-            tell(f"error: {error}")
+            _tell_failure(error)
             code = EXIT_FAILURE
         except BrokenPipeError:  # the reader of the output, such as `head`, has gone
             discard(sys.stdout, sys.stderr)
@@ -46,12 +48,34 @@ def _run(options: Options, stop: Stop) -> int:
     from rl_lnlstm.commands.evaluate import evaluate
     from rl_lnlstm.commands.train import train
 
-    if isinstance(options, TrainOptions):
-        return train(options, stop)
-    if isinstance(options, EvaluateOptions):
-        with stop.at_once():
-            return evaluate(options)
+    with _current_folder_importable():
+        if isinstance(options, TrainOptions):
+            return train(options, stop)
+        if isinstance(options, EvaluateOptions):
+            with stop.at_once():
+                return evaluate(options)
     return _build_kernel(options)
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Finds the module of `--env-id module:id` in the current folder, as `python -m` does."""
+    folder = os.getcwd()
+    if folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _tell_failure(error: RunFailure) -> None:
+    """The message, and where in the user's code it came from."""
+    from rl_lnlstm.envs.faults import user_frames  # imports Gymnasium, for which `--help` should not wait
+
+    tell("\n".join(filter(None, [f"error: {error}", user_frames(error.__cause__)])))
 
 
 def _build_kernel(options: BuildKernelOptions) -> int:

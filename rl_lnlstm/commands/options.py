@@ -24,6 +24,8 @@ class TrainOptions(PPOConfig):
     """new folder to record the run in; runs/<env>-<seed>-<time> if None"""
     eval_episodes: Index = 20
     """episodes of the evaluation at the end; 0 for none"""
+    check_env: bool = True
+    """before the run, make an environment, reset it, take one step and check what it returns"""
 
     resume: Path | None = None
     """run directory to resume, from its newest checkpoint; the checkpoint is unpickled, so name only your own. Options

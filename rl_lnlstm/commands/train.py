@@ -16,6 +16,7 @@ from rl_lnlstm.commands.evaluate import MOST_ENVS, make_evaluation_envs, needs_n
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, saved_options
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
@@ -45,6 +46,8 @@ def train(options: TrainOptions, stop: Stop) -> int:
         state = None
         if options.resume is None:
             check_is_free(run_dir, "run directory", OTHER_RUN)
+            if options.check_env:
+                check_env(options.env_id, wrappers=options.wrappers, env_kwargs=options.env_kwargs)
         else:
             resources.enter_context(locked(run_dir))
             _list_changes(saved_options(run_dir), options)

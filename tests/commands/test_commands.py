@@ -341,10 +341,33 @@ def test_an_environment_that_fails_is_named_and_nothing_is_lost(tmp_path, capsys
     assert re.search(r"environment [01] in 0\.\.1", error)
     assert re.search(r"step \d+", error)
     assert "the simulator broke" in error
+    assert f'File "{tmp_path / "faulty_envs.py"}", line 8, in step' in error
     assert "Traceback" not in error
     assert load_policy(tmp_path / "run").units == 8
     assert len(rows(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "learning_curve.png").is_file()
+
+
+def test_a_module_of_the_current_folder_is_found_and_its_environment_is_tried_first(tmp_path, capsys, monkeypatch):
+    (tmp_path / "wrong_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "class Wrong(gym.Env):\n"
+        "    observation_space, action_space = gym.spaces.Discrete(3), gym.spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return 0, {}\n"
+        "    def step(self, action):\n"
+        "        return 7, 1.0, False, False, {}\n"
+        "gym.register('Wrong-v0', entry_point=Wrong)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    try:
+        assert train(tmp_path / "run", "--env-id", "wrong_envs:Wrong-v0") == 1
+    finally:
+        gym.registry.pop("Wrong-v0", None)
+    assert "returned 7 in observation, expected 0..2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert sys.path == path
 
 
 @pytest.mark.parametrize(("vectorization", "number"), [("sync", signal.SIGINT), ("async", signal.SIGTERM)])

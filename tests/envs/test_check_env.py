@@ -1,0 +1,97 @@
+"""Environments that are wrong are named in plain words, before a run trusts them."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rl_lnlstm import UserError
+from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs.check_env import check_env
+from rl_lnlstm.envs.faults import user_frames
+from rl_lnlstm.errors import EnvironmentFailure, RunWarning
+from tests.policies.card_env import CardEnv
+
+
+class Good(gym.Env):
+    observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-1, 1, (2,)), "cue": gym.spaces.Discrete(3)})
+    action_space = gym.spaces.Discrete(2)
+    observation = property(lambda self: {"x": np.zeros(2, np.float32), "cue": 1})
+    answer = property(lambda self: (self.observation, 0.0, False, False, {}))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation, {}
+
+    def step(self, action):
+        return self.answer
+
+
+def bug(self, *_, **__):
+    return 1 / 0
+
+
+X = np.zeros(2, np.float32)
+WRONG = {
+    "reset gives text": ({"reset": lambda self, **_: "hello"}, ["a str from reset", "(observation, info)"]),
+    "reset gives an observation": ({"reset": lambda self, **_: self.observation}, ["a dict from reset"]),
+    "reset takes no seed": ({"reset": lambda self: 0}, ["'seed'", "reset(self, *, seed=None, options=None)"]),
+    "step takes no action": ({"step": lambda self: 0}, ["step(self, action)"]),
+    "the step of the old Gym": ({"step": lambda self, _: (self.observation, 0.0, False, {})}, ["4 values", "5 values"]),
+    "step gives nothing": ({"step": lambda self, _: None}, ["from step", "5 values"]),
+    "an entry is missing": ({"observation": {"x": X}}, ["without 'cue'"]),
+    "outside of a Discrete": ({"observation": {"x": X, "cue": 7}}, ["7 in observation['cue']", "0..2"]),
+    "another shape": ({"observation": {"x": np.zeros(3), "cue": 1}}, ["observation['x']", "[3]", "[2]"]),
+    "not a number": ({"observation": {"x": X + np.nan, "cue": 1}}, ["nan in observation['x']"]),
+    "a list for a Dict": ({"observation": [X, 1]}, ["expected a dict"]),
+    "a reward of text": ({"answer": ({"x": X, "cue": 1}, "much", False, False, {})}, ["'much' as reward"]),
+    "a reward of None": ({"answer": ({"x": X, "cue": 1}, None, False, False, {})}, ["None as reward"]),
+    "an end of text": ({"answer": ({"x": X, "cue": 1}, 0.0, "no", False, {})}, ["'no' as termination", "bool"]),
+    "a bug": ({"step": bug}, ["ZeroDivisionError"]),
+    "a bug in the constructor": ({"__init__": bug}, ["could not be made", "ZeroDivisionError"]),
+    "no observation space": ({"observation_space": None}, ["observation_space must be a gymnasium.Space, got None"]),
+    "no action space": ({"action_space": "left"}, ["action_space must be a gymnasium.Space, got 'left'"]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_in_plain_words(wrong):
+    attributes, words = WRONG[wrong]
+    with pytest.raises((EnvironmentFailure, UserError)) as raised:
+        check_env(type("Mine", (Good,), attributes))
+    assert "Mine" in str(raised.value)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_good_environments_pass():
+    for env in (Good, CardEnv, "CartPole-v1", "Blackjack-v1", "TMaze-v0"):
+        check_env(env)
+
+
+def test_an_observation_out_of_bounds_is_a_warning():
+    with pytest.warns(RunWarning, match="returned 5 in an observation, .* bounds of its space, -1 to 1"):
+        check_env(type("Mine", (Good,), {"observation": {"x": X + 5, "cue": 1}}))
+
+
+class Breaking(Good):
+    def step(self, action):
+        return self.deeper()
+
+    def deeper(self):
+        raise KeyError("a bug of mine")
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_the_first_failure_shows_the_users_lines_and_all_failing_at_once_ends(vectorization):
+    envs = make_vec(Breaking, 2, vectorization=vectorization, max_failures=10)
+    envs.reset(seed=0)
+    with pytest.raises(EnvironmentFailure, match="so does every environment in its first step") as raised:
+        envs.step(np.zeros(2, int))
+    envs.close()
+    frames = user_frames(raised.value.__cause__)
+    assert "in deeper" in frames
+    assert "in step" in frames
+    assert __file__ in frames
+    assert "guard.py" not in frames
+    assert 'raise KeyError("a bug of mine")' in frames
+    assert envs.failures == 1
