@@ -228,7 +228,7 @@ def test_a_run_in_which_every_episode_breaks_off_stops():
     with pytest.raises(EnvironmentFailure, match="failed in every episode of the last 11 rollouts"):
         ppo.learn(10**9)
     assert ppo.num_timesteps == 0
-    with pytest.raises(EnvironmentFailure, match="broke off 100 episodes in a row"):
+    with pytest.raises(EnvironmentFailure, match="failed in 100 episodes in a row"):
         evaluate_policy(ppo.policy, ppo.envs, 1)
 
 

@@ -290,7 +290,6 @@ NOT_TRUSTED = [
     {"wrappers": [["TimeLimit(3)"]]},
     {"wrappers": "RecordVideo('written')"},
     {"env_kwargs": {"render_mode": ["human"]}},
-    {"vectorization": "imported_by_a_policy"},
 ]
 
 
