@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 
-import rl_lnlstm
+from rl_lnlstm import errors
 
 FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only the modules of this folder see it
 ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
@@ -58,7 +58,7 @@ def user_frames(error: BaseException | None) -> str:
     if error is None:
         return ""
     text = error.args[0] if isinstance(error, WorkerTraceback) else "".join(traceback.format_exception(error))
-    ours = [str(Path(module.__file__ or "").parent) for module in (rl_lnlstm, gymnasium)]
+    ours = [str(Path(module.__file__ or "").parent) for module in (errors, gymnasium)]
     blocks = re.findall(r'^  File "[^\n]*\n(?:    [^\n]*\n)*', text, re.MULTILINE)
     return "".join(block for block in blocks if not any(f'File "{folder}' in block for folder in ours)).rstrip()
 
