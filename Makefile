@@ -1,6 +1,6 @@
 # `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test docs lint format bench kills learning endurance sanitize test-peers clean
+.PHONY: help train test docs lint format bench kills learning endurance sanitize test-peers test-lowest clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -47,6 +47,19 @@ format: $(VENV)/.installed  ## bring the code into form
 test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, which are large
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
+# uv finds the lowest versions that pyproject.toml allows for what it names, and the newest ones of the rest.
+LOWEST := $(VENV)-lowest
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --python $(LOWEST)/bin/python \
+		--extra test --extra classic-control pyproject.toml --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed  ## run the tests with the lowest versions that pyproject.toml allows
+	PYTHONPATH=. $(LOWEST)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
 # Python is not built for a sanitizer: its library has to be loaded first, and that of C++, whose throw it replaces. UndefinedBehaviorSanitizer without the checks
 # that TensorFlow's own headers fail to compile under. ThreadSanitizer sees only threads that are compiled for it, which TensorFlow's are not: a program has its own.
 SANITIZED_TESTS := tests/lstm/test_kernel.py tests/policies/test_policies.py -p no:cacheprovider
@@ -81,4 +94,4 @@ endurance: $(VENV)/.installed  ## memory over 2,000 iterations, and learning whe
 	$(BIN)/python benchmarks/endurance.py --record --seeds 2
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
