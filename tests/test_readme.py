@@ -108,6 +108,8 @@ def test_pictures_links_and_files_are_there(page):
     # Files are named from the top of the checkout; only the files of this project have a folder in front.
     for target in re.findall(r"`((?:rl_lnlstm|policies|envs|tests|benchmarks)/[\w./]*)`", text):
         assert (ROOT / target).exists(), target
+    for defined, target in re.findall(r"`(\w+)` in `((?:rl_lnlstm|policies|envs)/[\w./]+\.py)`", text):
+        assert re.search(rf"(?:def|class) {defined}\b", (ROOT / target).read_text()), f"{defined} in {target}"
 
 
 def test_options_that_other_libraries_name_differently_exist():
