@@ -169,7 +169,7 @@ class Copies(gym.Wrapper):
                 checked_reward(reward),
                 checked_end(terminated, "termination"),
                 checked_end(truncated, "truncation"),
-                info,
+                _without_gymnasiums(info),
             )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -178,7 +178,7 @@ class Copies(gym.Wrapper):
         answer = self.env.reset(seed=seed, options=options)
         with self._indexed():
             observation, info = unpacked(answer, 2, "reset")
-            return checked_observation(self._spaces[0], observation), info
+            return checked_observation(self._spaces[0], observation), _without_gymnasiums(info)
 
     @contextlib.contextmanager
     def _indexed(self) -> Iterator[None]:
@@ -187,6 +187,13 @@ class Copies(gym.Wrapper):
         except Fault as fault:
             fault.index = self._index
             raise
+
+
+def _without_gymnasiums(info: Any) -> dict[str, Any]:
+    """An info without the entries that the vector environment itself writes; empty if it is no dict."""
+    if not isinstance(info, Mapping):
+        return {}
+    return {key: value for key, value in info.items() if key not in ("final_obs", "final_info")}
 
 
 def guard_environments_of(envs: VectorEnv) -> None:

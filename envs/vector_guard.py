@@ -263,7 +263,7 @@ class GuardedVectorEnv(VectorWrapper):
     def _final_faults(self, rewards: np.ndarray, infos: dict[str, Any]) -> dict[int, Fault]:
         """What is wrong with a step even if its environment was reset well after it."""
         faults = not_finite(rewards, "reward")
-        if "_final_obs" in infos:
+        if self._mode is AutoresetMode.SAME_STEP and "_final_obs" in infos:
             for index in np.flatnonzero(infos["_final_obs"]):
                 for fault in wrong_values(self._checked_parts, infos["final_obs"][index], single=True).values():
                     faults.setdefault(int(index), fault)

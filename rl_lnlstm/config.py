@@ -57,6 +57,10 @@ class EnvironmentOptions:
     vectorization: Annotated[Literal["auto", "sync", "async", "vector_entry_point"], FIXED] = "auto"
     """sync: one environment after the other in this process; async: one process for each; vector_entry_point: the id's
     own vector implementation; auto: vector_entry_point if the id has one and there are no wrappers, otherwise sync"""
+    info_keys: tuple[str, ...] = ()
+    """numbers in the info of an episode's last step, such as is_success, whose means become metrics rollout/KEY"""
+    mask_key: Annotated[str | None, FIXED] = None
+    """the entry of a Dict observation that is the action mask, such as action_mask; the policy does not see it"""
     max_env_failures: Index = 10
     """an environment that raises, dies, hangs or returns NaN is replaced, and its aborted episode is left out; the run
     stops when one environment fails more often than this in a row, with fewer than 100 steps in between"""

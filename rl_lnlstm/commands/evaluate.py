@@ -27,7 +27,7 @@ from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.runs.layout import CONFIG
 
 # The options that say which environments to make, and their values where a configuration has none
-ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": ()}
+ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "mask_key": None}
 MAX_NAME = 200  # characters of a name from a file
 MOST_ENVS = 8  # environments that are stepped together, unless an option says otherwise
 FPS = 30  # pictures per second of a video, if the environment does not say
@@ -118,6 +118,7 @@ def make_evaluation_envs(
         wrappers=environment["wrappers"],
         render_mode="rgb_array" if render else None,
         env_kwargs=environment["env_kwargs"],
+        mask_key=environment["mask_key"],
         **fault_tolerance,
     )
 

@@ -62,6 +62,8 @@ class EvaluateOptions:
     """keyword arguments for each environment; those of the training if None"""
     wrappers: tuple[str, ...] | None = None
     """wrappers around each environment; those of the training if None"""
+    mask_key: str | None = None
+    """the entry of a Dict observation that is the action mask; that of the training if None"""
     vectorization: Literal["auto", "sync", "vector_entry_point"] | None = None
     """sync: one environment after the other; vector_entry_point: the id's own vector implementation, whose episodes
     cannot be seeded one by one; sync if None"""

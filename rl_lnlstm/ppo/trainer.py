@@ -87,6 +87,8 @@ class Trainer:
             vectorization=vectorization,
             wrappers=config.wrappers,
             env_kwargs=config.env_kwargs,
+            info_keys=config.info_keys,
+            mask_key=config.mask_key,
             **config.fault_tolerance,
         )
 
