@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs.action_masks import KEY, ActionMasks, environment_name
 from rl_lnlstm.envs.faults import ABORTED
+from rl_lnlstm.envs.scores import scores
 from rl_lnlstm.envs.vector_guard import guarded
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.spaces import map_leaves
@@ -22,7 +23,7 @@ class Episode(NamedTuple):
 
     Attributes:
         environment: the index of its environment.
-        episode_return: the undiscounted sum of its rewards, as the environment gave them.
+        episode_return: the undiscounted sum of its rewards, before a wrapper such as `ClipReward` clipped them.
         length: in frames.
         info: the numbers that `make_vec(info_keys=...)` asked for, as far as the info of its last step had them.
     """
@@ -156,7 +157,7 @@ class Stepper:
         if aborted is not None:  # the observation is already the next episode's first, in every mode
             self.episode_starts = self.episode_starts | aborted
             self._returns[aborted], self._lengths[aborted] = 0.0, 0
-        episodes = self._ended_episodes(rewards, valid, ends, infos)
+        episodes = self._ended_episodes(np.where(valid, scores(rewards, infos), 0.0), valid, ends, infos)
         self._uses = self.envs.uses
         return Step(rewards, terminations, truncations, valid, aborted, final_observations, episodes)
 
@@ -186,9 +187,9 @@ class Stepper:
         return self.envs.reset(seed=seeds, options={"reset_mask": rows.copy()})
 
     def _ended_episodes(
-        self, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray, infos: dict[str, Any]
+        self, earned: np.ndarray, valid: np.ndarray, ends: np.ndarray, infos: dict[str, Any]
     ) -> list[Episode]:
-        self._returns += rewards
+        self._returns += earned
         self._lengths += valid
         if not ends.any():
             return []

@@ -27,6 +27,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
 )
 from rl_lnlstm.envs.faults import FAULT, Fault, raised
+from rl_lnlstm.envs.scores import SCORE, find_score
 
 
 class Guard(gym.Wrapper):
@@ -36,7 +37,7 @@ class Guard(gym.Wrapper):
     - It returns a copy of its observation, in the shapes and dtypes of its observation space, a float as the reward,
       and bools as the ends.
     - Of its info only what somebody reads gets out: the action mask and, at an episode's end, the numbers that
-      `info_keys` ask for.
+      `info_keys` ask for. (And what the reward was before a wrapper clipped it.)
     - If it raises, or breaks one of these rules, the answer is empty, and the `Fault` is in the info.
 
     It also takes and restores snapshots.
@@ -53,6 +54,7 @@ class Guard(gym.Wrapper):
         self._spaces = env.observation_space, env.action_space
         self._mask_sizes = mask_sizes(env.action_space)
         self._info_keys = info_keys
+        self._score = find_score(env)
         self._ended = False  # the episode: the vector environment keeps it to itself
         self._reset_next = False
 
@@ -67,12 +69,15 @@ class Guard(gym.Wrapper):
             observation, reward, terminated, truncated, info = unpacked(answer, 5, "step")
             terminated, truncated = checked_end(terminated, "termination"), checked_end(truncated, "truncation")
             self._ended = terminated or truncated
+            info = self._read(info)
+            if self._score is not None:
+                info[SCORE] = self._score.reward
             return (
                 checked_observation(observation_space, observation),
                 checked_reward(reward),
                 terminated,
                 truncated,
-                self._read(info),
+                info,
             )
         except Fault as fault:
             return self._nothing(), 0.0, False, False, {FAULT: fault}
@@ -112,6 +117,7 @@ class Guard(gym.Wrapper):
         """Takes up the environment that `to_restore` holds, or says why it cannot."""
         try:
             self._ended, self.env = snapshot.from_bytes(self.to_restore)
+            self._score = find_score(self.env)
         except ValueError as error:
             return str(error)
         self._reset_next = self._ended
@@ -150,6 +156,7 @@ class Copies(gym.Wrapper):
         self.calls = 0
         self._index = index
         self._spaces = env.observation_space, env.action_space
+        self._score = find_score(env)
 
     def __getattr__(self, name: str) -> Any:
         # Whoever made the vector environment finds in it what was there before.
@@ -169,7 +176,7 @@ class Copies(gym.Wrapper):
                 checked_reward(reward),
                 checked_end(terminated, "termination"),
                 checked_end(truncated, "truncation"),
-                _without_gymnasiums(info),
+                _without_gymnasiums(info) | ({} if self._score is None else {SCORE: self._score.reward}),
             )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -27,6 +27,7 @@ from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised, user_fr
 from rl_lnlstm.envs.guard import Copies, guard_environments_of
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
+from rl_lnlstm.envs.scores import warn_of_clipped_scores
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
@@ -80,6 +81,7 @@ class GuardedVectorEnv(VectorWrapper):
         self._batch = (env.num_envs,)
         if not self._holds_guards():
             refuse_learning_vector_wrappers(env, name)
+            warn_of_clipped_scores(env, name)
             guard_environments_of(env.unwrapped)
         self._uses = _uses_of(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
