@@ -30,7 +30,7 @@ from rl_lnlstm.envs.worker_process import STARTED, Description, describe, run_wo
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 # Seconds that a worker may take even if the timeout is less:
-START_SECONDS = 60.0  # for its process to start, which may have to import a simulator
+START_SECONDS = 180.0  # for its process to start, which may have to import a simulator, beside many others
 CONSTRUCTION_SECONDS = 20.0  # for the constructor of its environment and the first command
 CALL_SECONDS = 60.0  # for a command that is no step or reset
 CLOSE_SECONDS = 60.0  # and never more for closing, because closing has to end

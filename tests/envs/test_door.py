@@ -1,0 +1,446 @@
+"""What an environment must not do is refused by name, and what it may do does no harm, whatever steps it.
+
+That what is recorded is what happened is the business of `test_conformance`.
+"""
+
+import contextlib
+import functools
+import gc
+import os
+import signal
+import threading
+import time
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import ClipReward, NormalizeObservation, NormalizeReward
+from gymnasium.wrappers.vector import NormalizeObservation as VectorNormalizeObservation
+
+from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.errors import EnvironmentFailure, RunWarning, UserError
+
+BOTH = pytest.mark.parametrize("vectorization", ["sync", "async"])
+MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=[mode.name for mode in AutoresetMode])
+NESTED = spaces.Dict(a=spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 255, (2,), np.uint8)]))
+
+
+class Told(gym.Env):
+    """Returns what it is told to, from the second step on; an episode has `length` steps."""
+
+    def __init__(self, space=None, observation=None, reward=1.0, terminated=None, truncated=False, info=None, length=4):
+        self.observation_space = spaces.Box(-9, 9, (2,), np.float32) if space is None else space
+        self.action_space = spaces.Discrete(2)
+        self.told = observation, reward, terminated, truncated, info
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._fine(), {}
+
+    def _fine(self):
+        if isinstance(self.observation_space, spaces.Dict):
+            return {"a": (1, np.full(2, self.time, np.uint8))}
+        return np.full(self.observation_space.shape, self.time, self.observation_space.dtype)[()]
+
+    def step(self, action):
+        self.time += 1
+        observation, reward, terminated, truncated, info = self.told
+        over = self.time == self.length
+        if self.time == 1:
+            return self._fine(), 1.0, over, False, {}
+        observation = self._fine() if observation is None else observation
+        info = info if over and info is not None else {}
+        return observation, reward, over if terminated is None else terminated, truncated, info
+
+
+def told(**arguments):
+    return functools.partial(Told, **arguments)
+
+
+def play(envs, steps=12):
+    """Steps with action 0; closes the environments whatever happens."""
+    with contextlib.closing(envs):
+        stepper = Stepper(envs, 0)
+        return [stepper.step(np.zeros(envs.num_envs, int)) for _ in range(steps)]
+
+
+def episodes_of(steps):
+    return [episode for step in steps for episode in step.episodes]
+
+
+# -------------------------------------------------------------------------------------------------------- refused
+
+REFUSED = [
+    ({"observation": np.zeros(3, np.float32)}, r"returned observation of shape \[3\], expected \[2\]"),
+    ({"observation": np.zeros((1, 2), np.float32)}, r"observation of shape \[1, 2\], expected \[2\]"),
+    ({"observation": np.zeros(2, complex)}, r"observation of complex128, expected float32"),
+    ({"observation": "left"}, r"observation of shape \[\], expected \[2\]"),
+    ({"observation": [[1.0], [1.0, 2.0]]}, r"as observation, which is no array"),
+    ({"space": spaces.Box(0, 255, (2,), np.uint8), "observation": np.array([7, 256])}, r"256 in observation, .* uint8"),
+    ({"space": spaces.Box(0, 255, (2,), np.uint8), "observation": np.zeros(2)}, r"float64, expected uint8"),
+    ({"space": spaces.Discrete(3), "observation": 3}, r"returned 3 in observation, expected 0\.\.2"),
+    ({"space": spaces.Discrete(3), "observation": 1.0}, r"observation of float64, expected int64"),
+    ({"space": spaces.MultiDiscrete([2, 2]), "observation": [0, 2]}, r"returned 2 in observation\[1\], outside"),
+    ({"space": spaces.MultiBinary(2), "observation": [0, -1]}, r"returned -1 in observation\[1\], expected 0\.\.1"),
+    ({"space": NESTED, "observation": {"b": 1}}, r"returned observation without 'a'"),
+    ({"space": NESTED, "observation": {"a": (1,)}}, r"as observation\['a'\], expected a tuple of 2"),
+    ({"space": NESTED, "observation": {"a": (1, np.zeros(3, np.uint8))}}, r"observation\['a'\]\[1\] of shape \[3\]"),
+    ({"space": NESTED, "observation": (1, 2)}, r"as observation, expected a dict"),
+    ({"reward": np.zeros(2)}, r"returned reward of shape \[2\], expected a number"),
+    ({"reward": None}, r"returned None as reward, expected a number"),
+    ({"reward": "1"}, r"returned '1' as reward, expected a number"),
+    ({"terminated": np.zeros(2, bool)}, r"returned termination of shape \[2\], expected a bool"),
+    ({"truncated": None}, r"returned None as truncation, expected a bool"),
+    ({"terminated": np.nan}, r"returned nan as termination, expected a bool"),
+    ({"info": {"won": "yes"}}, r"returned 'yes' as info\['won'\], expected a number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), REFUSED)
+def test_what_breaks_a_rule_is_named(arguments, expected):
+    with pytest.raises(EnvironmentFailure, match=rf"\(environment 0 in 0\.\.1\) .*{expected}") as failure:
+        play(make_vec(told(**arguments), 2, vectorization="sync", max_failures=10, info_keys=["won"]))
+    assert "in a row" not in str(failure.value), "a new environment would do the same"
+
+
+@pytest.mark.parametrize(("arguments", "expected"), REFUSED[:1] + REFUSED[5:6] + REFUSED[7:8] + REFUSED[13:18])
+def test_what_breaks_a_rule_is_named_in_workers_and_in_a_vector_env_that_is_handed_in(arguments, expected):
+    with pytest.raises(EnvironmentFailure, match=expected):
+        play(make_vec(told(**arguments), 2, vectorization="async", max_failures=10))
+    with pytest.raises(EnvironmentFailure, match=rf"environment 0 in 0\.\.1\) .*{expected}"):
+        play(make_vec(SyncVectorEnv([told(**arguments)] * 2)))
+
+
+@pytest.mark.parametrize("answer", [None, (1, 2, 3, 4), 7])
+def test_a_step_that_returns_something_else_is_named(answer):
+    class Short(Told):
+        def step(self, action):
+            return answer
+
+    with pytest.raises(EnvironmentFailure, match=r"from step, expected a tuple of 5"):
+        play(make_vec(Short))
+
+
+class Own(VectorEnv):
+    """A vector environment that returns what it is told to."""
+
+    def __init__(self, mode=AutoresetMode.NEXT_STEP, infos=None, **answers):
+        self.metadata, self.num_envs = {"autoreset_mode": mode}, 3
+        self.single_observation_space, self.single_action_space = spaces.Box(-9, 9, (2,)), spaces.Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, 3)
+        self.action_space = batch_space(self.single_action_space, 3)
+        self.infos = infos or {}
+        self.answers = {"rewards": np.ones(3), "terminations": np.ones(3, bool), "truncations": np.zeros(3, bool)}
+        self.answers |= answers
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((3, 2), np.float32), {}
+
+    def step(self, actions):
+        observations = self.answers.get("observations", np.zeros((3, 2), np.float32))
+        return observations, *(self.answers[name] for name in ("rewards", "terminations", "truncations")), self.infos
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"observations": np.zeros((3, 4), np.float32)}, r"observation of shape \[3, 4\], expected \[3, 2\]"),
+        ({"observations": np.zeros((3, 2), complex)}, r"observation of complex128"),
+        ({"rewards": np.ones(2)}, r"rewards of shape \[2\], expected \[3\]"),
+        ({"rewards": ["a", "b", "c"]}, r"rewards of text, expected numbers"),
+        ({"terminations": [None] * 3}, r"None as terminations, expected numbers"),
+        ({"truncations": np.full(3, np.nan)}, r"nan in truncations"),
+        ({"mode": AutoresetMode.SAME_STEP}, r"\(environment 0 in 0\.\.2\) gave no info\['final_obs'\]"),
+        (
+            {"mode": AutoresetMode.SAME_STEP, "infos": {"final_obs": [np.zeros(2), None, None]}},
+            r"\(environment 1 in 0\.\.2\) gave no info\['final_obs'\]",
+        ),
+        (
+            {"mode": AutoresetMode.SAME_STEP, "infos": {"final_obs": np.zeros((3, 5), np.float32)}},
+            r"info\['final_obs'\] of shape \[3, 5\], expected \[3, 2\]",
+        ),
+    ],
+)
+def test_a_vector_environment_that_breaks_a_rule_is_named(arguments, expected):
+    with pytest.raises(EnvironmentFailure, match=rf"^Own .*{expected}.* \(at step 1\)$"):
+        play(make_vec(Own(**arguments)))
+
+
+@pytest.mark.parametrize("ends", [[True, False, False], [1, 0, 0], np.array([1.0, 0, 0]), np.array([[1], [0], [0]])])
+@pytest.mark.parametrize(
+    "rewards", [[1, 2, 3], np.array([[1], [2], [3]]), (1.0, 2.0, 3.0), np.arange(1, 4, dtype="f4")]
+)
+def test_a_vector_environments_numbers_are_taken_for_what_they_are(ends, rewards):
+    step = play(make_vec(Own(terminations=ends, rewards=rewards)), steps=1)[0]
+    assert step.terminations.dtype == bool
+    assert step.terminations.tolist() == [True, False, False]
+    assert step.rewards.tolist() == [1, 2, 3]
+    assert step.valid.all()
+
+
+# ---------------------------------------------------------------------------------------------------------- infos
+
+
+class Winner(Told):
+    """Its infos change from step to step; the last one of an episode has numbers."""
+
+    def step(self, action):
+        *answer, _ = super().step(action)
+        if not answer[2]:
+            return *answer, {"is_success": "not yet", "score": None, "episode": [self.time]}
+        return *answer, {"is_success": self.np_random_seed == 1, "score": np.array([2.5]), "episode": {"r": 4, "l": 3}}
+
+
+KEYS = ("is_success", "score", "episode", "absent")
+
+
+@MODES
+@BOTH
+def test_numbers_of_infos_that_are_asked_for(vectorization, mode):
+    envs = make_vec(Winner, 2, vectorization=vectorization, autoreset_mode=mode, info_keys=KEYS)
+    episodes = episodes_of(play(envs))
+    assert len(episodes) >= 4
+    for episode in episodes:
+        success = float(episode.environment == 1)
+        assert episode.info == {"is_success": success, "score": 2.5, "episode/r": 4.0, "episode/l": 3.0}
+    assert all(episode.info == {} for episode in episodes_of(play(make_vec(Winner, 2, autoreset_mode=mode))))
+
+
+@MODES
+def test_numbers_of_the_infos_of_a_vector_environment_that_is_handed_in(mode):
+    class Plain(Told):
+        def step(self, action):
+            *answer, _ = super().step(action)
+            return *answer, {"is_success": bool(answer[2]), "inner": {"x": 0.5}}
+
+    envs = make_vec(SyncVectorEnv([Plain] * 2, autoreset_mode=mode), info_keys=["is_success", "inner"])
+    episodes = episodes_of(play(envs))
+    assert len(episodes) >= 4
+    assert all(episode.info == {"is_success": 1.0, "inner/x": 0.5} for episode in episodes)
+
+
+@pytest.mark.parametrize("keys", ["is_success", [3], ["final_obs"]])
+def test_info_keys_are_names_of_numbers(keys):
+    with pytest.raises(UserError, match="info_keys"):
+        make_vec("CartPole-v1", info_keys=keys)
+
+
+def test_keys_are_given_to_the_call_that_makes_the_environments():
+    envs = make_vec(Winner, info_keys=KEYS)
+    assert make_vec(envs) is make_vec(envs, info_keys=KEYS) is envs
+    with pytest.raises(UserError, match="to the call of make_vec that made"):
+        make_vec(envs, info_keys=["other"])
+
+
+# ----------------------------------------------------------------------------------------------- used by others
+
+
+@MODES
+@pytest.mark.parametrize("through", ["a guard", "the vector environment"])
+@pytest.mark.parametrize("how", ["reset", "step", "both"])
+def test_who_else_uses_the_environments_is_noticed(mode, through, how):
+    envs = SyncVectorEnv([Told] * 2, autoreset_mode=mode)
+    stepper, other = Stepper(make_vec(envs), 0), make_vec(envs) if through == "a guard" else envs
+    steps = []
+    for time_ in range(40):
+        if time_ % 7 == 5:
+            if how != "step":
+                other.reset()
+            if how != "reset" and not (mode is AutoresetMode.DISABLED and how == "step"):
+                other.step(np.zeros(2, int))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RunWarning)
+            steps.append(stepper.step(np.zeros(2, int)))
+        if steps[-1].aborted is not None:
+            assert steps[-1].aborted.all()
+            assert not steps[-1].valid.any()
+            assert stepper.episode_starts.all()
+            assert (stepper.observations == 0).all()
+    episodes = episodes_of(steps)
+    assert len(episodes) > 6
+    assert {(episode.length, episode.episode_return) for episode in episodes} == {(4, 4.0)}
+
+
+def test_a_state_that_is_restored_is_not_taken_for_somebody_elses_use():
+    stepper = Stepper(make_vec(Told, 2), 0)
+    stepper.step(np.zeros(2, int))
+    state = stepper.get_state()
+    stepper.envs.step(np.zeros(2, int))
+    stepper.set_state(state)
+    assert stepper.step(np.zeros(2, int)).aborted is None
+    assert stepper.lengths.tolist() == [2, 2]
+
+
+class Slow(Told):
+    """The second environment, whose seed is 1, takes its time."""
+
+    def step(self, action):
+        time.sleep(0.2 if self.np_random_seed == 1 else 0.0)
+        return super().step(action)
+
+
+def step_often(stepper):
+    for _ in range(20):
+        stepper.step(np.zeros(2, int))
+
+
+@MODES
+@BOTH
+def test_after_ctrl_c_in_the_middle_of_a_step_episodes_are_whole(vectorization, mode):
+    envs = make_vec(Slow, 2, vectorization=vectorization, autoreset_mode=mode, timeout=20.0)
+    with contextlib.closing(envs):
+        stepper = Stepper(envs, 0)
+        stepper.step(np.zeros(2, int))
+        threading.Timer(0.15, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            step_often(stepper)
+        steps = [stepper.step(np.zeros(2, int)) for _ in range(10)]
+        assert steps[0].aborted.all()
+        assert [episode.length for episode in episodes_of(steps)] == [4, 4] * (len(episodes_of(steps)) // 2)
+        assert len(episodes_of(steps)) >= 2
+        assert envs.failures == 0
+        envs.reset(seed=0)
+
+
+def test_environments_that_are_borrowed_stay_open():
+    envs = SyncVectorEnv([Told] * 2)
+    guard = make_vec(envs)
+    guard.reset()
+    del guard
+    gc.collect()
+    assert not envs.closed
+    envs.reset()
+
+
+# ----------------------------------------------------------------------------------------------- learning wrappers
+
+
+def normalized(wrapper, frozen=False):
+    def make():
+        env = wrapper(gym.make("CartPole-v1"))
+        env.update_running_mean = not frozen
+        return gym.wrappers.FlattenObservation(env)
+
+    return make
+
+
+LEARNING = [(NormalizeObservation, "--normalize-observations"), (NormalizeReward, "--normalize-rewards")]
+
+
+@pytest.mark.parametrize(("wrapper", "advice"), LEARNING)
+def test_wrappers_that_learn_are_refused_with_advice(wrapper, advice):
+    with pytest.raises(UserError, match=rf"CartPole-v1.*{wrapper.__name__}.*{advice}"):
+        make_vec("CartPole-v1", wrappers=[wrapper.__name__])
+    with pytest.raises(UserError, match=advice):
+        make_vec(normalized(wrapper), vectorization="async")
+    with pytest.raises(UserError, match=advice):
+        make_vec(SyncVectorEnv([normalized(wrapper)]))
+    with contextlib.closing(AsyncVectorEnv([normalized(wrapper)])) as envs, pytest.raises(UserError, match=advice):
+        make_vec(envs)
+    for frozen in (
+        make_vec(normalized(wrapper, frozen=True)),
+        make_vec(SyncVectorEnv([normalized(wrapper, frozen=True)])),
+    ):
+        frozen.reset(seed=0)
+    with contextlib.closing(AsyncVectorEnv([normalized(wrapper, frozen=True)])) as envs:
+        make_vec(envs).reset(seed=0)
+
+
+def test_vector_wrappers_that_learn_are_refused_with_advice():
+    envs = VectorNormalizeObservation(gym.make_vec("CartPole-v1", 2))
+    with pytest.raises(UserError, match="--normalize-observations"):
+        Stepper(envs)
+    envs.update_running_mean = False
+    Stepper(envs)
+
+
+def test_a_running_mean_in_a_wrapper_of_ones_own_is_found():
+    class RunningMean:
+        mean, var, count = 0.0, 1.0, 0
+
+        def update(self, values):
+            self.count += 1
+
+    class Scaled(gym.Wrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.statistics = RunningMean()
+
+    with pytest.raises(UserError, match="Scaled learns statistics"):
+        make_vec("CartPole-v1", wrappers=[Scaled])
+
+
+# --------------------------------------------------------------------------------------------------------- scores
+
+
+@MODES
+@BOTH
+def test_returns_are_of_the_rewards_before_they_are_clipped(vectorization, mode):
+    def make():
+        return gym.wrappers.FlattenObservation(ClipReward(Told(reward=10.0), -1, 1))
+
+    steps = play(make_vec(make, 2, vectorization=vectorization, autoreset_mode=mode))
+    assert max(step.rewards.max() for step in steps) == 1
+    assert {episode.episode_return for episode in episodes_of(steps)} == {31.0}  # the first step's reward is 1
+    if vectorization == "sync":
+        handed_in = play(make_vec(SyncVectorEnv([make] * 2, autoreset_mode=mode)))
+        assert {episode.episode_return for episode in episodes_of(handed_in)} == {31.0}
+
+
+def test_a_vector_wrapper_that_clips_is_warned_of():
+    with pytest.warns(RunWarning, match="ClipReward clips rewards.*--clip-rewards"):
+        make_vec(gym.wrappers.vector.ClipReward(gym.make_vec("CartPole-v1", 2), -1, 1))
+
+
+def test_ataris_vector_implementation_gives_whole_games_and_their_scores():
+    pytest.importorskip("ale_py")
+    for kwargs, pellet in (({}, 10), ({"reward_clipping": True}, 1)):
+        with contextlib.closing(make_vec("ALE/MsPacman-v5", 2, env_kwargs=kwargs)) as envs:
+            envs.action_space.seed(0)
+            envs.reset(seed=0)
+            steps = [envs.step(envs.action_space.sample()) for _ in range(150)]
+        assert (np.concatenate([rewards for _, rewards, *_ in steps]) == pellet).any()
+        lives = np.array([infos["lives"] for *_, infos in steps])
+        ends = np.array([terminated for _, _, terminated, *_ in steps])
+        assert (np.diff(lives, axis=0) < 0).any()
+        assert not ends[lives > 0].any(), "an episode does not end with a life"
+
+
+# ---------------------------------------------------------------------------------------------------------- closing
+
+
+class HangsInClose(Told):
+    """Its `close` never returns."""
+
+    def close(self):
+        time.sleep(1000)
+
+
+class HangsWhenMade(Told):
+    """Its constructor never returns."""
+
+    def __init__(self):
+        time.sleep(1000)
+
+
+def test_closing_ends_although_close_hangs():
+    envs = make_vec(HangsInClose, 2, vectorization="async", timeout=1.0)
+    envs.reset()
+    envs.close()
+    assert envs.closed
+    assert not any(process.is_alive() for process in envs.processes)
+
+
+def test_a_constructor_that_hangs_ends(monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.envs.workers.CONSTRUCTION_SECONDS", 0.0)
+    with pytest.raises(
+        EnvironmentFailure, match=r"HangsWhenMade \(environment 0 in 0\.\.1\) did not answer within 1 s"
+    ):
+        make_vec(HangsWhenMade, 2, vectorization="async", timeout=1.0)
