@@ -142,9 +142,10 @@ class GuardedVectorEnv(VectorWrapper):
         """What the environments returned from `step`, in new arrays of the right shapes and dtypes."""
         observations, rewards, terminations, truncations, infos = unpacked(answer, 5, "step")
         observations = checked_observation(self._inner_spaces[0], observations, self._batch)
-        rewards = checked_rewards(rewards, self.num_envs)
-        terminations = checked_ends(terminations, self.num_envs, "terminations")
-        truncations = checked_ends(truncations, self.num_envs, "truncations")
+        (num_envs,) = self._batch
+        rewards = checked_rewards(rewards, num_envs)
+        terminations = checked_ends(terminations, num_envs, "terminations")
+        truncations = checked_ends(truncations, num_envs, "truncations")
         infos = infos if isinstance(infos, dict) else {}
         if self._mode is AutoresetMode.SAME_STEP and (ends := terminations | truncations).any():
             infos = {**infos, "final_obs": self._final_observations(infos, ends), "_final_obs": ends}

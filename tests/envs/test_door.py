@@ -405,7 +405,7 @@ def test_ataris_vector_implementation_gives_whole_games_and_their_scores():
         with contextlib.closing(make_vec("ALE/MsPacman-v5", 2, env_kwargs=kwargs)) as envs:
             envs.action_space.seed(0)
             envs.reset(seed=0)
-            steps = [envs.step(envs.action_space.sample()) for _ in range(150)]
+            steps = [envs.step(envs.action_space.sample()) for _ in range(400)]
         assert (np.concatenate([rewards for _, rewards, *_ in steps]) == pellet).any()
         lives = np.array([infos["lives"] for *_, infos in steps])
         ends = np.array([terminated for _, _, terminated, *_ in steps])
