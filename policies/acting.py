@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.policies.compiled_step import compiled_step
+from rl_lnlstm.lstm.equations import State
+from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_step
 from rl_lnlstm.policies.encoder_check import random_observations
+from rl_lnlstm.policies.last_action_reward import LastActionRewardState
 from rl_lnlstm.policies.network import Network
 from rl_lnlstm.spaces import flatten, leaves, map_leaves, unflatten
 
@@ -20,6 +24,63 @@ log = logging.getLogger(__name__)
 
 StepFunction = Callable[..., tuple[Any, ...]]
 TOLERANCE = 1e-3  # of the comparison; the two differ by rounding, and a wrong one by much more
+
+
+class Actor:
+    """Steps a policy on NumPy arrays, and checks what it is given.
+
+    Args:
+        policy: the policy.
+        base: `RecurrentPolicy`; a class that changes nothing of it may be compiled.
+    """
+
+    def __init__(self, policy: Any, base: type) -> None:
+        self._policy, self._base = policy, base
+
+    @functools.cached_property
+    def _step(self) -> StepFunction:
+        return compiled_like_graph(self._policy, self._base) or graph_step(self._policy)
+
+    @functools.cached_property
+    def _masked_step(self) -> StepFunction:
+        return self._step if isinstance(self._step, CompiledStep) else graph_step(self._policy, masked=True)
+
+    def act(
+        self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
+    ) -> tuple[Any, ...]:
+        """Actions, in the space's form, values, log-probabilities and the new state; see `RecurrentPolicy.step`."""
+        size = len(noise)
+        h, c, *kept = self.checked_state(state, size)
+        given = [observations, h, c, self.checked_starts(episode_starts, size), noise, *kept]
+        if action_masks is None:
+            actions, values, log_probs, h, c, *kept = self._step(*given)
+        else:
+            actions, values, log_probs, h, c, *kept = self._masked_step(*given, self.checked_masks(action_masks, size))
+        after = LastActionRewardState(h, c, *kept) if kept else State(h, c)
+        return self._policy.action_head.to_space(actions), values, log_probs, after
+
+    def checked_state(self, state: Any, size: int) -> Any:
+        """The state, or zeros if it is None; raises `UserError` for other shapes than those of `size` rows."""
+        if state is None:
+            return self._policy.initial_state(size)
+        last = self._policy.last_action_reward.size
+        expected = [(size, width) for width in [self._policy.state_size] * 2 + [last] * bool(last)]
+        got = [np.shape(part) for part in state]
+        if got != expected:
+            names = "(h, c, last_action_reward)" if last else "(h, c)"
+            raise UserError(f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}")
+        return state
+
+    def checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
+        """Episode starts as bool; raises `UserError` unless there are `size`."""
+        starts = np.asarray(episode_starts, bool)
+        if starts.shape != (size,):
+            raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
+        return starts
+
+    def checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
+        """Action masks `[size, ...]` as bool, or None; raises `UserError` for others."""
+        return None if action_masks is None else checked_masks(action_masks, self._policy.action_space, size)
 
 
 def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.encoders import as_floats
-from rl_lnlstm.spaces import categories, is_categorical, map_leaves
+from rl_lnlstm.spaces import is_categorical, map_leaves
 
 ROWS = 4
 TOLERANCE = 1e-4
@@ -46,9 +46,8 @@ def random_observations(space: gym.Space, batch: int, rng: np.random.Generator) 
     def draw(leaf: gym.Space) -> np.ndarray:
         shape = (batch, *(leaf.shape or ()))
         if is_categorical(leaf):
-            component, values = categories(leaf)
-            drawn = [rng.choice(values[component == k], batch) for k in range(component[-1] + 1)]
-            return np.stack(drawn, -1).reshape(shape).astype(leaf.dtype)
+            sizes = leaf.nvec if isinstance(leaf, gym.spaces.MultiDiscrete) else leaf.n
+            return (rng.integers(sizes, size=shape) + leaf.start).astype(leaf.dtype)
         if not isinstance(leaf, gym.spaces.Box):
             return rng.integers(2, size=shape).astype(leaf.dtype)
         low, high = leaf.low.astype(np.float64), leaf.high.astype(np.float64)

@@ -295,6 +295,11 @@ class CompositeHead(_ActionHead):
 ActionHead = CategoricalHead | MultiCategoricalHead | BernoulliHead | GaussianHead | CompositeHead
 
 
+def has_box(space: gym.Space) -> bool:
+    """Whether an action space has a `Box` in it, which has standard deviations."""
+    return any(isinstance(leaf, gym.spaces.Box) for leaf in leaves(space))
+
+
 def action_head(space: gym.Space, options: PolicyOptions, seed: int) -> ActionHead:
     """The head for an action space.
 
@@ -302,7 +307,7 @@ def action_head(space: gym.Space, options: PolicyOptions, seed: int) -> ActionHe
         UserError: a space that no head is for, or `std="gsde"` for a space without a `Box`.
     """
     head = _head(space, itertools.count(seed, 2), options, "action_head")
-    if options.std == "gsde" and not any(isinstance(leaf, gym.spaces.Box) for leaf in leaves(space)):
+    if options.std == "gsde" and not has_box(space):
         raise UserError(f"std='gsde' explores in Box actions, but the action space is {space}")
     return head
 

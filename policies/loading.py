@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import tensorflow as tf
 
 from rl_lnlstm.config import upgraded
 from rl_lnlstm.errors import UserError, printable
-from rl_lnlstm.files import read_json
+from rl_lnlstm.files import parse_json, read_regular
+from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
+from rl_lnlstm.policies.heads import has_box
 from rl_lnlstm.policies.saving import (
     DESCRIPTION,
     FORMAT,
+    MAX_DESCRIPTION,
     WEIGHTS,
     Header,
     open_weights,
@@ -27,55 +32,106 @@ from rl_lnlstm.policies.saving import (
     read_headers,
     weight_names,
 )
-from rl_lnlstm.spaces import space_from_json
+from rl_lnlstm.spaces import Budget, space_from_json
+
+ARRAYS_OF_DENSE, ARRAYS_OF_LSTM = 2, len(Weights._fields)
+MAX_REPLACED = 100  # times, while it is opened
+MAX_MESSAGE = 2000  # characters
 
 
-def load_policy(path: str | os.PathLike, encoder: keras.Model | None = None) -> RecurrentPolicy:
+def load_policy(
+    path: str | os.PathLike,
+    encoder: keras.Model | None = None,
+    policy_class: type[RecurrentPolicy] | None = None,
+) -> RecurrentPolicy:
     """Loads a policy from a policy folder or a run directory.
 
     Args:
-        path: what was saved to. Of a run directory that holds no finished policy the best one so far is taken.
-        encoder: an encoder built as the saved policy's was, if that had one of its own: code is never saved.
+        path: what was saved to. In a run directory without a finished policy the best one so far is taken.
+        encoder: an encoder built as the saved policy's was, if it was handed in: code is never saved.
+        policy_class: the class of the policy, if it is none of this package.
 
     Raises:
-        UserError: there is no saved policy, or it is damaged.
+        UserError: there is no saved policy, it is damaged, or it needs an encoder or a class.
     """
     folder = _find(Path(path))
     try:
-        description = read_json(folder / DESCRIPTION)
-        if description["format"] != FORMAT:
-            raise UserError(
-                f"{folder} holds a policy of format {printable(description['format'])}, this version reads format "
-                f"{FORMAT}"
-            )
-        policy_class = {**POLICIES, RecurrentPolicy.__name__: RecurrentPolicy}.get(description["policy"])
-        if policy_class is None:
-            raise UserError(f"{folder} holds a {printable(description['policy'])}, known are {', '.join(POLICIES)}")
-        if description["custom_encoder"] != (encoder is not None):
-            need = (
-                "was saved with an encoder of its own: hand one that is built alike to load_policy(path, encoder=...)"
-            )
-            raise UserError(f"{folder} {need if encoder is None else 'was saved without an encoder of its own'}")
-        with open_weights(folder / WEIGHTS) as archive:
+        with _opened(folder) as (description, archive):
+            if description["format"] != FORMAT:
+                raise UserError(
+                    f"{folder} holds a policy of format {description['format']}, this version reads format {FORMAT}"
+                )
+            built: Callable[..., RecurrentPolicy] = _class_of(description["policy"], policy_class)
+            if description["custom_encoder"] != (encoder is not None):
+                if encoder is None:
+                    raise UserError(
+                        f"{folder} was saved with an encoder of its own: hand one that is built alike to "
+                        "load_policy(path, encoder=...)"
+                    )
+                raise UserError(f"{folder} was saved without an encoder of its own")
             headers = read_headers(archive)
             arguments = upgraded({"rescale_actions": False, **description["arguments"]})
             _check_sizes(arguments, headers)
             if encoder is not None:
                 arguments["encoder"] = encoder
-            spaces = [space_from_json(description[f"{kind}_space"]) for kind in ("observation", "action")]
-            build = functools.partial(policy_class, *spaces, **arguments)
+            budget = Budget()
+            spaces = [space_from_json(description[name], budget) for name in ("observation_space", "action_space")]
+            if arguments.get("std") == "gsde" and not has_box(spaces[1]):
+                arguments["std"] = "free"  # earlier versions ignored it
+            build = functools.partial(built, *spaces, **arguments)
             _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
             policy = build()
             policy.set_weights([read_array(archive, name) for name in weight_names(policy)])
             env_id = description.get("env_id")  # earlier versions did not save it
             policy.env_id = env_id if isinstance(env_id, str) else None
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(printable(error, MAX_MESSAGE)) from None
     except Exception as error:  # whatever a file that somebody made up leads to, it is the file that is wrong
         raise UserError(
             f"{folder} holds no policy that can be loaded, {type(error).__name__}: {printable(error)}"
         ) from error
     return policy
+
+
+def _class_of(name: Any, policy_class: type[RecurrentPolicy] | None) -> type[RecurrentPolicy]:
+    known: dict[str, type[RecurrentPolicy]] = {**POLICIES, RecurrentPolicy.__name__: RecurrentPolicy}
+    if policy_class is None:
+        if not isinstance(name, str) or name not in known:
+            raise UserError(
+                f"the policy is a {name}, which is no class of this package ({', '.join(known)}): hand its class to "
+                "load_policy(path, policy_class=...)"
+            )
+        return known[name]
+    if not (isinstance(policy_class, type) and issubclass(policy_class, RecurrentPolicy)):
+        raise UserError(f"policy_class must be a subclass of RecurrentPolicy, got {policy_class!r}")
+    if name not in [kind.__name__ for kind in policy_class.__mro__]:
+        raise UserError(f"the policy is a {name}, but policy_class is {policy_class.__name__}")
+    return policy_class
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Any, zipfile.ZipFile]]:
+    """The description and the archive of the same policy, also when another one takes its place at that moment."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_REPLACED):
+            opened = _identity(folder)
+            try:
+                description = parse_json(read_regular(folder / DESCRIPTION, MAX_DESCRIPTION))
+                archive = stack.enter_context(open_weights(folder / WEIGHTS))
+            except Exception:
+                if _identity(folder) == opened:
+                    raise
+                continue
+            if _identity(folder) == opened:
+                break
+        else:
+            raise UserError(f"{folder} is replaced all the time: it cannot be read")
+        yield description, archive
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _find(path: Path) -> Path:
@@ -93,8 +149,10 @@ def _check_sizes(arguments: Mapping[str, Any], headers: Mapping[str, Header]) ->
         values = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, bool | int | float | str) for part in values):
             raise ValueError(f"{name} must be a number, a word, or a list of these")
-        most = len(headers) if name.endswith("layers") and value is not values else numbers
-        if len(values) > max(1, len(headers)) or any(isinstance(part, int) and part > most for part in values):
+        if len(values) > max(1, len(headers) // ARRAYS_OF_DENSE):
+            raise ValueError(f"{name} is longer than the weights are for")
+        most = len(headers) // ARRAYS_OF_LSTM if name == "num_layers" else numbers
+        if any(isinstance(part, int) and part > most for part in values):
             raise ValueError(f"{name} is more than the weights are for")
 
 

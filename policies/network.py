@@ -134,6 +134,16 @@ class Network(keras.layers.Layer):
         seen = [tf.concat([output, features], -1) for output in outputs[self.num_layers - 1 :: self.num_layers]]
         return Seen(seen[0], seen[-1]), tuple(states)
 
+    def split(self, h: Any, c: Any) -> list[State]:
+        """The state of a policy, `[batch, state_size]` each, as one of each LSTM layer."""
+        count = len(self.lstm_layers)
+        return [State(*parts) for parts in zip(*(tf.split(part, count, -1) for part in (h, c)), strict=True)]
+
+    def joined(self, states: Sequence[State]) -> State:
+        """The opposite of `split`."""
+        hs, cs = zip(*states, strict=True)
+        return State(tf.concat(hs, -1), tf.concat(cs, -1))
+
     def heads(self, seen: Seen, action_masks: Any = None) -> Outputs:
         """Distributions of actions and values; action masks are those of `RecurrentPolicy.step`."""
         actor, critic = seen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -14,21 +13,20 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.config import PolicyOptions, described, make_policy_options
-from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
-from rl_lnlstm.policies.acting import StepFunction, compiled_like_graph, graph_step
+from rl_lnlstm.policies.acting import Actor
 from rl_lnlstm.policies.action_distribution import ActionDistribution
-from rl_lnlstm.policies.compiled_step import CompiledStep
 from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
 from rl_lnlstm.policies.encoders import running_statistics, seed_sequence
 from rl_lnlstm.policies.exploration import Exploration, Generators
 from rl_lnlstm.policies.heads import ActionHead
 from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRewardState
-from rl_lnlstm.policies.network import Network, Outputs
+from rl_lnlstm.policies.network import Network, Outputs, Seen
 from rl_lnlstm.policies.normalization import RunningStatistics
 from rl_lnlstm.policies.saving import save_policy
+from rl_lnlstm.policies.sequences import evaluate_sequences
 from rl_lnlstm.spaces import batch_of, check_observation_space, flatten, map_leaves
 
 PolicyClass = TypeVar("PolicyClass", bound=type)
@@ -131,6 +129,7 @@ class RecurrentPolicy(keras.layers.Layer):
         self._clear_losses()
         self.built = True
         self.exploration = Exploration(self.action_head, generator)
+        self._actor = Actor(self, RecurrentPolicy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copying.rebuilt, (copying.parts_of(self),)
@@ -164,13 +163,13 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
         """
-        return self._act(
+        return self._actor.act(
             observations, state, episode_starts, self.exploration.for_step(len(episode_starts)), action_masks
         )
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
         """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
-        return self._act(observations, state, episode_starts, self.action_head.no_noise(len(episode_starts)))[1]
+        return self._actor.act(observations, state, episode_starts, self.action_head.no_noise(len(episode_starts)))[1]
 
     def predict(
         self,
@@ -206,7 +205,7 @@ class RecurrentPolicy(keras.layers.Layer):
         noise = self.action_head.no_noise(size) if deterministic else self.exploration.for_predict(size, rng, starts)
         if action_masks is not None and single:
             action_masks = np.concatenate([np.ravel(part) for part in action_masks])[np.newaxis]
-        actions, _, _, new_state = self._act(batch, state, starts, noise, action_masks)
+        actions, _, _, new_state = self._actor.act(batch, state, starts, noise, action_masks)
         actions = self.clip_actions(actions)
         if single:
             # A `Box` without axes takes an array of none, and no scalar.
@@ -222,8 +221,8 @@ class RecurrentPolicy(keras.layers.Layer):
     ) -> ActionDistribution:
         """The distribution of the actions that `step` samples from; arguments as for `step`. The state stays."""
         size = len(episode_starts)
-        h, c, *kept = self._checked_state(state, size)
-        starts, masks = self._checked_starts(episode_starts, size), self._checked_masks(action_masks, size)
+        h, c, *kept = self._actor.checked_state(state, size)
+        starts, masks = self._actor.checked_starts(episode_starts, size), self._actor.checked_masks(action_masks, size)
         observations = map_leaves(
             lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), self.observation_space, observations
         )
@@ -282,24 +281,7 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape; outside of a graph, also an illegal action.
         """
-        shape = tf.convert_to_tensor(flatten(self.observation_space, observations)[0]).shape[:2]
-        for name, part in {"episode_starts": episode_starts, "rewards": rewards}.items():
-            if part is not None and not shape.is_compatible_with(tf.TensorShape(np.shape(part))):
-                raise UserError(f"{name} must have shape [batch, time] = {shape.as_list()}, got {list(np.shape(part))}")
-        observations = map_leaves(lambda _, part: _swap_batch_and_time(part), self.observation_space, observations)
-        actions = map_leaves(lambda _, part: _swap_batch_and_time(part), self.action_space, actions)
-        actions = self.action_head.to_distribution(actions)
-        masks = None if action_masks is None else _swap_batch_and_time(action_masks)
-        if state is None:
-            state = self.initial_state(int(shape[0]))
-        h, c, *first = state
-        rewards = None if rewards is None else tf.transpose(tf.cast(rewards, tf.float32))
-        kept = self.last_action_reward.sequence(first[0], actions, rewards) if first else None
-        outputs, _ = self._forward_sequences(
-            observations, h, c, tf.transpose(tf.cast(episode_starts, tf.float32)), kept, masks
-        )
-        log_probs = _log_probs(outputs, actions)
-        return tf.transpose(log_probs), tf.transpose(outputs.distribution.entropy()), tf.transpose(outputs.values)
+        return evaluate_sequences(self, observations, actions, state, episode_starts, action_masks, rewards)
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:
         """Takes in the observations `[..., *observation_space.shape]` where `valid`, `[...]` bool, is true."""
@@ -360,52 +342,6 @@ class RecurrentPolicy(keras.layers.Layer):
         layers = [] if self.encoder is None else self.encoder._flatten_layers()
         return any("Conv" in type(layer).__name__ for layer in layers)
 
-    # ---------------------------------------------------------------------------------------------------- one step
-
-    @functools.cached_property
-    def _step_function(self) -> StepFunction:
-        return compiled_like_graph(self, RecurrentPolicy) or graph_step(self)
-
-    @functools.cached_property
-    def _masked_step_function(self) -> StepFunction:
-        return self._step_function if isinstance(self._step_function, CompiledStep) else graph_step(self, masked=True)
-
-    def _act(
-        self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
-    ) -> tuple[Any, ...]:
-        size = len(noise)
-        h, c, *kept = self._checked_state(state, size)
-        given = [observations, h, c, self._checked_starts(episode_starts, size), noise, *kept]
-        if action_masks is None:
-            actions, values, log_probs, h, c, *kept = self._step_function(*given)
-        else:
-            masks = self._checked_masks(action_masks, size)
-            actions, values, log_probs, h, c, *kept = self._masked_step_function(*given, masks)
-        after = LastActionRewardState(h, c, *kept) if kept else State(h, c)
-        return self.action_head.to_space(actions), values, log_probs, after
-
-    def _checked_state(self, state: Any, size: int) -> Any:
-        if state is None:
-            return self.initial_state(size)
-        widths = [self.state_size] * 2 + [self.last_action_reward.size] * bool(self.last_action_reward.size)
-        expected = [(size, width) for width in widths]
-        if [np.shape(part) for part in state] != expected:
-            names = "(h, c, last_action_reward)" if len(widths) == 3 else "(h, c)"
-            raise UserError(
-                f"state must be {names} of shapes {[list(shape) for shape in expected]}, "
-                f"got {[list(np.shape(part)) for part in state]}"
-            )
-        return state
-
-    def _checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
-        starts = np.asarray(episode_starts, bool)
-        if starts.shape != (size,):
-            raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
-        return starts
-
-    def _checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
-        return None if action_masks is None else checked_masks(action_masks, self.action_space, size)
-
     # --------------------------------------------------------------------------------------------------- the graph
 
     def _encode(self, frames: Any) -> Any:
@@ -440,45 +376,17 @@ class RecurrentPolicy(keras.layers.Layer):
         With `one_step` the sequences have a single step, and the heads' outputs and the masks have no axis for time.
         """
         self._clear_losses()  # the penalties of an earlier call
-        masks = 1.0 - episode_starts
         first = flatten(self.observation_space, observations)[0]
         time, batch = tf.unstack(tf.shape(first)[:2])
         features = self._encode(map_leaves(_merge_time_and_batch, self.observation_space, observations))
         static = first.shape[0]
         features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
-
-        count = len(self.network.lstm_layers)
-        states = [State(*parts) for parts in zip(*(tf.split(part, count, -1) for part in (h, c)), strict=True)]
         last = None if kept is None else self.last_action_reward.inputs(kept)
-        seen, after = self.network.unroll(features, states, masks, last)
+        seen, state = self.network.unroll(features, self.network.split(h, c), 1.0 - episode_starts, last)
         if one_step:
-            seen = type(seen)(*(part[0] for part in seen))
-        hs, cs = zip(*after, strict=True)
-        return self.network.heads(seen, action_masks), State(tf.concat(hs, -1), tf.concat(cs, -1))
-
-
-def _log_probs(outputs: Outputs, actions: Any) -> Any:
-    """Log-probabilities; outside of a graph an action that has none is named."""
-    if not tf.executing_eagerly():
-        return outputs.distribution.log_prob(actions)
-    try:
-        log_probs = outputs.distribution.log_prob(actions)
-    except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"actions: one is not in the action space: {error.message}") from error
-    illegal = np.argwhere(log_probs.numpy() < ILLEGAL)
-    if len(illegal):
-        t, row = map(int, illegal[0])
-        raise UserError(f"actions[{row}, {t}] is illegal by its action mask: its probability is 0")
-    return log_probs
-
-
-ILLEGAL = -1e8  # no log-probability of a legal action is as small
+            seen = Seen(*(part[0] for part in seen))
+        return self.network.heads(seen, action_masks), self.network.joined(state)
 
 
 def _merge_time_and_batch(space: gym.Space, sequences: Any) -> Any:
     return tf.reshape(sequences, [-1, *(space.shape or ())])
-
-
-def _swap_batch_and_time(sequence: Any) -> Any:
-    sequence = tf.convert_to_tensor(sequence)
-    return tf.transpose(sequence, [1, 0, *range(2, sequence.shape.rank)])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rl_lnlstm.config import upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import open_regular, replacing_folder
 from rl_lnlstm.spaces import space_to_json
@@ -24,6 +25,7 @@ from rl_lnlstm.spaces import space_to_json
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.npz"
 MAX_ARRAYS = 1000  # building a layer for each takes seconds
+MAX_DESCRIPTION = 2 << 20  # bytes; as Python's objects they are some 25 times as many
 
 
 class Header(NamedTuple):
@@ -42,15 +44,29 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
         "custom_encoder": policy.custom_encoder,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
-        "arguments": policy.arguments,
+        "arguments": {**policy.arguments, **_own_arguments(policy)},
     }
+    text = json.dumps(description, indent=2).encode()
+    if len(text) > MAX_DESCRIPTION:
+        raise UserError(
+            f"a policy's spaces and options must be described in {MAX_DESCRIPTION:,} bytes to be saved, got "
+            f"{len(text):,}: a Box with the same bounds everywhere takes few"
+        )
     target = Path(path)
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise UserError(f"a policy is saved as a folder, and {target} is something else: name another path")
     with replacing_folder(target) as folder:
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
+        (folder / DESCRIPTION).write_bytes(text)
         weights = dict(zip(weight_names(policy), policy.get_weights(), strict=True))
         np.savez(folder / WEIGHTS, **weights)
+
+
+def _own_arguments(policy: Any) -> dict[str, Any]:
+    """The arguments of a subclass that are none of the policy options, as far as they are data."""
+    _, keywords = policy.constructor_arguments
+    known = {*policy.arguments, "observation_space", "action_space", "encoder", "seed"}
+    plain = bool | int | float | str | None
+    return {name: value for name, value in upgraded(keywords).items() if name not in known and isinstance(value, plain)}
 
 
 def weight_names(policy: Any) -> list[str]:
@@ -82,7 +98,7 @@ def read_headers(archive: zipfile.ZipFile) -> dict[str, Header]:
         with archive.open(entry) as file:
             shape, dtype = _read_header(file)
             # Python's integers: a product that overflows is how a small file claims a large array.
-            if dtype.hasobject or math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+            if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
                 raise ValueError(f"{entry.filename} must hold {dtype} {shape}, and is of another size")
         headers[entry.filename.removesuffix(".npy")] = Header(tuple(shape), dtype)
     return headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 from rl_lnlstm.errors import UserError
 
 MAX_JSON_BYTES = 8 << 20
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux' fcntl.h and fs.h
 
 
 def check_is_free(path: Path, what: str, flag: str) -> None:
@@ -55,18 +57,30 @@ def replacing_folder(path: Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             for written in (*new.iterdir(), new):
                 _flush_to_disk(written)
-        if path.exists():
-            path.rename(old)  # a folder that is not empty cannot be replaced in one step
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        if not (path.exists() and _exchanged(new, path)):
+            if path.exists():
+                path.rename(old)  # without an exchange, a folder that is not empty takes two steps to replace
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
         if durable:
             _flush_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swaps two paths in one step, so that a reader finds either at any instant. False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # not Linux
+        return False
+    renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    arguments = AT_FDCWD, os.fsencode(one.absolute()), AT_FDCWD, os.fsencode(other.absolute()), RENAME_EXCHANGE
+    return renameat2(*arguments) == 0
 
 
 def _flush_to_disk(path: Path) -> None:

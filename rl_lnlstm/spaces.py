@@ -145,7 +145,8 @@ def categories(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> tuple[n
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 MAX_DEPTH = 32
-MAX_SIZE = 2**26  # numbers of a leaf: a description must not make who reads it allocate what it likes
+MAX_BYTES = 32 << 20  # of all that the spaces of a file make whoever reads it allocate
+NODE_BYTES = 64 << 10  # a space and the layers for it, in time rather than in bytes
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 BOX_DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
 
@@ -174,45 +175,73 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
     raise UserError(f"space must be {SUPPORTED}, got {space}")
 
 
-def space_from_json(description: Any) -> gym.Space:
-    """The space that `space_to_json` described.
+class Budget:
+    """The bytes that descriptions may still claim, all spaces of a file together.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no such description.
+        ValueError: by `take`, when they claim more.
     """
-    return _from_json(description, 0)
+
+    def __init__(self, size: int = MAX_BYTES) -> None:
+        self.left = size
+
+    def take(self, size: int) -> None:
+        """Counts `size` more bytes, before anything of them is allocated."""
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"the spaces claim more than {MAX_BYTES:,} bytes")
 
 
-def _from_json(description: Any, depth: int) -> gym.Space:
+def space_from_json(description: Any, budget: Budget | None = None) -> gym.Space:
+    """The space that `space_to_json` described.
+
+    Args:
+        description: of a file that anybody may have written.
+        budget: what it may allocate; one of its own if None.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no such description, or claims too much.
+    """
+    return _from_json(description, 0, Budget() if budget is None else budget)
+
+
+def _from_json(description: Any, depth: int, budget: Budget) -> gym.Space:
+    budget.take(NODE_BYTES)
     if depth > MAX_DEPTH:
         raise ValueError(f"spaces nested deeper than {MAX_DEPTH}")
     kind, entries = _entries(description)
     if kind == "Dict":
         pairs = _list(entries["spaces"])
+        budget.take(NODE_BYTES * len(pairs))
         keys = [_string(key) for key, _ in pairs]
         if len(set(keys)) != len(keys):
             raise ValueError("a key occurs twice")
-        return gym.spaces.Dict([(key, _from_json(inner, depth + 1)) for key, inner in pairs])
+        return gym.spaces.Dict([(key, _from_json(inner, depth + 1, budget)) for key, inner in pairs])
     if kind == "Tuple":
-        return gym.spaces.Tuple([_from_json(inner, depth + 1) for inner in _list(entries["spaces"])])
+        return gym.spaces.Tuple([_from_json(inner, depth + 1, budget) for inner in _list(entries["spaces"])])
     if kind == "Discrete":
         dtype = _dtype(entries.get("dtype", "int64"), INTEGERS)
         n, start = _integer(entries["n"]), _integer(entries["start"])
-        if n > MAX_SIZE:
-            raise ValueError(f"n must be at most {MAX_SIZE}, got {n}")
+        budget.take(32 * max(n, 0))  # one-hot coding
         return gym.spaces.Discrete(n, start=start, dtype=dtype)
     shape = _shape(entries["shape"])
+    size = math.prod(shape)
     if kind == "MultiBinary":
+        budget.take(16 * size)
         if not isinstance(entries["flat"], bool) or (entries["flat"] and len(shape) != 1):
             raise ValueError(f"flat must be true of one axis, or false, got {entries['flat']!r}")
         return gym.spaces.MultiBinary(shape[0] if entries["flat"] else shape)
     if kind == "MultiDiscrete":
         dtype = _dtype(entries["dtype"], INTEGERS)
+        budget.take(64 * size)
         sizes, starts = (_numbers(entries[name], shape, dtype) for name in ("nvec", "start"))
-        if not 0 < int(sizes.min(initial=1)) <= int(sizes.sum(dtype=object)) <= MAX_SIZE:
+        if int(sizes.min(initial=1)) < 1:
             raise ValueError("nvec is out of range")
+        # One-hot coding, and a row as wide as the widest for each component.
+        budget.take(32 * int(sizes.sum(dtype=object)) + 16 * size * int(sizes.max(initial=1)))
         return gym.spaces.MultiDiscrete(sizes, dtype=str(dtype), start=starts)
     dtype = _dtype(entries["dtype"], BOX_DTYPES)
+    budget.take((2 * dtype.itemsize + 2) * size)  # the bounds, and whether there are any
     low, high = (_numbers(entries[name], shape, dtype) for name in ("low", "high"))
     return gym.spaces.Box(low, high, shape, dtype.type)
 
@@ -259,8 +288,8 @@ def _integer(value: Any) -> int:
 
 def _shape(value: Any) -> tuple[int, ...]:
     shape = tuple(_integer(size) for size in _list(value))
-    if min(shape, default=0) < 0 or math.prod(shape) > MAX_SIZE:
-        raise ValueError(f"no shape of a space: {shape}")
+    if len(shape) > MAX_DEPTH or min(shape, default=0) < 0:
+        raise ValueError(f"no shape of a space: {shape[:MAX_DEPTH]}")
     return shape
 
 

@@ -112,7 +112,7 @@ def test_every_space_trains_saves_loads_and_evaluates(kind, deviation, tmp_path,
 @pytest.mark.parametrize("kind", ["half bounded", "scalar", "matrix of half precision", "unbounded"])
 def test_what_is_sent_is_within_bounds_and_the_probability_is_of_what_was_sampled(kind):
     space = ACTION_SPACES[kind]
-    policy = policy_for(space, log_std_init=1.0)
+    policy = policy_for(space, log_std_init=1.0, rescale_actions=False)
     observations = observations_of(200)
     actions, _, log_probs, _ = policy.step(observations, policy.initial_state(200), np.ones(200, bool))
     sent = policy.clip_actions(actions)
