@@ -38,6 +38,12 @@ def seed_sequence(seed: int | None) -> Iterator[int]:
         yield int(generator.integers(2**31))
 
 
+def check_activation(activation: str) -> None:
+    """Raises `UserError` for an activation that is none of `ACTIVATIONS`."""
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
 def dense(units: int, activation: str, seed: int, name: str) -> keras.layers.Dense:
     """A hidden layer with the usual initialisation.
 
@@ -46,8 +52,7 @@ def dense(units: int, activation: str, seed: int, name: str) -> keras.layers.Den
     """
     if units < 1:
         raise UserError(f"a layer's width must be at least 1, got {units}")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    check_activation(activation)
     initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, seed)
     return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name)
 

@@ -19,7 +19,7 @@ from rl_lnlstm.policies import copying
 from rl_lnlstm.policies.acting import Actor
 from rl_lnlstm.policies.action_distribution import ActionDistribution
 from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
-from rl_lnlstm.policies.encoders import running_statistics, seed_sequence
+from rl_lnlstm.policies.encoders import check_activation, running_statistics, seed_sequence
 from rl_lnlstm.policies.exploration import Exploration, Generators
 from rl_lnlstm.policies.heads import ActionHead
 from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRewardState
@@ -69,6 +69,8 @@ class RecurrentPolicy(keras.layers.Layer):
         UserError: a space that is not supported, or an option that is unknown, of another type or out of its range.
     """
 
+    env_id: str | None = None  # of the environment that it was trained in, if PPO trained it
+
     def __new__(cls, *args: Any, **kwargs: Any) -> RecurrentPolicy:
         """Keeps the arguments, with which `copying` makes another policy; Keras must not track the encoder in them."""
         policy = super().__new__(cls, *args, **kwargs)
@@ -87,6 +89,7 @@ class RecurrentPolicy(keras.layers.Layer):
         check_observation_space(observation_space)
         self.observation_space, self.action_space = observation_space, action_space
         self.options = make_policy_options(options)
+        check_activation(self.options.activation)
         given, kwargs = self.constructor_arguments
         self.custom_encoder = encoder is not None and any(value is encoder for value in (*given, *kwargs.values()))
         with keras_defaults():

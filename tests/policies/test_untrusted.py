@@ -9,6 +9,7 @@ import pickle
 import resource
 import shutil
 import sys
+import tracemalloc
 import zipfile
 
 import gymnasium as gym
@@ -373,3 +374,79 @@ def test_whatever_a_configuration_says_it_is_one_or_our_error(tmp_path_factory, 
     with contextlib.suppress(UserError):
         options = saved_options(run_dir)
         PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
+
+
+# ------------------------------------------------------------------------------- what a description may claim in all
+
+
+def _all_leaves(folder, **claims):
+    def change(tree):
+        for name in ("observation_space", "action_space"):
+            tree[name] = {"type": "Tuple", "spaces": [claims] * 20}
+
+    describe(folder, change)
+
+
+def _nested(folder):
+    def change(tree):
+        space = {"type": "Discrete", "n": 2, "start": 0}
+        for _ in range(9):
+            space = {"type": "Tuple", "spaces": [space] * 4}
+        tree["observation_space"] = space
+
+    describe(folder, change)
+
+
+def _no_bytes(folder):
+    store(folder, {**entries(folder), "extra.npy": header("|V0", (10**12,))})
+    describe(folder, lambda tree: tree["arguments"].update(units=10**8))
+
+
+LARGE = {
+    "many boxes": lambda folder: _all_leaves(folder, type="Box", shape=[2**20], dtype="float32", low=0, high=1),
+    "many bits": lambda folder: _all_leaves(folder, type="MultiBinary", shape=[2**20], flat=True),
+    "many values": lambda folder: _all_leaves(folder, type="Discrete", n=2**20, start=0),
+    "many components": lambda folder: _all_leaves(
+        folder, type="MultiDiscrete", shape=[50_000], dtype="int64", nvec=1, start=0
+    ),
+    "a wide component": lambda folder: _all_leaves(
+        folder, type="MultiDiscrete", shape=[5000], dtype="int64", nvec=[1] * 4999 + [5000], start=0
+    ),
+    "nesting": _nested,
+    "an array of no bytes": _no_bytes,
+    "many layers": lambda folder: describe(folder, lambda tree: tree["arguments"].update(num_layers=20)),
+    "a long description": lambda folder: describe(folder, lambda tree: tree.update(comment="[]," * 10**6)),
+}
+
+
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
+def test_a_description_that_claims_too_much_is_refused_before_anything_is_built(make, folder, monkeypatch):
+    make(folder)
+
+    def built(*_arguments, **_options):
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr(MlpLnLstmPolicy, "make_encoder", built)
+    tracemalloc.start()
+    with pytest.raises(UserError) as error:
+        load_policy(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
+    assert "something was built" not in str(error.value)
+
+
+def test_what_a_description_says_is_printed_escaped_and_cut(folder):
+    for change in (
+        lambda tree: tree.update(format="\x1b[31m" * 1000),
+        lambda tree: tree.update(policy="\x1b[31m" * 1000),
+        lambda tree: tree["observation_space"].update({"\x1b[31m": 1}),
+        lambda tree: tree["arguments"].update(activation="\x1b[31m" * 1000),
+        lambda tree: tree["arguments"].update({"\x1b[31m" * 1000: 1}),
+    ):
+        broken = shutil.copytree(folder, folder.with_name("broken"), dirs_exist_ok=True)
+        describe(broken, change)
+        with pytest.raises(UserError) as error:
+            load_policy(broken)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 2100 + len(str(broken))

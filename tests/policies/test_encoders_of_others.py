@@ -1,0 +1,207 @@
+"""Encoders and subclasses that users write: acting is what is learnt, or the policy is refused when it is built."""
+
+import gymnasium as gym
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_lnlstm import UserError
+from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, RecurrentPolicy
+from rl_lnlstm.policies.compiled_step import CompiledStep
+from tests.policies import reference
+
+BOX, DISCRETE = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(4)
+Dense, Sequential = keras.layers.Dense, keras.Sequential
+SMALL = {"units": 4, "head_layers": (), "seed": 0}
+
+
+def assert_acting_is_what_is_learnt(policy, batch=3):
+    observations = np.random.default_rng(0).uniform(-1, 1, (batch, *policy.observation_space.shape)).astype(np.float32)
+    starts = np.ones(batch, bool)
+    actions, values, log_probs, _ = policy.step(observations, None, starts)
+    for rows in (slice(0, batch), slice(0, 1)):  # also alone
+        learnt = policy.evaluate_actions(
+            observations[rows, None], actions[rows, None], policy.initial_state(len(starts[rows])), starts[rows, None]
+        )
+        np.testing.assert_allclose(learnt[0][:, 0], log_probs[rows], atol=1e-5)
+        np.testing.assert_allclose(learnt[2][:, 0], values[rows], atol=1e-5)
+
+
+class Scaled(keras.Sequential):
+    def call(self, x, training=None, mask=None):
+        return super().call(x * 10.0)
+
+
+class Gated(keras.Model):
+    def __init__(self, units, activation):
+        super().__init__()
+        self.one, self.gate = Dense(units, activation), Dense(units, "sigmoid")
+
+    def call(self, x):
+        return self.one(x) * self.gate(x)
+
+
+def leaky(x):
+    return keras.activations.relu(x, negative_slope=0.3)
+
+
+leaky.__name__ = "relu"
+
+
+@st.composite
+def encoders(draw):
+    """Sequential, functional and subclassed models, some of them of layers that the compiled step knows."""
+    units = draw(st.integers(1, 5))
+    activation = draw(st.sampled_from(["relu", "tanh", "gelu", leaky, "linear"]))
+    kind = draw(st.sampled_from(["sequential", "scaled", "functional", "subclassed"]))
+    layers = [Dense(units, activation) for _ in range(draw(st.integers(1, 2)))]
+    layers += draw(st.sampled_from([[], [keras.layers.LayerNormalization()], [keras.layers.Rescaling(3.0, 1.0)]]))
+    if kind == "subclassed":
+        return Gated(units, activation)
+    if kind == "functional":
+        inputs = hidden = keras.Input([3])
+        for layer in layers:
+            hidden = layer(hidden)
+        return keras.Model(inputs, keras.layers.Concatenate()([inputs, hidden]))
+    return (Scaled if kind == "scaled" else Sequential)([keras.Input([3]), *layers])
+
+
+@settings(max_examples=15, deadline=None)
+@given(encoders())
+def test_any_encoder_acts_as_it_is_learnt(encoder):
+    assert_acting_is_what_is_learnt(reference.randomise(RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL)))
+
+
+def test_any_subclass_acts_as_it_is_learnt():
+    class Encodes(MlpLnLstmPolicy):
+        def _encode(self, frames):
+            return super()._encode(frames) * 10.0
+
+    class Runs(MlpLnLstmPolicy):
+        def _forward_sequences(self, observations, *others, **options):
+            return super()._forward_sequences(observations * 2, *others, **options)
+
+    class Narrow(MlpLnLstmPolicy):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **{**options, "units": 3})
+
+    for kind in (Encodes, Runs, Narrow):
+        policy = reference.randomise(kind(BOX, DISCRETE, **SMALL))
+        assert_acting_is_what_is_learnt(policy)
+        assert not isinstance(policy._actor._step, CompiledStep) or kind is Narrow
+
+    patched = reference.randomise(MlpLnLstmPolicy(BOX, DISCRETE, **SMALL))
+    encode = patched._encode
+    patched._encode = lambda frames: encode(frames) * 10.0
+    assert_acting_is_what_is_learnt(patched)
+
+
+class AddsNoise(keras.layers.Layer):
+    def call(self, x):
+        return x + tf.random.normal(tf.shape(x))
+
+
+class Counts(keras.layers.Layer):
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x
+
+
+class CentresBatch(keras.layers.Layer):
+    def call(self, x):
+        return x - tf.reduce_mean(x, 0, keepdims=True)
+
+
+REFUSED = {
+    "dropout": lambda: keras.layers.Dropout(0.5),
+    "dropout of next to nothing": lambda: keras.layers.Dropout(1e-6),
+    "batch normalisation": keras.layers.BatchNormalization,
+    "noise in training": lambda: keras.layers.GaussianNoise(0.1),
+    "noise at all times": AddsNoise,
+    "spectral normalisation": lambda: keras.layers.SpectralNormalization(Dense(3)),
+    "a layer that counts its calls": Counts,
+    "a layer that looks at the batch": CentresBatch,
+    "half precision": lambda: Dense(3, dtype="mixed_bfloat16"),
+}
+
+
+@pytest.mark.parametrize("layer", REFUSED.values(), ids=REFUSED)
+def test_what_would_act_otherwise_is_refused_when_the_policy_is_built(layer):
+    encoder = Sequential([keras.Input([3]), Dense(3), layer()])
+    with pytest.raises(UserError, match="encoder: "):
+        RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL)
+
+
+def test_a_refused_encoder_is_named_and_stays_as_it_was():
+    normalization = keras.layers.BatchNormalization(name="statistics")
+    encoder = Sequential([keras.Input([3]), Dense(3), normalization])
+    before = encoder.get_weights()
+    with pytest.raises(UserError, match=r"statistics \(BatchNormalization\).*LayerNormalization can replace"):
+        RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL)
+    for weight, old in zip(encoder.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    frozen = keras.layers.BatchNormalization(trainable=False)
+    RecurrentPolicy(BOX, DISCRETE, encoder=Sequential([keras.Input([3]), frozen]), **SMALL)
+    with pytest.raises(UserError, match="encoder must be a Keras model or layer, got function"):
+        RecurrentPolicy(BOX, DISCRETE, encoder=lambda x: x, **SMALL)
+    with pytest.raises(UserError, match=r"encoder: its output must have shape \[batch, features\], got \[4, 3, 1\]"):
+        RecurrentPolicy(BOX, DISCRETE, encoder=Sequential([keras.Input([3]), keras.layers.Reshape([3, 1])]), **SMALL)
+
+
+def test_penalties_of_the_encoder_are_losses_of_the_policy():
+    """Inside a graph as outside of it, and only those of the last call."""
+    layer = Dense(2, kernel_regularizer=keras.regularizers.L2(3.0), activity_regularizer=keras.regularizers.L1(0.5))
+    policy = RecurrentPolicy(BOX, DISCRETE, encoder=Sequential([keras.Input([3]), layer]), **SMALL)
+    observations = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    given = observations, np.zeros((2, 5), int), None, np.zeros((2, 5), bool)
+
+    def penalty():
+        policy.evaluate_actions(*given)
+        return tf.add_n(policy.losses)
+
+    features = np.abs(observations.reshape(10, 3) @ layer.kernel.numpy() + layer.bias.numpy())
+    expected = 3.0 * np.sum(layer.kernel.numpy() ** 2) + 0.5 * features.sum() / 10
+    in_graph = tf.function(penalty, autograph=False)
+    policy.step(observations[:, 0], None, np.ones(2, bool))
+    for run in (penalty, penalty, in_graph, in_graph):
+        np.testing.assert_allclose(run(), expected, rtol=1e-5)
+
+
+@pytest.fixture(params=["mixed_float16", "mixed_bfloat16", "float64"])
+def global_dtype(request):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+def test_a_global_dtype_policy_changes_nothing(global_dtype):
+    policy = MlpLnLstmPolicy(BOX, DISCRETE, **SMALL)
+    assert_acting_is_what_is_learnt(policy)
+    assert {variable.dtype for variable in policy.trainable_variables} == {"float32"}
+    assert keras.config.dtype_policy().name == global_dtype
+    encoder = Sequential([keras.Input([3]), Dense(3)])
+    if global_dtype == "float64":
+        assert_acting_is_what_is_learnt(RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL))
+    else:
+        with pytest.raises(UserError, match=r"encoder: layer \w+ computes in b?float16"):
+            RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL)
+
+
+def test_channels_first_in_keras_configuration_changes_nothing():
+    image = gym.spaces.Box(0, 255, (20, 20, 3), np.uint8)
+    before = MlpLnLstmPolicy(image, DISCRETE, **SMALL), CnnLnLstmPolicy(image, DISCRETE, **SMALL)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        after = MlpLnLstmPolicy(image, DISCRETE, **SMALL), CnnLnLstmPolicy(image, DISCRETE, **SMALL)
+        frame = np.random.default_rng(0).integers(256, size=(2, 20, 20, 3), dtype=np.uint8)
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(*(policy.value(frame, None, [True, True]) for policy in (one, other)))
+    finally:
+        keras.config.set_image_data_format("channels_last")
