@@ -137,14 +137,14 @@ def main(options: Options) -> None:
             rows.append([vectorization, ", ".join(ways), str(seed), str(failures), f"{score:.1f}", f"{seconds:.0f}"])
     failing_table = Table(
         "CartPoleNoVel-v1 from its preset, each environment failing once in 1,000 steps",
-        ["environments", "ways to fail", "seed", "failures in training", "return without them", "seconds"],
+        ["environments", "ways to fail", "seed", "failures in training", "return without failures", "seconds"],
         rows,
     )
     failing_table.print()
     if options.record:
         record(
             "Endurance",
-            "What the kernel keeps resident; deterministic episodes of the final policy.",
+            "Memory is the resident size of the process. Returns are from deterministic episodes of the final policy.",
             [memory_table, failing_table],
         )
 

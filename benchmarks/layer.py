@@ -490,10 +490,10 @@ def main(options: Options) -> None:
     tables.append(Table.of_bars(bars))
     tables[-1].print()
     intro = (
-        f"Medians of {options.rounds} rounds and, in brackets, of the rounds' ratios to `keras.layers.LSTM`, which has "
-        "neither layer normalisation nor masks, as has `torch.nn.LSTM`. Whole sequences out, float32. A training step "
-        "is the loss and its gradients of all weights. Peak memory: what three training steps, with tracing and "
-        "compiling, add at their worst to a fresh process."
+        f"Medians of {options.rounds} rounds. In brackets: the median of the ratios to `keras.layers.LSTM` in the same "
+        "round. `keras.layers.LSTM` and `torch.nn.LSTM` have neither layer normalisation nor masks. All layers return "
+        "whole sequences in float32. A training step computes the loss and the gradients of all weights. Peak memory "
+        "is the most that three training steps, with tracing and compiling, add to a new process."
     )
     if options.record:
         record("layer.py", intro, tables)

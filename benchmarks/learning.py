@@ -106,7 +106,9 @@ def learn(env_id: str, options: Options, folder: Path) -> None:
     table.print()
     if options.record:
         frames = preset(env_id)["total_timesteps"]
-        intro = f"`train.py --env-id {env_id}`, {frames:,} frames; deterministic episodes of the final policy."
+        intro = (
+            f"`train.py --env-id {env_id}`, {frames:,} frames. Returns of deterministic episodes of the final policy."
+        )
         record(f"Learning {env_id}", intro, [table])
 
 

@@ -19,6 +19,7 @@ import rich.table
 
 CORES = len(os.sched_getaffinity(0))
 RESULTS = Path(__file__).with_name("RESULTS.md")
+TITLE = "# Results\n\nThe scripts in this folder write this file if you run them with `--record`.\n"
 PACKAGES = ("tensorflow", "keras", "numpy", "gymnasium", "torch", "stable-baselines3", "sb3-contrib", "rl-lnlstm")
 
 
@@ -153,7 +154,7 @@ def record(name: str, intro: str, tables: Sequence[Table]) -> None:
     """Writes the tables, with the machine, to `name`'s section of RESULTS.md."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     body = "\n\n".join([begin, f"## {name}", machine(), intro, *(table.markdown() for table in tables), end])
-    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n\nWritten by the scripts beside it, `--record`.\n"
+    text = RESULTS.read_text() if RESULTS.exists() else TITLE
     before, found, rest = text.partition(begin)
     RESULTS.write_text(before + body + rest.partition(end)[2] if found else f"{text}\n{body}\n")
 
@@ -177,7 +178,7 @@ def machine() -> str:
             continue
     elapsed, own = time.perf_counter() - _STARTED, sum(os.times()[:4])
     others = (busy_seconds() - _BUSY_AT_START - own) / (elapsed * CORES)
-    load = f"{max(others, 0):.0%} of which others used meanwhile"
+    load = f"other processes used {max(others, 0):.0%} of them"
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
         f"{date}. {cpu} ({platform.machine()}, {vectors}), {CORES} cores ({load}), {memory:.0f} GiB "

@@ -300,9 +300,10 @@ def main(options: Options) -> None:
     for table in tables:
         table.print()
     intro = (
-        f"Medians of {options.rounds} runs of {options.iterations} iterations each, and of the ratios of runs that "
-        f"followed each other. frames/s: after the first {options.warmup} iterations. With start-up: from the start of "
-        "the process, imports included. Rollout and update: of one iteration."
+        f"Medians of {options.rounds} runs of {options.iterations} iterations each. In brackets: the median of the "
+        f"ratios of runs that followed each other. frames/s is measured after the first {options.warmup} iterations; "
+        "with start-up, it is measured from the start of the process, imports included. Rollout and update are the "
+        "times of one iteration."
     )
     if options.record:
         record(f"ppo.py {options.env_id}" if options.atari else "ppo.py", intro, tables)

@@ -1,4 +1,4 @@
-"""Lets Griffe, which reads the docstrings, see the examples in them."""
+"""Lets Griffe, which reads the docstrings, understand two forms that Keras uses and Griffe does not know."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from typing import Any
 
 import griffe
 
+EXAMPLE = re.compile(r"^Example:\n\n((?:\S.*\n?)+)", re.MULTILINE)
+
 
 class DocstringExamples(griffe.Extension):
-    """Rewrites `Example:`, as Keras writes it, to the section `Examples:` that Griffe knows."""
+    """Makes `Example:` a section, and `::` before a block a colon."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for each object that has been read."""
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(
-                r"^Example:\n\n((?:(?:>>>|\.\.\.|\S).*\n?)+)",
-                _section,
-                inspect.cleandoc(obj.docstring.value),
-                flags=re.MULTILINE,
-            )
+            text = EXAMPLE.sub(_section, inspect.cleandoc(obj.docstring.value))
+            obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
 
 def _section(example: re.Match[str]) -> str:
