@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from rl_lnlstm.envs import snapshot
@@ -217,6 +218,21 @@ def guard_environments_of(envs: VectorEnv) -> None:
         ]
     if "_add_info" not in vars(envs):
         envs._add_info = functools.partial(_add_any_info, envs._add_info, envs.num_envs)  # type: ignore[method-assign]
+
+
+def resynchronise(envs: VectorEnv) -> None:
+    """Takes the answers to an interrupted call out of the pipes of Gymnasium's `AsyncVectorEnv`.
+
+    Some workers' answers may have been read before the interrupt. So each is asked something that it answers with a
+    bool, and whatever comes before that is thrown away.
+    """
+    if type(envs) is not AsyncVectorEnv or envs._state is AsyncState.DEFAULT:
+        return
+    for pipe in envs.parent_pipes:
+        pipe.send(("_call", ("has_wrapper_attr", ("reset",), {})))
+        while not isinstance(pipe.recv()[0], bool):
+            pass
+    envs._state = AsyncState.DEFAULT
 
 
 def _add_any_info(

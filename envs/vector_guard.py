@@ -24,7 +24,7 @@ from rl_lnlstm.envs.checks import (
     wrong_values,
 )
 from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised, user_frames
-from rl_lnlstm.envs.guard import Copies, guard_environments_of
+from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import warn_of_clipped_scores
@@ -202,6 +202,7 @@ class GuardedVectorEnv(VectorWrapper):
         if seed is not None:
             self._seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
         try:
+            resynchronise(self.env.unwrapped)
             observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
             observations = checked_observation(self._inner_spaces[0], observations, self._batch)
         except Exception as error:

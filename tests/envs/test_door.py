@@ -6,6 +6,7 @@ That what is recorded is what happened is the business of `test_conformance`.
 import contextlib
 import functools
 import gc
+import multiprocessing
 import os
 import signal
 import threading
@@ -281,6 +282,11 @@ def test_a_state_that_is_restored_is_not_taken_for_somebody_elses_use():
 class Slow(Told):
     """The second environment, whose seed is 1, takes its time."""
 
+    def __init__(self, ignores_ctrl_c=False):
+        super().__init__()
+        if ignores_ctrl_c and multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def step(self, action):
         time.sleep(0.2 if self.np_random_seed == 1 else 0.0)
         return super().step(action)
@@ -292,9 +298,13 @@ def step_often(stepper):
 
 
 @MODES
-@BOTH
+@pytest.mark.parametrize("vectorization", ["sync", "async", "AsyncVectorEnv"])
 def test_after_ctrl_c_in_the_middle_of_a_step_episodes_are_whole(vectorization, mode):
-    envs = make_vec(Slow, 2, vectorization=vectorization, autoreset_mode=mode, timeout=20.0)
+    if vectorization == "AsyncVectorEnv":
+        ignoring = functools.partial(Slow, ignores_ctrl_c=True)
+        envs = make_vec(AsyncVectorEnv([ignoring] * 2, autoreset_mode=mode))
+    else:
+        envs = make_vec(Slow, 2, vectorization=vectorization, autoreset_mode=mode, timeout=20.0)
     with contextlib.closing(envs):
         stepper = Stepper(envs, 0)
         stepper.step(np.zeros(2, int))
