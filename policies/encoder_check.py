@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.policies.encoders import as_floats
+from rl_lnlstm.policies.encoders import as_floats, seed_sequence
 from rl_lnlstm.spaces import is_categorical, map_leaves
 
 ROWS = 4
@@ -56,6 +56,33 @@ def random_observations(space: gym.Space, batch: int, rng: np.random.Generator) 
         return np.where(narrow, uniform, np.clip(rng.normal(size=shape), low, high)).astype(leaf.dtype)
 
     return map_leaves(draw, space)
+
+
+def chosen_encoder(
+    policy: Any, base: Any, encoder: keras.Model | None, seed: int | None
+) -> tuple[keras.Model | None, Iterator[int]]:
+    """The encoder that a policy is given, or that its class makes; and the seeds of all other weights.
+
+    Args:
+        policy: the policy.
+        base: `RecurrentPolicy`, which makes none.
+        encoder: what it is given.
+        seed: the policy's.
+
+    Raises:
+        UserError: both, or one that fails `check_encoder`.
+    """
+    seeds, make = seed_sequence(seed), type(policy).make_encoder
+    if encoder is not None and make.__func__ is not base.make_encoder.__func__:
+        raise UserError(f"encoder: {type(policy).__name__} has its own, hand one to RecurrentPolicy instead")
+    of_the_user = encoder is not None or not make.__module__.startswith("rl_lnlstm.policies.")
+    if encoder is None:
+        encoder = policy.make_encoder(policy.observation_space, policy.options, seeds)
+        seeds = seed_sequence(next(seeds)) if encoder is not None else seeds
+    # What a saved policy describes is first built in a graph, where nothing can be run.
+    if encoder is not None and of_the_user and tf.executing_eagerly():
+        check_encoder(encoder, policy.observation_space)
+    return encoder, seeds
 
 
 def check_encoder(encoder: Any, space: gym.Space) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import gymnasium as gym
 import keras
 
-from rl_lnlstm.config import PolicyOptions
+from rl_lnlstm.config import PolicyOptions, with_options
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.encoders import convolutions, is_image, multi_input, perceptron, stack
-from rl_lnlstm.policies.policy import RecurrentPolicy, with_options
+from rl_lnlstm.policies.policy import RecurrentPolicy
 
 
 @with_options

@@ -89,6 +89,12 @@ class Network(keras.layers.Layer):
         )
         self.built = True
 
+    @property
+    def is_convolutional(self) -> bool:
+        """Any layer of the encoder, however deep, convolves."""
+        layers = [] if self.encoder is None else self.encoder._flatten_layers()
+        return any("Conv" in type(layer).__name__ for layer in layers)
+
     def encode(self, frames: Any) -> Any:
         """Observations `[n, *shape]`, normalised if they are to be, to features `[n, features]`, float32.
 

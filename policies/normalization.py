@@ -5,11 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.spaces import map_leaves
+
 PIECE = 2**20  # values that are taken in at once, so that float64 copies of images stay in the processor's cache
+
+
+def update_each(space: gym.Space, statistics: Any, observations: Any, valid: np.ndarray) -> None:
+    """Takes in the observations of each leaf that has statistics, where `valid`, `[...]` bool, is true."""
+
+    def update(_: gym.Space, own: RunningStatistics | None, values: np.ndarray) -> None:
+        if own is not None:
+            own.update(values[valid])
+
+    map_leaves(update, space, statistics, observations)
+
+
+def normalize_each(space: gym.Space, statistics: Any, frames: Any) -> Any:
+    """Observations in the structure of the space; those leaves normalised that have statistics."""
+    return map_leaves(
+        lambda _, own, values: values if own is None else own.normalize(values), space, statistics, frames
+    )
 
 
 class RunningStatistics(keras.layers.Layer):

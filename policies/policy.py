@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
-from rl_lnlstm.config import PolicyOptions, described, make_policy_options
+from rl_lnlstm.config import PolicyOptions, make_policy_options, with_options
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
 from rl_lnlstm.policies.acting import Actor
 from rl_lnlstm.policies.action_distribution import ActionDistribution
-from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
-from rl_lnlstm.policies.encoders import check_activation, running_statistics, seed_sequence
+from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
+from rl_lnlstm.policies.encoders import check_activation, running_statistics
 from rl_lnlstm.policies.exploration import Exploration, Generators
 from rl_lnlstm.policies.heads import ActionHead
 from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRewardState
 from rl_lnlstm.policies.network import Network, Outputs, Seen
-from rl_lnlstm.policies.normalization import RunningStatistics
+from rl_lnlstm.policies.normalization import RunningStatistics, normalize_each, update_each
 from rl_lnlstm.policies.saving import save_policy
 from rl_lnlstm.policies.sequences import evaluate_sequences
 from rl_lnlstm.spaces import batch_of, check_observation_space, flatten, map_leaves
 
-PolicyClass = TypeVar("PolicyClass", bound=type)
-
-
-def with_options(policy_class: PolicyClass) -> PolicyClass:
-    """Appends the policy options, with their defaults and meanings, to the docstring of a policy class."""
-    policy_class.__doc__ = f"{policy_class.__doc__}\nOptions:\n{described(PolicyOptions)}\n"
-    return policy_class
-
 
 @with_options
+# Its length is that of the documentation of its public methods; their bodies are in files of their own.
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
@@ -105,18 +97,9 @@ class RecurrentPolicy(keras.layers.Layer):
         return None
 
     def _build(self, encoder: keras.Model | None, seed: int | None) -> None:
-        space, options, seeds = self.observation_space, self.options, seed_sequence(seed)
-        makes_its_own = type(self).make_encoder.__func__ is not RecurrentPolicy.make_encoder.__func__  # type: ignore[attr-defined]
-        if encoder is not None and makes_its_own:
-            raise UserError(f"encoder: {type(self).__name__} has its own, hand one to RecurrentPolicy instead")
-        checked = encoder is not None or not type(self).make_encoder.__module__.startswith("rl_lnlstm.policies.")
-        if encoder is None:
-            encoder = self.make_encoder(space, options, seeds)
-            seeds = seed_sequence(next(seeds)) if encoder is not None else seeds
-        if encoder is not None and checked and tf.executing_eagerly():
-            check_encoder(encoder, space)
+        space, options = self.observation_space, self.options
+        encoder, seeds = chosen_encoder(self, RecurrentPolicy, encoder, seed)
         generator = np.random.default_rng(next(seeds))
-
         # In the structure of the space, None for a leaf that is not normalised. The order of these three attributes is
         # the order of the weights in saved policies.
         self.observation_statistics = map_leaves(
@@ -136,8 +119,6 @@ class RecurrentPolicy(keras.layers.Layer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copying.rebuilt, (copying.parts_of(self),)
-
-    # ------------------------------------------------------------------------------------------------------ acting
 
     def initial_state(self, batch_size: int) -> Any:
         """The state before an episode: zeros, h and c each `[batch_size, state_size]` float32."""
@@ -166,9 +147,8 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
         """
-        return self._actor.act(
-            observations, state, episode_starts, self.exploration.for_step(len(episode_starts)), action_masks
-        )
+        noise = self.exploration.for_step(len(episode_starts))
+        return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
         """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
@@ -255,8 +235,6 @@ class RecurrentPolicy(keras.layers.Layer):
         """With `std="gsde"`, draws the noise again that `step` holds for each of `batch_size` environments."""
         self.exploration.reset(batch_size)
 
-    # ---------------------------------------------------------------------------------------------------- learning
-
     def evaluate_actions(
         self,
         observations: Any,
@@ -288,26 +266,11 @@ class RecurrentPolicy(keras.layers.Layer):
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:
         """Takes in the observations `[..., *observation_space.shape]` where `valid`, `[...]` bool, is true."""
-
-        def update(_: gym.Space, statistics: RunningStatistics | None, values: np.ndarray) -> None:
-            if statistics is not None:
-                statistics.update(values[valid])
-
-        map_leaves(update, self.observation_space, self.observation_statistics, observations)
+        update_each(self.observation_space, self.observation_statistics, observations, valid)
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
         save_policy(self, path)
-
-    # -------------------------------------------------------------------------------------------------- properties
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The options in JSON's types."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self.options).items()
-        }
 
     @property
     def encoder(self) -> keras.Model | None:
@@ -342,18 +305,11 @@ class RecurrentPolicy(keras.layers.Layer):
     @property
     def is_convolutional(self) -> bool:
         """Any layer of the encoder, however deep, convolves."""
-        layers = [] if self.encoder is None else self.encoder._flatten_layers()
-        return any("Conv" in type(layer).__name__ for layer in layers)
-
-    # --------------------------------------------------------------------------------------------------- the graph
+        return self.network.is_convolutional
 
     def _encode(self, frames: Any) -> Any:
         """Observations `[n, *shape]` to features `[n, features]`."""
-
-        def normalized(_: gym.Space, statistics: RunningStatistics | None, values: Any) -> Any:
-            return values if statistics is None else statistics.normalize(values)
-
-        return self.network.encode(map_leaves(normalized, self.observation_space, self.observation_statistics, frames))
+        return self.network.encode(normalize_each(self.observation_space, self.observation_statistics, frames))
 
     def _forward(
         self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any = None, action_masks: Any = None

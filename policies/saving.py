@@ -7,11 +7,12 @@ JSON's claims against the arrays' headers, these against the archive's entries, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,10 @@ class Header(NamedTuple):
 
 def save_policy(policy: Any, path: str | os.PathLike) -> None:
     """Saves `policy` in the folder `path`, which is replaced if it is there."""
+    options = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(policy.options).items()
+    }
     description = {
         "format": FORMAT,
         "policy": type(policy).__name__,
@@ -44,7 +49,7 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
         "custom_encoder": policy.custom_encoder,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
-        "arguments": {**policy.arguments, **_own_arguments(policy)},
+        "arguments": {**options, **_own_arguments(policy, options)},
     }
     text = json.dumps(description, indent=2).encode()
     if len(text) > MAX_DESCRIPTION:
@@ -61,10 +66,10 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
         np.savez(folder / WEIGHTS, **weights)
 
 
-def _own_arguments(policy: Any) -> dict[str, Any]:
+def _own_arguments(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a subclass that are none of the policy options, as far as they are data."""
     _, keywords = policy.constructor_arguments
-    known = {*policy.arguments, "observation_space", "action_space", "encoder", "seed"}
+    known = {*options, "observation_space", "action_space", "encoder", "seed"}
     plain = bool | int | float | str | None
     return {name: value for name, value in upgraded(keywords).items() if name not in known and isinstance(value, plain)}
 

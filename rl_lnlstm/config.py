@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from rl_lnlstm.errors import UserError
 
 AUTO = "auto"
+PolicyClass = typing.TypeVar("PolicyClass", bound=type)
 
 
 class Range(NamedTuple):
@@ -252,6 +253,12 @@ def described(kind: type) -> str:
                 subsequent_indent="    ",
             )
     return "\n".join(lines)
+
+
+def with_options(policy_class: PolicyClass) -> PolicyClass:
+    """Appends `PolicyOptions`, with their defaults and meanings, to the docstring of a policy class."""
+    policy_class.__doc__ = f"{policy_class.__doc__}\nOptions:\n{described(PolicyOptions)}\n"
+    return policy_class
 
 
 def _check_names(options: Mapping[str, Any], kind: type) -> None:

@@ -188,7 +188,7 @@ def test_the_update_reproduces_what_the_lstm_saw(mode, config, sequences, tmp_pa
     ppo.save(tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
     for name, value in config.items():
-        assert loaded.arguments.get(name, value) == value
+        assert getattr(loaded.options, name, value) == value
     mean, _ = evaluate_policy(loaded, makers[2], 2, seed=0)
     again, _ = evaluate_policy(ppo.policy, makers[2], 2, seed=0)
     assert mean == again
