@@ -332,8 +332,7 @@ class RecurrentPolicy(keras.layers.Layer):
     ) -> tuple[Outputs, State]:
         """Time-major sequences: what the heads give for each step, and h and c after the last one.
 
-        With `one_step` the sequences have a single step, and the heads' outputs and the masks have no axis for time.
-        """
+        With `one_step` the only step's outputs and action masks have no axis for time."""
         self._clear_losses()  # the penalties of an earlier call
         first = flatten(self.observation_space, observations)[0]
         time, batch = tf.unstack(tf.shape(first)[:2])
