@@ -49,7 +49,11 @@ def evaluate(options: EvaluateOptions) -> int:
     else:
         seeds = list(options.episode_seeds)
     envs = make_evaluation_envs(
-        environment, min(options.num_envs, len(seeds)), options.vectorization or "sync", options.video is not None
+        environment,
+        min(options.num_envs, len(seeds)),
+        options.vectorization or "sync",
+        options.video is not None,
+        None if options.vectorization else policy.observation_space,
     )
     with contextlib.ExitStack() as resources:
         resources.callback(envs.close)
@@ -87,6 +91,7 @@ def make_evaluation_envs(
     num_envs: int,
     vectorization: str = "sync",
     render: bool = False,
+    trained_on: gym.Space | None = None,
     **fault_tolerance: Any,
 ) -> VectorEnv:
     """The environments that the options of `ENVIRONMENT` describe.
@@ -98,6 +103,8 @@ def make_evaluation_envs(
         num_envs: number of environments.
         vectorization: as for `make_vec`; "auto" is "sync" here.
         render: whether they will be asked for pictures.
+        trained_on: the policy's observation space. If single environments have another one, as those of Atari have, the
+            id's vector implementation takes their place.
         **fault_tolerance: arguments of `make_vec`.
     """
     if render:
@@ -110,7 +117,7 @@ def make_evaluation_envs(
     if spec is not None and spec.entry_point is None:
         vectorization = "vector_entry_point"
     one_by_one = vectorization != "vector_entry_point"
-    return make_vec(
+    envs = make_vec(
         env_id,
         num_envs,
         vectorization=vectorization,
@@ -121,6 +128,11 @@ def make_evaluation_envs(
         mask_key=environment["mask_key"],
         **fault_tolerance,
     )
+    fits = trained_on is None or envs.single_observation_space == trained_on
+    if fits or environment["wrappers"] or getattr(envs.spec, "vector_entry_point", None) is None or not one_by_one:
+        return envs
+    envs.close()
+    return make_evaluation_envs(environment, num_envs, "vector_entry_point", render, **fault_tolerance)
 
 
 def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterator[EvaluatedEpisode]:

@@ -133,7 +133,10 @@ def _evaluate(ppo: PPO, run_dir: Path, config: dict[str, Any], options: TrainOpt
     """Evaluates the policy, as `rl-lnlstm evaluate` does with the seed of the run, and writes `results.json`."""
     seeds = seeds_of_episodes(options.seed, options.eval_episodes)
     vectorization = "async" if options.vectorization == "async" else "sync"
-    envs = make_evaluation_envs(config, min(MOST_ENVS, len(seeds)), vectorization, **ppo.config.fault_tolerance)
+    trained_on = ppo.policy.observation_space
+    envs = make_evaluation_envs(
+        config, min(MOST_ENVS, len(seeds)), vectorization, trained_on=trained_on, **ppo.config.fault_tolerance
+    )
     with contextlib.closing(envs):
         result = gathered(EpisodeRunner(ppo.policy, envs, plan_for(envs, seeds, options.seed)), True, options.seed)
     results = {"env_id": options.env_id, "total_timesteps": ppo.num_timesteps, **result.to_dict()}
