@@ -50,6 +50,10 @@ class MyEnv(CartPoleEnv):
     def __init__(self, size=1):
         super().__init__()
 
+    def step(self, action):
+        *result, info = super().step(action)
+        return *result, {"is_success": False}
+
 gym.register("MyEnv-v0", MyEnv)
 """
 
