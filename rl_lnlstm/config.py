@@ -53,7 +53,7 @@ class EnvironmentOptions:
     wrappers: Annotated[tuple[str, ...], FIXED] = ()
     """wrappers around each environment, the first one innermost: names from gymnasium.wrappers, or module:Name, with
     arguments in parentheses if the wrapper needs any, such as FrameStackObservation(4)"""
-    num_envs: Annotated[Count, FIXED] = 8
+    num_envs: Count = 8
     """number of environments that are stepped together"""
     vectorization: Annotated[Literal["auto", "sync", "async", "vector_entry_point"], FIXED] = "auto"
     """sync: one environment after the other in this process; async: one process for each; vector_entry_point: the id's
@@ -115,7 +115,8 @@ class PPOOptions:
     num_steps: Annotated[Count, FIXED] = 128
     """steps of each environment in a rollout"""
     sequence_length: int | None = None
-    """steps of backpropagation through time, a divisor of num_steps; num_steps if None"""
+    """steps of backpropagation through time, a divisor of num_steps; None: num_steps, or less if the sequences would
+    otherwise be too few for several minibatches"""
     learning_rate: Positive = 1e-3
     """learning rate of Adam"""
     anneal_lr: bool = True
@@ -124,10 +125,13 @@ class PPOOptions:
     """discount per step"""
     gae_lambda: Fraction = 0.95
     """lambda of generalised advantage estimation"""
-    num_minibatches: Count = 4
-    """minibatches in an epoch; each consists of whole sequences"""
+    num_minibatches: Count | None = None
+    """minibatches in an epoch; each consists of whole sequences; None: 4, or fewer if 4 does not divide the number of
+    sequences"""
     update_epochs: Count = 10
     """passes over each rollout"""
+    clip_rewards: bool = False
+    """learn from the sign of each reward only, as in Mnih et al. (2015); reports show the environment's own rewards"""
     norm_adv: bool = True
     """normalise the advantages of each minibatch"""
     clip_coef: Positive = 0.2
@@ -192,7 +196,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
                 f"num_steps={self.num_steps}"
             )
         sequences = self.num_envs * (self.num_steps // self.bptt_steps)
-        if sequences % self.num_minibatches:
+        if sequences % self.minibatches:
             raise UserError(
                 f"num_minibatches must divide the number of sequences, because minibatches are made of whole ones: got "
                 f"num_minibatches={self.num_minibatches} for {sequences} sequences (num_envs={self.num_envs} times "
@@ -202,7 +206,18 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
     @property
     def bptt_steps(self) -> int:
         """`sequence_length`, or its default."""
-        return self.num_steps if self.sequence_length is None else self.sequence_length
+        if self.sequence_length is not None:
+            return self.sequence_length
+        if self.num_minibatches is None and _most_minibatches(self.num_envs) == 1:
+            return self.num_steps // _most_minibatches(self.num_steps)
+        return self.num_steps
+
+    @property
+    def minibatches(self) -> int:
+        """`num_minibatches`, or its default."""
+        if self.num_minibatches is not None:
+            return self.num_minibatches
+        return _most_minibatches(self.num_envs * (self.num_steps // self.bptt_steps))
 
     @property
     def fault_tolerance(self) -> dict[str, Any]:
@@ -218,6 +233,52 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
     def fixed(cls) -> frozenset[str]:
         """Names of the options that a resumed run cannot change."""
         return frozenset(name for name, hint in _hints(cls).items() if FIXED in _metadata(hint))
+
+
+def _most_minibatches(count: int) -> int:
+    """The largest number up to 4 that divides `count`."""
+    return next(number for number in (4, 3, 2, 1) if count % number == 0)
+
+
+# What other libraries call their options, and what to use here.
+OTHER_NAMES = {
+    # Stable-Baselines3 and sb3-contrib
+    "n_steps": "num_steps",
+    "n_epochs": "update_epochs",
+    "batch_size": "num_minibatches, the number of minibatches in an epoch and not their size",
+    "n_envs": "num_envs",
+    "clip_range": "clip_coef",
+    "clip_range_vf": "clip_vloss",
+    "normalize_advantage": "norm_adv",
+    "lstm_hidden_size": "units",
+    "n_lstm_layers": "num_layers",
+    "enable_critic_lstm": "shared_lstm, which is its opposite",
+    "activation_fn": "activation",
+    "net_arch": "encoder_layers and head_layers",
+    "policy_kwargs": "units, encoder_layers, head_layers, activation and the other options of the network",
+    "features_extractor_class": "policy, a RecurrentPolicy(..., encoder=your Keras model)",
+    "features_extractor_kwargs": "policy, a RecurrentPolicy(..., encoder=your Keras model)",
+    "verbose": "progress_bar=True, an argument of learn",
+    "callback": "callback, an argument of learn",
+    "progress_bar": "progress_bar, an argument of learn",
+    "tensorboard_log": "the command train, whose run directory (--run-dir) has TensorBoard's files",
+    "device": "TensorFlow's choice: a GPU if it sees one",
+    # CleanRL and OpenAI baselines
+    "minibatch_size": "num_minibatches, the number of minibatches in an epoch and not their size",
+    "num_iterations": "total_timesteps",
+    "num_updates": "total_timesteps",
+    "cuda": "TensorFlow's choice: a GPU if it sees one",
+    "exp_name": "--run-dir of the command train",
+    "capture_video": "--video of the command evaluate",
+    "nsteps": "num_steps",
+    "nminibatches": "num_minibatches",
+    "noptepochs": "update_epochs",
+    "cliprange": "clip_coef",
+    "lam": "gae_lambda",
+    "lr": "learning_rate",
+    "nenvs": "num_envs",
+    "nlstm": "units",
+}
 
 
 def make_config(**options: Any) -> PPOConfig:
@@ -264,6 +325,8 @@ def with_options(policy_class: PolicyClass) -> PolicyClass:
 def _check_names(options: Mapping[str, Any], kind: type) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in options:
+        if name in OTHER_NAMES:
+            raise UserError(f"unknown option {name!r}: here it is {OTHER_NAMES[name]}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise UserError(f"unknown option {name!r}; did you mean {' or '.join(near)}?")

@@ -15,6 +15,7 @@ _ATARI: dict[str, Any] = {
     "vectorization": "vector_entry_point",
     "num_steps": 128,
     "update_epochs": 4,
+    "clip_rewards": True,
     "learning_rate": 2.5e-4,
     "clip_coef": 0.1,
     "clip_vloss": True,

@@ -17,5 +17,5 @@ def seed_sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSeque
 
 
 def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """An integer seed from `seed_sequence`, between 0 and 2^32."""
-    return int(seed_sequence(seed, purpose, *numbers).generate_state(1)[0])
+    """An integer seed from `seed_sequence`, of 31 bits: some environments take no more."""
+    return int(seed_sequence(seed, purpose, *numbers).generate_state(1)[0] >> 1)

@@ -1,13 +1,14 @@
 """A wrong option is told by its name, with what was got and what was expected; good ones mean what they say."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from rl_lnlstm import PPO, PPOConfig, UserError
-from rl_lnlstm.config import make_config
+from rl_lnlstm.config import OTHER_NAMES, make_config
 
 PUBLIC_NAMES = [
     *("env_id", "total_timesteps", "num_envs", "num_steps", "learning_rate", "anneal_lr", "gamma", "gae_lambda"),
@@ -43,7 +44,7 @@ def test_out_of_range(name, value):
     assert any(expected in message for expected in ("at least", "between 0 and 1", "greater than 0"))
 
 
-@pytest.mark.parametrize("name", ["num_envs", "num_steps", "num_minibatches", "update_epochs", "units", "seed"])
+@pytest.mark.parametrize("name", ["num_envs", "num_steps", "update_epochs", "units", "seed"])
 @pytest.mark.parametrize("value", [2.5, 8.0, "8", None])
 def test_counts_are_integers(name, value):
     with pytest.raises(UserError, match=rf"^{name} must be an integer of at least [01], got {value!r}"):
@@ -71,6 +72,32 @@ def test_an_unknown_name_tells_near_ones(wrong, right):
             attempt(**{wrong: 1})
         assert wrong in str(caught.value)
         assert right in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    {
+        **{"n_steps": "num_steps", "n_epochs": "update_epochs", "batch_size": "num_minibatches", "n_envs": "num_envs"},
+        **{
+            "clip_range": "clip_coef",
+            "lstm_hidden_size": "units",
+            "n_lstm_layers": "num_layers",
+            "lr": "learning_rate",
+        },
+        **{"enable_critic_lstm": "shared_lstm", "policy_kwargs": "units", "verbose": "progress_bar"},
+        **{"device": "TensorFlow", "tensorboard_log": "--run-dir", "minibatch_size": "num_minibatches"},
+        **{"num_iterations": "total_timesteps", "lam": "gae_lambda"},
+    }.items(),
+)
+def test_names_of_other_libraries_are_answered_with_ours_in_one_line(theirs, ours):
+    with pytest.raises(UserError, match=f"unknown option '{theirs}': .*{ours}") as caught:
+        PPO("auto", "CartPole-v1", **{theirs: 1})
+    assert len(str(caught.value)) < 150
+
+
+def test_names_of_other_libraries_are_none_of_ours():
+    fields = {field.name: field for field in dataclasses.fields(PPOConfig)}
+    assert not OTHER_NAMES.keys() & fields.keys()
 
 
 def test_an_unknown_name_that_is_like_none_tells_them_all():
@@ -102,6 +129,32 @@ def test_minibatches_are_made_of_whole_sequences():
             PPOConfig(num_envs=4, num_steps=8, num_minibatches=num_minibatches, sequence_length=length)
         for part in (f"num_minibatches={num_minibatches}", f"{sequences} sequences", "num_envs=4"):
             assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "minibatches", "length"),
+    [
+        ({}, 4, 128),
+        ({"num_envs": 1}, 4, 32),
+        ({"num_envs": 2}, 2, 128),
+        ({"num_envs": 3}, 3, 128),
+        ({"num_envs": 5}, 4, 32),
+        ({"num_envs": 6}, 3, 128),
+        ({"num_envs": 1, "num_steps": 7}, 1, 7),
+        ({"num_envs": 1, "sequence_length": 64}, 2, 64),
+        ({"num_envs": 3, "num_minibatches": 1}, 1, 128),
+    ],
+)
+def test_minibatches_and_sequences_suit_any_number_of_environments(options, minibatches, length):
+    config = PPOConfig(**options)
+    assert (config.minibatches, config.bptt_steps) == (minibatches, length)
+
+
+def test_every_number_of_environments_and_steps_works_by_default():
+    for num_envs, num_steps in itertools.product(range(1, 33), (1, 2, 3, 5, 7, 12, 100, 128)):
+        config = PPOConfig(num_envs=num_envs, num_steps=num_steps)
+        assert num_steps % config.bptt_steps == 0
+        assert num_envs * num_steps // config.bptt_steps % config.minibatches == 0
 
 
 def test_the_limits_themselves_are_allowed():

@@ -22,11 +22,11 @@ from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free, replacing_file
+from rl_lnlstm.ppo.progress import progress_bar
 from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
-from rl_lnlstm.runs.progress import progress_bar
 from rl_lnlstm.runs.run_directory import RunDirectory, locked
 
 OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
@@ -54,7 +54,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
             state = read_newest(run_dir / CHECKPOINTS)
         hyperparameters = {field.name: config[field.name] for field in dataclasses.fields(PPOConfig)}
         ppo = PPO(hyperparameters.pop("policy"), hyperparameters.pop("env_id"), **hyperparameters)
-        resources.callback(ppo.envs.close)
+        resources.callback(ppo.close)
         if state is None:
             resources.enter_context(locked(run_dir))
             check_is_free(run_dir, "run directory", OTHER_RUN)
@@ -66,7 +66,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
         if not whole:
             return 1
         if not stop.requested and options.eval_episodes:
-            with stop.at_once():
+            with stop.at_once(), ppo.best_weights():
                 _evaluate(ppo, run_dir, config, options)
         tell(f"next: {evaluate_command(run_dir, options)}")
     return 0
@@ -95,7 +95,8 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
             checkpoints.save()
         raise
     finally:
-        whole = run.finish()
+        with ppo.best_weights():
+            whole = run.finish()
         tell(f"policy, metrics and learning curve are in {run.path}")
     if not whole:
         tell(f"error: {run.path} could not be written to the end")

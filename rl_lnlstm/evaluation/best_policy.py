@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,8 @@ class BestPolicy:
         self._seed: int | None = seed
         self._best = -float("inf")
         self._weights: list[np.ndarray] = []
+        self._copy: Any = None
+        self._copied: list[np.ndarray] | None = None  # the weights that the copy has
 
     def evaluate(self) -> None:
         """Evaluates the policy, and keeps its weights if none were better; of equals, the later ones."""
@@ -40,10 +45,29 @@ class BestPolicy:
         if self.mean_reward >= self._best:
             self._best, self._weights = self.mean_reward, self.policy.get_weights()
 
-    def restore(self) -> None:
-        """Gives the policy the best weights, if there was an evaluation."""
-        if self._weights:
+    @property
+    def best_policy(self) -> RecurrentPolicy:
+        """A copy of the policy with the best weights; the policy itself before the first evaluation."""
+        if not self._weights:
+            return self.policy
+        if self._copied is not self._weights:
+            self._copy = copy.deepcopy(self.policy) if self._copy is None else self._copy
+            self._copy.set_weights(self._weights)
+            self._copied = self._weights
+        return self._copy
+
+    @contextlib.contextmanager
+    def best_weights(self) -> Iterator[None]:
+        """While the block runs, the policy has the best weights, if there was an evaluation."""
+        if not self._weights:
+            yield
+            return
+        live = self.policy.get_weights()
+        try:
             self.policy.set_weights(self._weights)
+            yield
+        finally:
+            self.policy.set_weights(live)
 
     def restart(self, seed: int) -> None:
         """Begins the next evaluation with a reset of all environments by `seed`."""

@@ -1,82 +1,17 @@
-"""Acting in a vector environment: `RolloutRunner` and the `Rollout` it returns."""
+"""Acting in a vector environment: `RolloutRunner`."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.envs.autoreset import Episode, Step, Stepper
+from rl_lnlstm.ppo.protocols import ActingPolicy
+from rl_lnlstm.ppo.rollout import Rollout, Transition
 from rl_lnlstm.spaces import map_arrays
-
-
-class ActingPolicy(Protocol):
-    """What the runner needs of a policy."""
-
-    def initial_state(self, batch_size: int) -> Any:
-        """The state before an episode: a NamedTuple of arrays `[batch_size, width]`."""
-
-    def step(
-        self, observations: Any, state: Any, episode_starts: np.ndarray, *action_masks: np.ndarray
-    ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
-        """Actions, values, log-probabilities and the new state. Masks are given if the environments have them."""
-
-    def rewarded(self, state: Any, rewards: np.ndarray) -> Any:
-        """The state after the rewards of a step. Only called if the policy's `previous_reward` is true."""
-
-    def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
-        """The values of observations; the state is not advanced."""
-
-    def clip_actions(self, actions: Any) -> Any:
-        """What to send to the environments for sampled actions."""
-
-    def reset_noise(self, batch_size: int) -> None:
-        """Draws the held noise of gSDE again. Only called with a `sde_sample_freq`."""
-
-
-class Transition(NamedTuple):
-    """One step of all environments. Arrays are `[num_envs, ...]`, and `[num_steps, num_envs, ...]` once stacked."""
-
-    observations: Any
-    episode_starts: np.ndarray
-    action_masks: np.ndarray | None  # None if the environments have none
-    actions: Any
-    values: np.ndarray
-    log_probs: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    truncations: np.ndarray
-    valid: np.ndarray
-    aborted: np.ndarray  # bool: the environment failed in this step
-    has_final_value: np.ndarray  # bool: the episode was truncated, and no later step sees its final observation
-    final_values: np.ndarray  # the value of that observation; 0 elsewhere
-
-
-class Rollout(NamedTuple):
-    """What `num_envs` environments produced in `num_steps` steps; arrays are `[num_steps, num_envs, ...]`.
-
-    Observations and actions are structures of arrays where their spaces are `Dict` or `Tuple`.
-
-    Transitions that are not `valid` must not enter losses, advantages or statistics. There are two kinds. In autoreset
-    mode NEXT_STEP, the step after an episode's end only resets the environment. And if an environment failed, the steps
-    of its aborted episode do not count; that episode ends where it was aborted.
-    """
-
-    observations: Any
-    actions: Any
-    log_probs: np.ndarray
-    values: np.ndarray
-    rewards: np.ndarray
-    episode_starts: np.ndarray  # bool: the observation is an episode's first, the state was reset before it
-    valid: np.ndarray  # bool
-    terminations: np.ndarray  # bool: the step led to a terminal state, or was aborted
-    episode_ends: np.ndarray  # bool: terminated, truncated or aborted
-    next_values: np.ndarray  # of what the step led to, in the same episode, with the policy's state of that moment
-    sequence_states: Any  # before every `sequence_length`-th step, each [sequences per environment, num_envs, width]
-    episodes: list[Episode]  # those that ended, in order
-    action_masks: np.ndarray | None = None  # bool: the legal actions; None if environments do not say
 
 
 class RolloutRunner:

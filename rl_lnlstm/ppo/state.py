@@ -6,12 +6,15 @@ import hashlib
 import io
 import json
 import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.envs import restore_snapshot, take_snapshot
+from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.files import parse_json, read_regular, replacing_folder
 
 FORMAT = 1
@@ -77,6 +80,38 @@ def read(path: Path) -> TrainingState:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"checkpoint {path} is damaged: {name}, {type(error).__name__}: {error}") from error
     return TrainingState(tree, contents.get(ENVIRONMENTS))
+
+
+def check_alike(what: str, saved: Iterable[np.ndarray], own: Iterable[np.ndarray]) -> None:
+    """Raises `UserError` unless the arrays of a checkpoint have the shapes and dtypes of those they are to replace."""
+    got, expected = ([(part.shape, str(part.dtype)) for part in parts] for parts in (saved, own))
+    if got != expected:
+        raise UserError(f"the checkpoint is of another trainer: its {what} are {got}, this one's {expected}")
+
+
+def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
+    """Snapshots of environments, by what they are for. A `RunWarning` names those that cannot be pickled."""
+    snapshots = {}
+    for purpose, envs in environments.items():
+        try:
+            snapshots[purpose] = take_snapshot(envs)
+        except ValueError as error:
+            warn(
+                f"checkpoints are without the environments for {purpose}, so that a resumed run begins new episodes: "
+                f"{error}"
+            )
+    return snapshots
+
+
+def restored(envs: VectorEnv, snapshot: list[bytes] | None) -> str | None:
+    """Makes `envs` what they were when the snapshot was taken; returns why that is not possible, or None."""
+    if snapshot is None:
+        return "the checkpoint is without their snapshot"
+    try:
+        restore_snapshot(envs, snapshot)
+    except ValueError as error:
+        return f"their snapshot cannot be restored, {error}"
+    return None
 
 
 def _described(tree: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +12,25 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.config import AUTO, make_config
-from rl_lnlstm.envs import make_vec, restore_snapshot, take_snapshot
 from rl_lnlstm.envs.autoreset import Episode
-from rl_lnlstm.errors import UserError, warn
+from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, warn
 from rl_lnlstm.evaluation.best_policy import BestPolicy
 from rl_lnlstm.evaluation.episodes import check_spaces
-from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.ppo import state as training_state
+from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.collect import RolloutRunner
+from rl_lnlstm.ppo.metrics import Metrics
+from rl_lnlstm.ppo.rollout import Rollout
+from rl_lnlstm.ppo.setup import (
+    GivenEnv,
+    GivenPolicy,
+    configuration,
+    make_environments,
+    make_policy,
+    reset_seed,
+)
 from rl_lnlstm.ppo.update import Updater
+from rl_lnlstm.seeding import derived_seed
 from rl_lnlstm.spaces import space_to_json
 
 EPISODES_IN_MEAN = 100
@@ -36,111 +45,99 @@ class Schedule(NamedTuple):
     elapsed: float = 0.0
 
 
-class Trainer:
-    """A policy, its environments, and the state of its training."""
+class Trainer(Agent):
+    """A policy, its environments, and the state of its training; see `PPO`.
 
-    def __init__(
-        self, policy: str | RecurrentPolicy, env: str | Callable[..., gym.Env] | VectorEnv, **config: Any
-    ) -> None:
-        if isinstance(env, VectorEnv):
-            config.setdefault("num_envs", env.num_envs)
-        # Not every spec is Gymnasium's: envpool's has no id.
-        known = getattr(getattr(env, "spec", None), "id", None) or getattr(env, "__name__", str(env))
-        config["env_id"] = env if isinstance(env, str) else known
-        if isinstance(policy, str):
-            config["policy"] = policy
-        self.config = make_config(**config)
-        self.envs = self._make_envs(env, self.config.num_envs, self.config.vectorization)
-        if self.envs.num_envs != self.config.num_envs:
-            raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {self.envs.num_envs}")
-        self.policy = policy if isinstance(policy, RecurrentPolicy) else self._make_policy()
-        check_spaces(self.policy, self.envs)
-        self.policy.env_id = self.config.env_id
+    Attributes:
+        config: the options.
+        policy: the policy that is trained, with the weights of the last iteration.
+        envs: the training environments.
+        num_timesteps: frames so far.
+        iteration: iterations so far.
+        between_iterations: false while an iteration is under way, and after one that was interrupted.
+    """
 
-        self._selection = self._make_selection(env) if self.config.eval_interval else None
-
-        self.num_timesteps = 0
-        self.iteration = 0
-        self.between_iterations = True
-        self._schedule = Schedule(0, self.config.total_timesteps)
-        self._resumed = False
-        self._runner = RolloutRunner(
-            self.policy,
-            self.envs,
-            self.config.num_steps,
-            self.config.bptt_steps,
-            self.config.seed,
-            self.config.sde_sample_freq if self.policy.options.std == "gsde" else None,
-        )
+    def __init__(self, policy: GivenPolicy, env: GivenEnv, **config: Any) -> None:
+        self.config = configuration(policy, env, config)
+        self._env, self._made = env, contextlib.ExitStack()
+        try:
+            self.envs = self._environments_for_training()
+            self.policy = make_policy(policy, self.config, config, self.envs)
+            check_spaces(self.policy, self.envs)
+            self.policy.env_id = self.config.env_id
+            self._selection = self._make_selection() if self.config.eval_interval else None
+            self.num_timesteps = self.iteration = 0
+            self.between_iterations = True
+            self._restarts, self._interrupted = 0, False
+            self._schedule = Schedule(0, self.config.total_timesteps)
+            self._resumed = False
+            self._runner = RolloutRunner(
+                self.policy,
+                self.envs,
+                self.config.num_steps,
+                self.config.bptt_steps,
+                reset_seed(self.envs, self.config.seed, "environments"),
+                self.config.sde_sample_freq if self.policy.options.std == "gsde" else None,
+            )
+        except BaseException:
+            self.close()
+            raise
         self._discounted_sums = np.zeros(self.config.num_envs)
         self._episodes: deque[Episode] = deque(maxlen=EPISODES_IN_MEAN)
-        self._updater = Updater(self.policy, self.config, np.random.default_rng(self.config.seed))
+        shuffler = np.random.default_rng(derived_seed(self.config.seed, "shuffling"))
+        self._updater = Updater(self.policy, self.config, shuffler)
         self._aborted_rollouts = 0  # in a row
 
-    def _make_envs(self, env: str | Callable[..., gym.Env] | VectorEnv, num_envs: int, vectorization: str) -> VectorEnv:
-        config = self.config
-        if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
-            raise UserError("wrappers and env_kwargs are for environments that are made here, got a VectorEnv")
-        return make_vec(
-            env,
-            num_envs,
-            vectorization=vectorization,
-            wrappers=config.wrappers,
-            env_kwargs=config.env_kwargs,
-            info_keys=config.info_keys,
-            mask_key=config.mask_key,
-            **config.fault_tolerance,
-        )
+    def _environments_for_training(self) -> VectorEnv:
+        envs = make_environments(self._env, self.config, self.config.num_envs)
+        self._close_later(envs)
+        if envs.num_envs != self.config.num_envs:
+            raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {envs.num_envs}")
+        return envs
 
-    def _make_policy(self) -> RecurrentPolicy:
-        name, observation_space = self.config.policy, self.envs.single_observation_space
-        if name != AUTO and name not in POLICIES:
-            raise UserError(f"policy must be {AUTO} or one of {', '.join(POLICIES)}, got {name!r}")
-        policy_class = policy_for(observation_space) if name == AUTO else POLICIES[name]
-        return policy_class(
-            observation_space,
-            self.envs.single_action_space,
-            seed=self.config.seed,
-            **self.config.policy_options,
-        )
-
-    def _make_selection(self, env: str | Callable[..., gym.Env] | VectorEnv) -> BestPolicy:
+    def _make_selection(self) -> BestPolicy:
         config = self.config
-        if isinstance(env, VectorEnv):
+        if isinstance(self._env, VectorEnv | gym.Env):
+            given = "a VectorEnv" if isinstance(self._env, VectorEnv) else "an environment object"
             raise UserError(
                 f"eval_interval is {config.eval_interval}, but evaluation needs environments of its own: expected env "
-                "to be an id or a function that makes an environment, got a VectorEnv"
+                f"to be an id or a function that makes an environment, got {given}"
             )
-        # Environments that have processes of their own may need them, of which there should not be so many.
+        # With vectorization async, each environment has a process: there should not be too many.
         together = config.num_envs if config.vectorization == "async" else EVALUATED_TOGETHER
-        envs = self._make_envs(env, min(config.n_eval_episodes, together), config.vectorization)
-        return BestPolicy(self.policy, envs, config.n_eval_episodes, config.seed + config.num_envs)
+        envs = make_environments(self._env, config, min(config.n_eval_episodes, together))
+        self._close_later(envs)
+        return BestPolicy(self.policy, envs, config.n_eval_episodes, derived_seed(config.seed, "selection"))
+
+    def _close_later(self, envs: VectorEnv) -> None:
+        if not isinstance(self._env, VectorEnv | gym.Env):  # those are the user's to close
+            self._made.callback(envs.close)
 
     @property
     def finished(self) -> bool:
         """Whether the last call of `learn`, or the one that a loaded checkpoint interrupted, has all its frames."""
         return self.num_timesteps >= self._schedule.target
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Saves the policy; see `RecurrentPolicy.save`."""
-        self.policy.save(path)
-
     def save_checkpoint(self, path: str | os.PathLike, env_snapshot: bool = True) -> None:
         """Writes all that training depends on in the folder `path`, for `load_checkpoint`.
 
-        To be called between iterations: by a callback of `learn`, or after it. The folder is whole, or as before, at
-        any instant. Environments that cannot be pickled are named in a `RunWarning`, and left out.
+        Call it between iterations: in a callback of `learn`, or after `learn`. At any instant the folder is whole, or
+        as it was before. A `RunWarning` names environments that cannot be pickled; they are left out.
 
         Args:
-            path: the folder, which is replaced if it is there.
+            path: the folder, which is replaced if it exists.
             env_snapshot: include the environments, pickled.
 
         Raises:
-            UserError: an iteration was begun and not ended.
+            UserError: an iteration is under way.
             OSError: the disk does not take it.
         """
         if not self.between_iterations:
-            raise UserError(f"a checkpoint is written between iterations, but iteration {self.iteration + 1} has begun")
+            if not self._interrupted:
+                raise UserError(
+                    f"a checkpoint is written between iterations, but iteration {self.iteration + 1} has begun"
+                )
+            self._begin_new_episodes()
         tree = {
             "spaces": self._spaces(),
             "iteration": self.iteration,
@@ -159,7 +156,8 @@ class Trainer:
             "discounted_sums": self._discounted_sums,
             "episodes": list(self._episodes),
         }
-        training_state.write(Path(path), tree, self._take_snapshots() if env_snapshot else {})
+        snapshots = training_state.take_snapshots(self._environments()) if env_snapshot else {}
+        training_state.write(Path(path), tree, snapshots)
 
     def load_checkpoint(
         self,
@@ -169,22 +167,39 @@ class Trainer:
     ) -> None:
         """Goes on from a checkpoint of a trainer that was built alike; call `learn()` next.
 
-        With the environments in it, training goes on exactly as if it had never been interrupted. Otherwise the
-        environments begin new episodes, and a `RunWarning` says so.
+        With the environments in it, training goes on exactly as if it had never been interrupted. Without them, or if
+        this trainer has another number of environments, new episodes begin, and a `RunWarning` says so.
 
         Args:
             checkpoint: the folder that `save_checkpoint` wrote, or what was read from it.
-            total_timesteps: frames that the interrupted call of `learn` is to train for, if not those that it was asked
-                for; what is annealed then goes on as if it had been asked for these from the beginning.
-            env_snapshot: restore the environments, by unpickling them: for checkpoints that one wrote oneself.
+            total_timesteps: the new total of the interrupted call of `learn`. Schedules are recomputed for it. None
+                keeps the old total.
+            env_snapshot: restore the environments, by unpickling them: only for checkpoints that you wrote yourself.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged, or of a trainer that differs from this one.
+            UserError: there is no checkpoint, it is damaged, or its trainer differs from this one.
         """
         state = checkpoint
         if not isinstance(state, training_state.TrainingState):
             state = training_state.read(Path(state))
         tree = state.tree
+        self._check_is_alike(tree)
+        self.policy.set_weights(tree["weights"])
+        for variable, value in zip(self._updater.optimizer.variables, tree["optimizer"], strict=True):
+            variable.assign(value)
+        for generator, value in zip(self._generators(), tree["generators"], strict=True):
+            generator.bit_generator.state = value
+        self.iteration, self.num_timesteps = tree["iteration"], tree["num_timesteps"]
+        self._episodes = deque((Episode(*episode) for episode in tree["episodes"]), maxlen=EPISODES_IN_MEAN)
+        self._aborted_rollouts, self._updater.fruitless = tree["in_a_row"]
+        if self._selection is not None:
+            self._selection.set_state(tree["selection"])
+        self._restore_environments(state, env_snapshot)
+        start, target, elapsed = tree["schedule"]
+        self._schedule = Schedule(start, target if total_timesteps is None else start + total_timesteps, elapsed)
+        self._resumed = self.between_iterations = True
+
+    def _check_is_alike(self, tree: Any) -> None:
         if tree["spaces"] != self._spaces():
             raise UserError(
                 f"the checkpoint was written for spaces {tree['spaces']}, this trainer has {self._spaces()}"
@@ -192,34 +207,43 @@ class Trainer:
         if (tree["selection"] is None) != (self._selection is None):
             raise UserError("eval_interval must be 0 in both the checkpoint's trainer and this one, or in neither")
         optimizer = [variable.numpy() for variable in self._updater.optimizer.variables]
-        for what, saved, own in (
-            ("weights", tree["weights"], self.policy.get_weights()),
-            ("optimizer variables", tree["optimizer"], optimizer),
-            ("state", [*tree["runner"]["state"]], [*self._runner.get_state()["state"]]),
-        ):
-            got, expected = ([(part.shape, str(part.dtype)) for part in parts] for parts in (saved, own))
-            if got != expected:
-                raise UserError(f"the checkpoint is of another trainer: its {what} are {got}, this one's {expected}")
+        training_state.check_alike("weights", tree["weights"], self.policy.get_weights())
+        training_state.check_alike("optimizer variables", tree["optimizer"], optimizer)
+        saved, own = (runner["state"] for runner in (tree["runner"], self._runner.get_state()))
+        training_state.check_alike("state", [part[:1] for part in saved], [part[:1] for part in own])
 
-        self.policy.set_weights(tree["weights"])
-        for variable, value in zip(self._updater.optimizer.variables, tree["optimizer"], strict=True):
-            variable.assign(value)
-        for generator, value in zip(self._generators(), tree["generators"], strict=True):
-            generator.bit_generator.state = value
-        self.iteration, self.num_timesteps = tree["iteration"], tree["num_timesteps"]
-        self._discounted_sums = tree["discounted_sums"]
-        self._episodes = deque((Episode(*episode) for episode in tree["episodes"]), maxlen=EPISODES_IN_MEAN)
-        self._runner.set_state(tree["runner"])
-        if self._selection is not None:
-            self._selection.set_state(tree["selection"])
-        self._aborted_rollouts, self._updater.fruitless = tree["in_a_row"]
+    def _restore_environments(self, state: training_state.TrainingState, env_snapshot: bool) -> None:
+        """Environments as they were, or new episodes and a warning."""
+        tree = state.tree
+        snapshots = state.unpickled_environments() if env_snapshot else {}
         for purpose, envs in self._environments().items():
-            envs.set_state(tree["environments"][purpose])  # type: ignore[attr-defined]
-        self._restore_snapshots(state.unpickled_environments() if env_snapshot else {})
-        start, target, elapsed = tree["schedule"]
-        self._schedule = Schedule(start, target if total_timesteps is None else start + total_timesteps, elapsed)
-        self._resumed = total_timesteps is not None or not self.finished
-        self.between_iterations = True
+            counted = tree["environments"][purpose]
+            saved = len(counted["_seeds"])
+            if saved != envs.num_envs:
+                problem: str | None = f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"
+                envs.failures = counted["failures"]  # type: ignore[attr-defined]
+            else:
+                if envs is self.envs:
+                    self._runner.set_state(tree["runner"])
+                    self._discounted_sums = tree["discounted_sums"]
+                envs.set_state(counted)  # type: ignore[attr-defined]
+                problem = training_state.restored(envs, snapshots.get(purpose))
+            if problem is None:
+                continue
+            warn(f"the environments for {purpose} begin new episodes: {problem}")
+            if envs is self.envs:
+                self._begin_new_episodes()
+            elif self._selection is not None:
+                self._selection.restart(derived_seed(self.config.seed, "selection", self.num_timesteps))
+
+    def _begin_new_episodes(self) -> None:
+        """Begins new episodes for training, unlike those that the seed gave at the beginning of the run."""
+        self._restarts += 1
+        self._runner.restart(
+            reset_seed(self.envs, self.config.seed, "environments", self.num_timesteps, self._restarts)
+        )
+        self._discounted_sums = np.zeros(self.config.num_envs)
+        self.between_iterations, self._interrupted = True, False
 
     def _spaces(self) -> list[Any]:
         return [space_to_json(space) for space in (self.policy.observation_space, self.policy.action_space)]
@@ -231,31 +255,25 @@ class Trainer:
         evaluation = {} if self._selection is None else {"evaluation": self._selection.envs}
         return {"training": self.envs, **evaluation}
 
-    def _take_snapshots(self) -> training_state.Environments:
-        snapshots = {}
-        for purpose, envs in self._environments().items():
-            try:
-                snapshots[purpose] = take_snapshot(envs)
-            except ValueError as error:
-                warn(
-                    f"checkpoints are without the environments for {purpose}, and who resumes from one begins new "
-                    f"episodes: {error}",
-                )
-        return snapshots
+    def _evaluated(self) -> Metrics:
+        if self._selection is None:
+            return {}
+        if self.iteration % self.config.eval_interval == 0 or self.finished:
+            self._selection.evaluate()
+        return {"eval/mean_reward": self._selection.mean_reward}
 
-    def _restore_snapshots(self, snapshots: training_state.Environments) -> None:
-        for purpose, envs in self._environments().items():
-            reason = "the checkpoint is without their snapshot"
-            if purpose in snapshots:
-                try:
-                    restore_snapshot(envs, snapshots[purpose])
-                    continue
-                except ValueError as error:
-                    reason = f"their snapshot cannot be restored, {error}"
-            warn(f"the environments for {purpose} begin new episodes: {reason}")
-            # Not the seed of the run, which would show again what was seen at its beginning.
-            seed = int(np.random.SeedSequence((self.config.seed, self.num_timesteps)).generate_state(1)[0])
-            if envs is self.envs:
-                self._runner.restart(seed)
-            elif self._selection is not None:
-                self._selection.restart(seed)
+    def _check_that_something_is_valid(self, rollout: Rollout) -> None:
+        self._aborted_rollouts = 0 if rollout.valid.any() else self._aborted_rollouts + 1
+        if self._aborted_rollouts > self.config.max_env_failures:
+            raise EnvironmentFailure(
+                f"{self.config.env_id} failed in every episode of the last {self._aborted_rollouts} rollouts: "
+                f"max_env_failures={self.config.max_env_failures} such rollouts in a row are allowed"
+            )
+
+    def _check_that_updates_bear_fruit(self) -> None:
+        if self._updater.fruitless > self.config.max_skipped_updates:
+            raise TrainingFailure(
+                f"no update of the last {self._updater.fruitless} changed the weights, because "
+                f"{self._updater.not_finite} was not finite: "
+                f"max_skipped_updates={self.config.max_skipped_updates} in a row are allowed"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.ppo import loss
-from rl_lnlstm.ppo.collect import Rollout
+from rl_lnlstm.ppo.protocols import LearningPolicy
+from rl_lnlstm.ppo.rollout import Sequences
 from rl_lnlstm.spaces import map_arrays
 
 log = logging.getLogger(__name__)
@@ -19,64 +20,6 @@ log = logging.getLogger(__name__)
 ADAM_EPSILON = 1e-5  # as in OpenAI baselines' PPO2; the default of Keras is 1e-7
 TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # of the loss
 REPORTED = (*TERMS, "approx_kl", "clip_fraction", "loss")
-
-
-class LearningPolicy(Protocol):
-    """What the update needs of a policy."""
-
-    trainable_variables: list[keras.Variable]
-    is_convolutional: bool
-    previous_reward: bool
-
-    def evaluate_actions(
-        self,
-        observations: Any,
-        actions: Any,
-        state: Any,
-        episode_starts: Any,
-        action_masks: Any = None,
-        rewards: Any = None,
-    ) -> tuple[Any, Any, Any]:
-        """Log-probabilities, entropies and values `[batch, time]` of what acting recorded."""
-
-
-class Sequences(NamedTuple):
-    """A rollout cut into sequences, `[sequences, sequence_length, ...]`, and the states they started from."""
-
-    observations: Any
-    actions: Any
-    log_probs: Any
-    values: Any
-    advantages: Any
-    returns: Any
-    rewards: Any
-    episode_starts: Any
-    valid: Any
-    state: Any  # the policy's, each [sequences, width]
-    action_masks: Any  # None if the environments have none
-
-
-def cut_sequences(rollout: Rollout, advantages: np.ndarray, returns: np.ndarray, length: int) -> Sequences:
-    """Cuts a time-major rollout into batch-major sequences of `length` steps."""
-
-    def cut(column: np.ndarray) -> np.ndarray:
-        steps, envs, *rest = column.shape
-        pieces = column.reshape(steps // length, length, envs, *rest).swapaxes(1, 2)
-        return np.ascontiguousarray(pieces.reshape(-1, length, *rest))
-
-    return Sequences(
-        observations=map_arrays(cut, rollout.observations),
-        actions=map_arrays(cut, rollout.actions),
-        log_probs=cut(rollout.log_probs),
-        values=cut(rollout.values),
-        advantages=cut(advantages),
-        returns=cut(returns.astype(np.float32)),
-        rewards=cut(rollout.rewards.astype(np.float32)),
-        episode_starts=cut(rollout.episode_starts),
-        valid=cut(rollout.valid.astype(np.float32)),
-        state=map_arrays(lambda part: part.reshape(-1, part.shape[-1]), rollout.sequence_states),
-        action_masks=map_arrays(cut, rollout.action_masks),
-    )
 
 
 class Updater:
@@ -107,7 +50,7 @@ class Updater:
         """Takes all gradient steps on the sequences of a rollout, and returns the means of what they reported."""
         config, count = self.config, len(sequences.valid)
         minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
-        minibatches = minibatches.reshape(-1, count // config.num_minibatches)
+        minibatches = minibatches.reshape(-1, count // config.minibatches)
         self.optimizer.learning_rate.assign(learning_rate)
         metrics, not_finite = self.function(
             map_arrays(tf.convert_to_tensor, sequences),
@@ -115,7 +58,9 @@ class Updater:
             tf.constant(clip_coef, tf.float32),
         )
         self._tell_skipped(iteration, int(metrics["skipped_steps"]), not_finite.numpy(), len(minibatches))
-        return {name: float(value) for name, value in metrics.items()}
+        stopped_after = int(metrics.pop("stopped_after"))  # 0 if all gradient steps were taken
+        stopped_at_epoch = -(-stopped_after // config.minibatches)
+        return {**{name: float(value) for name, value in metrics.items()}, "stopped_at_epoch": stopped_at_epoch}
 
     def _tell_skipped(self, iteration: int, skipped: int, not_finite: np.ndarray, steps: int) -> None:
         """Logs which losses and gradients were not finite; `not_finite` is in the order of `_update`."""
@@ -134,37 +79,42 @@ class Updater:
     def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> tuple[dict[str, Any], Any]:
         """All epochs and minibatches, `[gradient steps, sequences]` indices, in one graph.
 
-        A step whose loss or gradient is not finite changes nothing and enters no mean. Returned are the means, and
-        which of `TERMS` and of the variables' gradients were not finite in any step.
+        A step whose loss or gradient is not finite, or whose minibatch has no valid transition, changes nothing and
+        enters no mean. Returned are the means, and which of `TERMS` and of the variables' gradients were not finite in
+        any step.
         """
         variables = [variable.value for variable in self.policy.trainable_variables]
         limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
 
-        def body(i: Any, _: Any, skipped: Any, not_finite: Any, *sums: Any) -> tuple[Any, ...]:
+        def body(i: Any, _: Any, taken: Any, skipped: Any, not_finite: Any, *sums: Any) -> tuple[Any, ...]:
             minibatch = map_arrays(lambda part: tf.gather(part, minibatches[i]), sequences)
             with tf.GradientTape() as tape:
                 losses = self._losses(minibatch, clip_coef)
-            gradients = tape.gradient(losses["loss"], variables)
+            # Zeros for weights that the loss does not depend on, such as an unused layer's.
+            gradients = tape.gradient(losses["loss"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             clipped, norm = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
             finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
             proceed = ~finite | (losses["approx_kl"] <= limit)
+            wanted = finite & (tf.reduce_sum(minibatch.valid) > 0)
             looked_at = [*(losses[name] for name in TERMS), *map(tf.nn.l2_loss, gradients)]  # as the norm is made of
             not_finite |= ~tf.math.is_finite(tf.stack(looked_at))
             if self.config.target_kl is None:
-                self._apply(clipped, finite)
+                self._apply(clipped, wanted)
             else:
-                tf.cond(proceed, lambda: self._apply(clipped, finite), lambda: tf.constant(0))
-            terms = [tf.where(finite, losses[name], 0.0) for name in REPORTED]
-            skipped += tf.cast(~finite, tf.int32)
-            return i + 1, proceed, skipped, not_finite, *(total + term for total, term in zip(sums, terms, strict=True))
+                tf.cond(proceed, lambda: self._apply(clipped, wanted), lambda: tf.constant(0))
+            sums = tuple(
+                total + tf.where(wanted, losses[name], 0.0) for name, total in zip(REPORTED, sums, strict=True)
+            )
+            taken, skipped = taken + tf.cast(wanted, tf.int32), skipped + tf.cast(~finite, tf.int32)
+            return i + 1, proceed, taken, skipped, not_finite, *sums
 
         count = len(minibatches) if minibatches.shape[0] is None else minibatches.shape[0]
         nothing = tf.zeros([len(TERMS) + len(variables)], tf.bool)
-        done, _, skipped, not_finite, *sums = tf.while_loop(
-            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, nothing, *([0.0] * len(REPORTED)))
+        done, proceed, taken, skipped, not_finite, *sums = tf.while_loop(
+            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, 0, nothing, *([0.0] * len(REPORTED)))
         )
-        means = {name: total / tf.cast(done - skipped, tf.float32) for name, total in zip(REPORTED, sums, strict=True)}
-        return {**means, "skipped_steps": skipped}, not_finite
+        means = {name: total / tf.cast(taken, tf.float32) for name, total in zip(REPORTED, sums, strict=True)}
+        return {**means, "skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}, not_finite
 
     def _apply(self, gradients: Any, wanted: Any) -> Any:
         """An optimizer step, which is taken back unless `wanted`.
@@ -195,8 +145,11 @@ class Updater:
         else:
             value_loss = loss.value_loss(values, batch.returns, valid)
         entropy_loss = loss.entropy_loss(entropies, valid)
+        total = policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss
+        for penalty in self.policy.losses:  # of regularizers in the encoder and elsewhere
+            total += tf.cast(penalty, tf.float32)
         return {
-            "loss": policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss,
+            "loss": total,
             "policy_gradient_loss": policy_loss,
             "value_loss": value_loss,
             "entropy_loss": entropy_loss,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rl_lnlstm import PPO, UserError
+from rl_lnlstm import PPO, UserError, load_policy
 from rl_lnlstm.envs import make_vec
 
 SMALL = {"num_envs": 2, "num_steps": 32, "num_minibatches": 1, "units": 8, "jit_compile": False, "seed": 0}
@@ -16,7 +16,7 @@ def train(**config):
     return ppo, seen
 
 
-def test_the_policy_that_evaluated_best_is_kept():
+def test_the_policy_that_evaluated_best_is_kept(tmp_path):
     ppo, seen = train(eval_interval=2, n_eval_episodes=3)
     scores = [metrics["eval/mean_reward"] for metrics, _ in seen]
     evaluated = [i for i in range(len(seen)) if i % 2 == 1 or i == len(seen) - 1]
@@ -24,8 +24,30 @@ def test_the_policy_that_evaluated_best_is_kept():
     assert scores[2] == scores[1]  # the last known, in between
     best = max(evaluated, key=lambda i: (scores[i], i))
     assert len({scores[i] for i in evaluated}) > 1  # or there was nothing to choose
-    for kept, then in zip(ppo.policy.get_weights(), seen[best][1], strict=True):
-        np.testing.assert_array_equal(kept, then)
+    with ppo.best_weights():
+        kept = ppo.policy.get_weights()
+    ppo.save(tmp_path / "best")
+    for weights in (kept, load_policy(tmp_path / "best").get_weights()):
+        for one, other in zip(weights, seen[best][1], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_training_goes_on_with_the_weights_of_the_last_iteration():
+    ppo, seen = train(eval_interval=2, n_eval_episodes=3)
+    for one, other in zip(ppo.policy.get_weights(), seen[-1][1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_best_policy_is_a_copy():
+    ppo, _ = train(eval_interval=4, n_eval_episodes=1)
+    with ppo.best_weights():
+        expected = [weights.copy() for weights in ppo.policy.get_weights()]
+    best = ppo.best_policy
+    assert best is not ppo.policy
+    ppo.policy.set_weights([np.zeros_like(weights) for weights in expected])
+    for one, other in zip(best.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert ppo.best_policy is best
 
 
 def test_evaluating_does_not_change_training():

@@ -17,8 +17,7 @@ from rl_lnlstm import PPO, UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 from rl_lnlstm.ppo import train as ppo_module
-from rl_lnlstm.ppo.collect import Rollout
-from rl_lnlstm.ppo.train import cut_sequences
+from rl_lnlstm.ppo.rollout import Rollout, cut_sequences
 from tests.policies import reference
 from tests.policies.scripted_env import MODES, SCRIPTS, ScriptedEnv, scripted_envs
 from tests.reference import central_differences

@@ -167,14 +167,61 @@ def test_the_call_of_learn_that_was_interrupted_is_finished(tmp_path):
     assert before < FRAMES <= resumed.num_timesteps < FRAMES + 3 * 16
     assert resumed.finished
     done = resumed.num_timesteps
+    assert trained_on(resumed, tmp_path).learn().num_timesteps == done, "nothing is left to do"
     resumed.learn(10)
     assert resumed.num_timesteps >= done + 10, "and then each call trains so many more"
+
+
+def trained_on(ppo, tmp_path):
+    """Another trainer, which has loaded a checkpoint of this one."""
+    ppo.save_checkpoint(tmp_path / "after")
+    other = trainer(eval_interval=ppo.config.eval_interval, n_eval_episodes=ppo.config.n_eval_episodes)
+    other.load_checkpoint(tmp_path / "after")
+    return other
+
+
+def test_a_checkpoint_after_learn_holds_the_weights_of_the_last_iteration(tmp_path):
+    """And the best policy beside them, which is the one that is saved."""
+    ppo, last = trainer(eval_interval=1, n_eval_episodes=2), []
+    ppo.learn(FRAMES, lambda _: last.append(ppo.policy.get_weights()))
+    resumed = trained_on(ppo, tmp_path)
+    for one, other in zip(last[-1], resumed.policy.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with ppo.best_weights(), resumed.best_weights():
+        for one, other in zip(ppo.policy.get_weights(), resumed.policy.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_run_goes_on_with_another_number_of_environments(vectorization, tmp_path):
+    options = {**NORMALIZED, "vectorization": vectorization, "eval_interval": 2, "n_eval_episodes": 5}
+    ppo = trainer(**options)
+    ppo.learn(FRAMES, lambda _: ppo.save_checkpoint(tmp_path / "checkpoint") or ppo.iteration < 3)
+    for num_envs in (2, 4):
+        with trainer(**options, num_envs=num_envs) as other:
+            with pytest.warns(RunWarning, match=f"the checkpoint has 3 environments, this trainer {num_envs}"):
+                other.load_checkpoint(tmp_path / "checkpoint")
+            assert (other.iteration, other.num_timesteps) == (3, ppo.num_timesteps)
+            for one, same in zip(ppo.policy.get_weights(), other.policy.get_weights(), strict=True):
+                np.testing.assert_array_equal(one, same)
+            assert other.learn().num_timesteps >= FRAMES
+    ppo.close()
+
+
+def test_discounted_sums_begin_afresh_with_new_episodes(tmp_path):
+    ppo = trainer(**NORMALIZED)
+    ppo.learn(1)
+    assert ppo._discounted_sums.any()
+    ppo.save_checkpoint(tmp_path / "checkpoint", env_snapshot=False)
+    resumed = trainer(**NORMALIZED)
+    with pytest.warns(RunWarning, match="begin new episodes"):
+        resumed.load_checkpoint(tmp_path / "checkpoint")
+    assert not resumed._discounted_sums.any()
 
 
 MISMATCHES = {
     "spaces": ({"env": "Pendulum-v1"}, "spaces"),
     "weights": ({"units": 5}, "weights"),
-    "environments": ({"num_envs": 2}, "state"),
     "evaluation": ({"eval_interval": 2}, "eval_interval"),
 }
 

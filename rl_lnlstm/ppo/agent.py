@@ -1,0 +1,130 @@
+"""`Agent`: the policy of a trainer in use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation.best_policy import BestPolicy
+from rl_lnlstm.evaluation.evaluate import evaluate_policy
+from rl_lnlstm.policies import RecurrentPolicy
+from rl_lnlstm.policies.loading import load_policy
+from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_environments
+from rl_lnlstm.seeding import derived_seed
+
+MOST_ENVS = 8  # that `evaluate` makes
+
+
+class Agent:
+    """What can be done with a policy and its environments, apart from training; see `PPO`."""
+
+    config: PPOConfig
+    policy: RecurrentPolicy
+    _env: GivenEnv
+    _selection: BestPolicy | None
+    _made: contextlib.ExitStack  # closes the environments that were made here
+
+    def __init__(self, policy: GivenPolicy, env: GivenEnv, **config: Any) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, env: GivenEnv | None = None, **config: Any) -> Self:
+        """A trainer that goes on with a saved policy.
+
+        The optimizer starts anew; use `load_checkpoint` to resume a run exactly.
+
+        Args:
+            path: a policy directory, as `save` writes it, or a run directory.
+            env: as for `PPO`.
+            **config: fields of `PPOConfig`; the network's are those of the policy.
+
+        Raises:
+            UserError: there is no policy, or it does not fit the environment.
+        """
+        if env is None:
+            raise UserError("env: PPO.load needs an environment to train in; rl_lnlstm.load_policy needs none")
+        return cls(load_policy(path), env, **config)
+
+    @property
+    def best_policy(self) -> RecurrentPolicy:
+        """The policy that did best in the evaluations of `eval_interval`; `policy` itself if there were none."""
+        return self.policy if self._selection is None else self._selection.best_policy
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Saves the best policy (see `best_policy`) in the folder `path`; see `RecurrentPolicy.save`."""
+        with self.best_weights():
+            self.policy.save(path)
+
+    def best_weights(self) -> contextlib.AbstractContextManager[None]:
+        """While the block runs, `policy` has the weights of the best policy."""
+        return contextlib.nullcontext() if self._selection is None else self._selection.best_weights()
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...]]:
+        """The actions of the best policy; see `RecurrentPolicy.predict`."""
+        return self.best_policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Of a single environment."""
+        return self.policy.observation_space
+
+    @property
+    def action_space(self) -> gym.Space:
+        """Of a single environment."""
+        return self.policy.action_space
+
+    @property
+    def previous_reward(self) -> bool:
+        """The policy sees the previous reward, which `rewarded` tells it."""
+        return self.policy.previous_reward
+
+    def rewarded(self, state: Any, rewards: Any) -> Any:
+        """See `RecurrentPolicy.rewarded`."""
+        return self.policy.rewarded(state, rewards)
+
+    def evaluate(
+        self, n_eval_episodes: int = 10, deterministic: bool = True, env: GivenEnv | None = None
+    ) -> tuple[float, float]:
+        """Mean and standard deviation of the returns of the best policy; see `evaluate_policy`.
+
+        Args:
+            n_eval_episodes: number of episodes.
+            deterministic: take the most probable actions instead of sampled ones.
+            env: where; None makes environments like those of training.
+
+        Raises:
+            UserError: the training environments were handed in, so that others like them cannot be made.
+        """
+        seed = derived_seed(self.config.seed, "evaluation")
+        with contextlib.ExitStack() as resources:
+            if env is None:
+                if isinstance(self._env, VectorEnv | gym.Env):
+                    raise UserError("env: evaluation must not disturb the training environments, so give it others")
+                env = make_environments(self._env, self.config, min(n_eval_episodes, MOST_ENVS))
+                resources.callback(env.close)
+            resources.enter_context(self.best_weights())
+            return evaluate_policy(self.policy, env, n_eval_episodes, deterministic, seed)
+
+    def close(self) -> None:
+        """Closes the environments that the trainer made; a `VectorEnv` or environment that was handed in stays open."""
+        self._made.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,52 @@
+"""What PPO needs of a policy: to act in `collect.py`, and to learn in `update.py`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+
+class ActingPolicy(Protocol):
+    """What the runner needs of a policy."""
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The state before an episode: a NamedTuple of arrays `[batch_size, width]`."""
+
+    def step(
+        self, observations: Any, state: Any, episode_starts: np.ndarray, *action_masks: np.ndarray
+    ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
+        """Actions, values, log-probabilities and the new state. Masks are given if the environments have them."""
+
+    def rewarded(self, state: Any, rewards: np.ndarray) -> Any:
+        """The state after the rewards of a step. Only called if the policy's `previous_reward` is true."""
+
+    def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
+        """The values of observations; the state is not advanced."""
+
+    def clip_actions(self, actions: Any) -> Any:
+        """What to send to the environments for sampled actions."""
+
+    def reset_noise(self, batch_size: int) -> None:
+        """Draws the held noise of gSDE again. Only called with a `sde_sample_freq`."""
+
+
+class LearningPolicy(Protocol):
+    """What the update needs of a policy."""
+
+    trainable_variables: list[keras.Variable]
+    is_convolutional: bool
+    previous_reward: bool
+    losses: list[Any]  # penalties of regularizers, as Keras has them after a call
+
+    def evaluate_actions(
+        self,
+        observations: Any,
+        actions: Any,
+        state: Any,
+        episode_starts: Any,
+        action_masks: Any = None,
+        rewards: Any = None,
+    ) -> tuple[Any, Any, Any]:
+        """Log-probabilities, entropies and values `[batch, time]` of what acting recorded."""

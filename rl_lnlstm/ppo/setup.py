@@ -1,0 +1,154 @@
+"""What a trainer is made of: environments and a policy, from what the user gave for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from rl_lnlstm.config import AUTO, PolicyOptions, PPOConfig, make_config, upgraded
+from rl_lnlstm.envs import make_vec
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
+from rl_lnlstm.seeding import derived_seed
+
+GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
+GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
+
+
+def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> PPOConfig:
+    """The options as given, completed by what follows from the policy and the environment.
+
+    Raises:
+        UserError: an option that is wrong, unknown, or not that of the policy.
+    """
+    options = upgraded(given)
+    if isinstance(env, VectorEnv):
+        options.setdefault("num_envs", env.num_envs)
+    elif isinstance(env, gym.Env) and options.setdefault("num_envs", 1) != 1:
+        raise UserError(
+            f"num_envs is {options['num_envs']}, but an environment object is a single environment: give its id or a "
+            "function that makes one"
+        )
+    if isinstance(env, str):
+        options["env_id"] = env
+    else:
+        # Not every spec is Gymnasium's: envpool's has no id.
+        named = getattr(getattr(env, "spec", None), "id", None) or getattr(env, "__name__", None)
+        options["env_id"] = named or str(env)
+    if isinstance(policy, str):
+        options["policy"] = policy
+    elif isinstance(policy, type):
+        if not issubclass(policy, RecurrentPolicy):
+            raise UserError(f"policy must be a subclass of RecurrentPolicy, got {policy.__name__}")
+        options["policy"] = policy.__name__
+    elif isinstance(policy, RecurrentPolicy):
+        options["policy"] = type(policy).__name__
+        built = cast(RecurrentPolicy, policy)
+        check_agreement(built, options)
+        options = {**options, **_own_options(built)}
+    else:
+        raise UserError(
+            f"policy must be {AUTO!r}, the name of a policy class, a policy class or a policy, got {policy!r:.100}"
+        )
+    return make_config(**options)
+
+
+def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> VectorEnv:
+    """Environments as configured, except for their number."""
+    if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
+        raise UserError("wrappers and env_kwargs are for environments that are made here, got a VectorEnv")
+    tolerance = config.fault_tolerance
+    if isinstance(env, gym.Env):
+        if config.vectorization not in (AUTO, "sync"):
+            raise UserError(
+                f"vectorization is {config.vectorization!r}, but an environment object can only be stepped in this "
+                "process: give its id or a function that makes one"
+            )
+        env = functools.partial(_identity, env)
+        tolerance = {**tolerance, "max_failures": 0}  # it cannot be made again
+    return make_vec(
+        env,
+        num_envs,
+        vectorization=config.vectorization,
+        wrappers=config.wrappers,
+        env_kwargs=config.env_kwargs,
+        info_keys=config.info_keys,
+        mask_key=config.mask_key,
+        **tolerance,
+    )
+
+
+def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: VectorEnv) -> RecurrentPolicy:
+    """The policy itself if one was given; otherwise one of the class that was, for the spaces of `envs`.
+
+    Args:
+        policy: as for `PPO`.
+        config: the configuration.
+        given: names of the options that the user gave; a class must be able to take these.
+        envs: the environments.
+
+    Raises:
+        UserError: there is no such class, or it does not take the options.
+    """
+    observation_space = envs.single_observation_space
+    if isinstance(policy, type):
+        policy_class = policy
+    elif not isinstance(policy, str):
+        return cast(RecurrentPolicy, policy)
+    elif policy == AUTO:
+        policy_class = policy_for(observation_space)
+    elif policy in POLICIES:
+        policy_class = POLICIES[policy]
+    else:
+        raise UserError(f"policy must be {AUTO} or one of {', '.join(POLICIES)}, got {policy!r}")
+    options = {**config.policy_options, "seed": derived_seed(config.seed, "policy")}
+    asked = {name: options[name] for name in options if name in set(given) and options[name] is not None}
+    if options["encoder_layers"] is None:
+        del options["encoder_layers"]  # the default; a policy that is given its encoder does not know this option
+    parameters = inspect.signature(policy_class).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in asked:
+            if name not in parameters and name != "seed":
+                raise UserError(f"{name}: {policy_class.__name__} does not take this option")
+        options = {name: value for name, value in options.items() if name in parameters}
+    made = policy_class(observation_space, envs.single_action_space, **options)
+    check_agreement(made, asked)
+    return made
+
+
+def check_agreement(policy: RecurrentPolicy, options: dict[str, Any]) -> None:
+    """Raises `UserError` unless `options` are those of the policy, as far as they are about the network."""
+    own = _own_options(policy)
+    for field in dataclasses.fields(PolicyOptions):
+        if options.get(field.name) is not None:
+            wanted, has = options[field.name], own.get(field.name, field.default)
+            if _as_tuple(wanted) != _as_tuple(has):
+                raise UserError(
+                    f"{field.name} is {wanted!r}, but the given policy has {has!r}: leave the option out, or build the "
+                    "policy with it"
+                )
+
+
+def reset_seed(envs: VectorEnv, seed: int, purpose: str, *numbers: int) -> int | list[int]:
+    """What to reset `envs` with: a seed for each environment if they take a list, otherwise one."""
+    if isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
+        return [derived_seed(seed, purpose, *numbers, index) for index in range(envs.num_envs)]
+    return derived_seed(seed, purpose, *numbers)
+
+
+def _own_options(policy: RecurrentPolicy) -> dict[str, Any]:
+    return {name: _as_tuple(value) for name, value in dataclasses.asdict(policy.options).items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _identity(env: gym.Env) -> gym.Env:
+    return env
