@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rl_lnlstm.lstm.registration import register as _register_layers
+
 if TYPE_CHECKING:
     from rl_lnlstm.config import PPOConfig as PPOConfig
     from rl_lnlstm.errors import EnvironmentFailure as EnvironmentFailure
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
     from rl_lnlstm.evaluation.evaluate import evaluate as evaluate
     from rl_lnlstm.evaluation.evaluate import evaluate_policy as evaluate_policy
     from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
+    from rl_lnlstm.lstm.cell import MaskedLNLSTMCell as MaskedLNLSTMCell
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
-    from rl_lnlstm.lstm.layer import MaskedLNLSTMCell as MaskedLNLSTMCell
     from rl_lnlstm.policies.loading import load_policy as load_policy
     from rl_lnlstm.ppo.train import PPO as PPO
 
@@ -23,7 +25,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "MaskedLNLSTM": "lstm.layer",
-    "MaskedLNLSTMCell": "lstm.layer",
+    "MaskedLNLSTMCell": "lstm.cell",
     "PPO": "ppo.train",
     "PPOConfig": "config",
     "EnvironmentFailure": "errors",
@@ -40,6 +42,9 @@ __all__ = ["__version__", *_EXPORTS]
 # text files in their place, and other copies leave them out. The folders at the top are then found by this entry.
 if not Path(__file__).with_name("policies").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
+
+
+_register_layers()
 
 
 def __getattr__(name: str) -> Any:

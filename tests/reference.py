@@ -4,8 +4,8 @@ For each step t, with m_t the mask and LN(v) = (v - mean(v)) / sqrt(var(v) + 1e-
 
     h, c = m_t * h, m_t * c
     z    = LN(x_t @ kernel) * kernel_gamma + LN(h @ recurrent_kernel) * recurrent_gamma + bias
-    i, f, o, u = split(z, 4)
-    c    = sigmoid(f) * c + sigmoid(i) * tanh(u)
+    i, f, o, g = split(z, 4)
+    c    = sigmoid(f) * c + sigmoid(i) * tanh(g)
     h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
 `masked_ln_lstm` is NumPy and computes in float64, whatever it is given. `unrolled` is the same loop in plain
@@ -96,8 +96,14 @@ def masked_ln_lstm(
     masks: np.ndarray | None = None,
     h0: np.ndarray | None = None,
     c0: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
+    recurrent_dropout: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run the layer over `xs` `[batch, time, features]`: all outputs `[batch, time, units]`, final h and c, float64."""
+    """Run the layer over `xs` `[batch, time, features]`: all outputs `[batch, time, units]`, final h and c, float64.
+
+    Where `padding` `[batch, time]` is False, the step is left out, and its output is that of the step before (zero if
+    there is none). `recurrent_dropout` `[batch, units]` multiplies h in the product with the recurrent kernel.
+    """
 
     def normalised(v):
         mean = v.mean(axis=-1, keepdims=True)
@@ -117,14 +123,21 @@ def masked_ln_lstm(
 
     ys = np.empty((batch, time, units))
     for t in range(time):
+        before = h, c
         m = masks[:, t, np.newaxis]
         h, c = m * h, m * c
+        if recurrent_dropout is not None:
+            h = h * recurrent_dropout
         from_input = normalised(xs[:, t] @ w.kernel) * w.kernel_gamma
         from_state = normalised(h @ w.recurrent_kernel) * w.recurrent_gamma
-        i, f, o, u = np.split(from_input + from_state + w.bias, 4, axis=-1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
+        i, f, o, g = np.split(from_input + from_state + w.bias, 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(normalised(c) * w.cell_gamma + w.cell_beta)
         ys[:, t] = h
+        if padding is not None:
+            is_step = padding[:, t, np.newaxis].astype(bool)
+            h, c = np.where(is_step, h, before[0]), np.where(is_step, c, before[1])
+            ys[:, t] = np.where(is_step, h, ys[:, t - 1] if t else 0.0)
     return ys, h, c
 
 
@@ -141,8 +154,8 @@ def unrolled(weights, xs, masks, h, c):
         if masks is not None:
             h, c = masks[:, t, None] * h, masks[:, t, None] * c
         z = layer_norm(x @ kernel) * kernel_gamma + layer_norm(h @ recurrent_kernel) * recurrent_gamma + bias
-        i, f, o, u = tf.split(z, 4, axis=-1)
-        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(u)
+        i, f, o, g = tf.split(z, 4, axis=-1)
+        c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(g)
         h = tf.sigmoid(o) * tf.tanh(layer_norm(c) * cell_gamma + cell_beta)
         ys.append(h)
     return tf.stack(ys, axis=1), h, c

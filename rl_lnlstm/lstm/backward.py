@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from rl_lnlstm.lstm.equations import State, Tensor, Weights, centre, matmul, normalise_gradient, row_mean, wide
-from rl_lnlstm.lstm.forward import Carry, Residuals, enter
+from rl_lnlstm.lstm.equations import State, Tensor, Weights, centre, enter, matmul, normalise_gradient, row_mean, wide
+from rl_lnlstm.lstm.forward import Carry, Residuals
 from rl_lnlstm.lstm.steps import lists, put, reader, rows, same_shape, time_and_batch, time_major
 
 

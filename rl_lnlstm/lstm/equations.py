@@ -65,6 +65,16 @@ def reset(state: State, mask: Tensor) -> State:
     return State(tf.math.multiply_no_nan(state.h, mask), tf.math.multiply_no_nan(state.c, mask))
 
 
+def enter(state: State, mask: Tensor | None, dropout: Tensor | None) -> State:
+    """The state as a step sees it: reset by `mask` `[batch, 1]`, and h times the `dropout` factors `[batch, units]`.
+
+    The function is linear in the state, and diagonal. So it is also its own gradient.
+    """
+    if mask is not None:
+        state = reset(state, mask)
+    return state if dropout is None else State(state.h * dropout, state.c)
+
+
 def input_part(x_hat: Tensor, w: Weights) -> Tensor:
     """The part of z, `[..., 4U]`, that does not depend on the state."""
     return tf.nn.bias_add(x_hat * w.kernel_gamma, w.bias)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from rl_lnlstm.lstm.equations import State, Tensor, Weights, advance, gates, input_part, inverse_std, matmul, reset
+from rl_lnlstm.lstm.equations import State, Tensor, Weights, advance, enter, gates, input_part, inverse_std, matmul
 from rl_lnlstm.lstm.steps import lists, put, reader, rows, same_shape, time_and_batch, time_major
 
 
@@ -37,13 +37,6 @@ def project_inputs(inputs: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
     product = matmul(rows(inputs), w.kernel, inputs.dtype)
     scale = inverse_std(product)
     return time_major(product * scale, *time_and_batch(inputs)), scale
-
-
-def enter(state: State, mask: Tensor | None, dropout: Tensor | None) -> State:
-    """The state as a step sees it. It is linear in the state, and is its own gradient."""
-    if mask is not None:
-        state = reset(state, mask)
-    return state if dropout is None else State(state.h * dropout, state.c)
 
 
 def forward(

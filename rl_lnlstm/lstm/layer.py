@@ -1,4 +1,4 @@
-"""`MaskedLNLSTM` and `MaskedLNLSTMCell`: the recurrence as Keras layers."""
+"""`MaskedLNLSTM`: the recurrence as a Keras layer."""
 
 from __future__ import annotations
 
@@ -10,165 +10,18 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import equations, kernel, recurrence
+from rl_lnlstm.lstm.cell import MaskedLNLSTMCell
+from rl_lnlstm.lstm.checks import check_dense, check_dynamic_shapes, check_inputs, check_shapes, is_pair
 from rl_lnlstm.lstm.equations import State, Tensor, Weights
-
-if keras.backend.backend() != "tensorflow":
-    raise UserError(
-        f"rl_lnlstm needs Keras on the TensorFlow backend, got {keras.backend.backend()!r}: "
-        "set the environment variable KERAS_BACKEND=tensorflow before Keras is imported"
-    )
+from rl_lnlstm.lstm.protocol import RecurrentProtocol
+from rl_lnlstm.lstm.recurrence import Gates
+from rl_lnlstm.lstm.weights import LNLSTMWeights, Shape
 
 BACKENDS = ("auto", "while_loop", "kernel")
 
-Shape = Sequence[int | None]
-
-
-class _LNLSTMWeights(keras.layers.Layer):
-    """The seven weights, the same in the cell and in the layer: constructor, `build` and `get_config`."""
-
-    def __init__(
-        self,
-        units: int,
-        kernel_initializer: Any = "glorot_uniform",
-        recurrent_initializer: Any = "orthogonal",
-        bias_initializer: Any = "zeros",
-        gamma_initializer: Any = "ones",
-        beta_initializer: Any = "zeros",
-        unit_forget_bias: bool = True,
-        kernel_regularizer: Any = None,
-        recurrent_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        kernel_constraint: Any = None,
-        recurrent_constraint: Any = None,
-        bias_constraint: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(units, bool) or not hasattr(units, "__index__") or units < 1:
-            raise UserError(f"units must be an integer of at least 1, got {units!r}")
-        super().__init__(**kwargs)
-        self.units = int(units)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.recurrent_initializer = keras.initializers.get(recurrent_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.gamma_initializer = keras.initializers.get(gamma_initializer)
-        self.beta_initializer = keras.initializers.get(beta_initializer)
-        self.unit_forget_bias = unit_forget_bias
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.recurrent_regularizer = keras.regularizers.get(recurrent_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.recurrent_constraint = keras.constraints.get(recurrent_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-
-    def build(self, input_shape: Shape) -> None:
-        features = input_shape[-1]
-        if features is None:
-            raise UserError(f"{self.name}: the last dimension of the inputs must be known, got shape {input_shape}")
-
-        def weight(
-            name: str, shape: tuple[int, ...], initializer: Any, regularizer: Any = None, constraint: Any = None
-        ) -> keras.Variable:
-            # The recurrence casts: only matmuls run in the compute dtype, statistics stay in the variables' dtype.
-            return self.add_weight(
-                name=name,
-                shape=shape,
-                initializer=initializer,
-                regularizer=regularizer,
-                constraint=constraint,
-                autocast=False,
-            )
-
-        units = self.units
-        self.kernel = weight(
-            "kernel", (features, 4 * units), self.kernel_initializer, self.kernel_regularizer, self.kernel_constraint
-        )
-        self.recurrent_kernel = weight(
-            "recurrent_kernel",
-            (units, 4 * units),
-            self.recurrent_initializer,
-            self.recurrent_regularizer,
-            self.recurrent_constraint,
-        )
-        self.kernel_gamma = weight("kernel_gamma", (4 * units,), self.gamma_initializer)
-        self.recurrent_gamma = weight("recurrent_gamma", (4 * units,), self.gamma_initializer)
-        self.bias = weight("bias", (4 * units,), self._initial_bias, self.bias_regularizer, self.bias_constraint)
-        self.cell_gamma = weight("cell_gamma", (units,), self.gamma_initializer)
-        self.cell_beta = weight("cell_beta", (units,), self.beta_initializer)
-        self.built = True
-
-    def _initial_bias(self, shape: Shape, dtype: Any = None) -> Tensor:
-        bias = self.bias_initializer(shape, dtype=dtype)
-        if not self.unit_forget_bias:
-            return bias
-        i, f, o, g = keras.ops.split(bias, 4)
-        return keras.ops.concatenate([i, keras.ops.ones_like(f), o, g])
-
-    @property
-    def _weights(self) -> Weights:
-        return Weights(*(tf.convert_to_tensor(getattr(self, name)) for name in Weights._fields))
-
-    def get_initial_state(self, batch_size: int | Tensor | None = None) -> list[Tensor]:
-        """A state of zeros, `[h, c]`, each `[batch_size, units]`, of the compute dtype."""
-        return [keras.ops.zeros((batch_size, self.units), dtype=self.compute_dtype) for _ in State._fields]
-
-    def get_config(self) -> dict[str, Any]:
-        serialize = {
-            "initializer": keras.initializers.serialize,
-            "regularizer": keras.regularizers.serialize,
-            "constraint": keras.constraints.serialize,
-        }
-        objects = {
-            f"{name}_{kind}": serialize[kind](getattr(self, f"{name}_{kind}"))
-            for kind, names in {
-                "initializer": ("kernel", "recurrent", "bias", "gamma", "beta"),
-                "regularizer": ("kernel", "recurrent", "bias", "activity"),
-                "constraint": ("kernel", "recurrent", "bias"),
-            }.items()
-            for name in names
-        }
-        own = {"units": self.units, "unit_forget_bias": self.unit_forget_bias}
-        return {**super().get_config(), **own, **objects}
-
 
 @keras.saving.register_keras_serializable(package="rl_lnlstm")
-class MaskedLNLSTMCell(_LNLSTMWeights):
-    """One step of the layer-normalised LSTM, for `keras.layers.RNN` or a loop of one's own.
-
-    It takes the arguments of `MaskedLNLSTM` that concern the weights. It has no masks: `keras.layers.RNN` knows only
-    padding. For resets, use `MaskedLNLSTM`, or multiply the states by the mask before the call.
-
-    Call arguments:
-        inputs: `[batch, features]`.
-        states: `[h, c]`, each `[batch, units]`.
-
-    Returns:
-        The output `[batch, units]`, and the new `[h, c]`, in the compute dtype.
-
-    Example:
-
-    >>> rnn = keras.layers.RNN(MaskedLNLSTMCell(4), return_sequences=True)
-    >>> rnn(np.ones([32, 10, 8])).shape
-    TensorShape([32, 10, 4])
-    """
-
-    @property
-    def state_size(self) -> list[int]:
-        """The widths of h and c."""
-        return [self.units, self.units]
-
-    @property
-    def output_size(self) -> int:
-        """The width of the output."""
-        return self.units
-
-    def call(self, inputs: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One step; see the class."""
-        state = equations.step(tf.convert_to_tensor(inputs), State(*states), self._weights)
-        return state.h, list(state)
-
-
-@keras.saving.register_keras_serializable(package="rl_lnlstm")
-class MaskedLNLSTM(_LNLSTMWeights):
+class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
     """Layer-normalised LSTM with per-step masks that reset its state, for sequences of any length.
 
     For each step t, with m_t the mask and LN layer normalisation (Ba, Kiros and Hinton, 2016)::
@@ -179,41 +32,57 @@ class MaskedLNLSTM(_LNLSTMWeights):
         c    = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
-    One trace serves every sequence length, and cost is linear in it. Under mixed precision the matrix products are
-    taken in the compute dtype, statistics, gates and the cell in float32. The gradient is derived by hand; there is
-    none of `masks`, and no second one. To load a saved model, import this class first.
+    One trace serves every sequence length, and cost is linear in it. Under mixed precision, matrix products use the
+    compute dtype; statistics, gates and the cell use float32. The gradient is derived by hand: there is none of
+    `masks`, and no second derivative.
+
+    The gates are in the order i, f, o, g (input, forget, output, candidate) wherever four of them are side by side.
+    `keras.layers.LSTM` has the order i, f, g, o; `from_keras_lstm` converts.
 
     Args:
         units: width of the output and of the state.
-        return_sequences: give the outputs of all steps, not of the last one only.
-        return_state: give the final h and c as well.
+        return_sequences: return the outputs of all steps, not only of the last one.
+        return_state: return the final h and c as well.
         time_major: inputs, masks and outputs have time before batch.
-        backend: "while_loop" is the portable TensorFlow implementation; "kernel", compiled for CPUs when it is first
-            used, takes its place for float32 outside XLA, and where there is a C++ compiler; "auto" is the fastest
-            one that applies. A function that is traced while its model is exported gets "while_loop"; to save a
-            `tf.function` that has run before, make it with "while_loop".
-        kernel_initializer: of `kernel [features, 4 * units]`, gates in the order i, f, o, g.
+        backend: `"while_loop"` is the portable TensorFlow implementation. `"kernel"` is compiled for CPUs when it is
+            first used; it needs float32 and a C++ compiler, and knows neither `mask` nor `recurrent_dropout`. Where it
+            does not apply, `"while_loop"` takes its place. `"auto"` is the fastest one that applies. A model that is
+            exported gets `"while_loop"`. To save a `tf.function` that has run before, use `"while_loop"`.
+        go_backwards: process the sequence from its end, and return the outputs in that order. Not with `time_major`.
+        stateful: start each batch from the final state of the one before. The batch size must be known. See
+            `reset_state`.
+        zero_output_for_mask: the output of a padded step is zero. Otherwise it repeats the output before it.
+        kernel_initializer: of `kernel [features, 4 * units]`.
         recurrent_initializer: of `recurrent_kernel [units, 4 * units]`.
         bias_initializer: of `bias [4 * units]`.
         gamma_initializer: of the gains `kernel_gamma`, `recurrent_gamma [4 * units]` and `cell_gamma [units]`.
         beta_initializer: of `cell_beta [units]`.
         unit_forget_bias: start the forget gate's bias at one.
+        use_bias: whether there is a bias.
         kernel_regularizer, recurrent_regularizer, bias_regularizer: added to the losses.
         kernel_constraint, recurrent_constraint, bias_constraint: applied by the optimizer.
-        **kwargs: of `keras.layers.Layer`: `name`, `dtype`, `trainable`, `activity_regularizer`.
+        dropout: fraction of the input features that are dropped in training, the same ones at each step.
+        recurrent_dropout: fraction of h that is dropped in training where it enters the product with
+            `recurrent_kernel`, the same units at each step.
+        seed: of dropout.
+        **kwargs: those of `keras.layers.Layer`: `name`, `dtype`, `trainable`, `activity_regularizer`.
 
     Call arguments:
         inputs: `[batch, time, features]`.
         masks: `[batch, time]`, bool, int or float: 1 carries the state into that step, 0 resets it to zeros before
-            that step. None carries it everywhere. This is not Keras' padding mask, of which the layer takes none.
+            that step. None carries it everywhere. With `go_backwards`, "before" is in the order of processing.
         initial_state: `[h, c]`, each `[batch, units]`. Zeros if None.
+        mask: `[batch, time]`, bool: Keras' padding mask, which Keras passes from layers such as `Masking` or
+            `Embedding(mask_zero=True)`. False leaves a step out: the state passes it unchanged (`masks` does not count
+            there), and its inputs do not matter.
+        training: whether dropout is applied.
 
     Returns:
         As `keras.layers.LSTM`: the last output `[batch, units]` or, with `return_sequences`, all
-        `[batch, time, units]`; with `return_state` followed by h and c, `[batch, units]`.
+        `[batch, time, units]`; with `return_state`, h and c follow, each `[batch, units]`.
 
     Raises:
-        UserError: an argument whose shape does not fit, named with what was got and what was expected.
+        UserError: an argument does not fit. The message says what was got and what was expected.
 
     Example:
 
@@ -230,132 +99,207 @@ class MaskedLNLSTM(_LNLSTMWeights):
         return_state: bool = False,
         time_major: bool = False,
         backend: str = "auto",
+        go_backwards: bool = False,
+        stateful: bool = False,
+        zero_output_for_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         if backend not in BACKENDS:
             raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if go_backwards and time_major:
+            # keras.layers.Bidirectional would reverse the outputs along the batch, without a word.
+            raise UserError("go_backwards needs time_major=False: reverse time-major inputs before the call instead")
         super().__init__(units, **kwargs)
         self.return_sequences = return_sequences
         self.return_state = return_state
         self.time_major = time_major
         self.backend = backend
+        self.go_backwards = go_backwards
+        self.stateful = stateful
+        self.zero_output_for_mask = zero_output_for_mask
+        self.supports_masking = True
+
+    @classmethod
+    def from_keras_lstm(cls, lstm: keras.layers.LSTM, **kwargs: Any) -> MaskedLNLSTM:
+        """A layer with the weights and options of a `keras.layers.LSTM`, its gates permuted to i, f, o, g.
+
+        The outputs differ from the LSTM's: this layer normalises the two products and the cell, with gains of one.
+        Take the result as a start for training, not as a conversion. An LSTM that is not built gives only its options.
+
+        Args:
+            lstm: with the activations tanh and sigmoid.
+            **kwargs: arguments of `MaskedLNLSTM` that replace those of `lstm`.
+
+        Raises:
+            UserError: something else than an LSTM, or one of other activations.
+
+        Example:
+
+        >>> lstm = keras.layers.LSTM(4)
+        >>> lstm.build([None, None, 3])
+        >>> MaskedLNLSTM.from_keras_lstm(lstm).kernel.shape
+        (3, 16)
+        """
+        if not isinstance(lstm, keras.layers.LSTM):
+            raise UserError(f"lstm must be a keras.layers.LSTM, got a {type(lstm).__name__}")
+        config = lstm.get_config()
+        for name in ("use_cudnn", "unroll", "name"):
+            config.pop(name, None)
+        layer = cls(**{**config, "dtype": lstm.dtype_policy, **kwargs})
+        if lstm.built:
+            layer.build((None, None, lstm.cell.kernel.shape[0]))
+            for name in ("kernel", "recurrent_kernel", "bias"):
+                if getattr(layer, name) is not None:
+                    i, f, g, o = keras.ops.split(getattr(lstm.cell, name), 4, -1)
+                    getattr(layer, name).assign(keras.ops.concatenate([i, f, o, g], -1))
+        return layer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the class."""
-        if "mask" in kwargs:
-            raise TypeError(
-                f"{self.name} has no argument `mask`: Keras' padding masks do not apply to it. "
-                "Masks that reset the state go into `masks`, [batch, time]"
-            )
+        check_dense(self.name, (args, kwargs))
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
-        """Makes the weights."""
-        self._check_inputs(input_shape)
+        """Makes the weights and, if the layer is stateful, its state."""
+        check_inputs(self._expected, input_shape)
         super().build(input_shape)
+        if self.stateful:
+            self._make_state(input_shape)
 
     def call(
-        self, inputs: Tensor, masks: Tensor | None = None, initial_state: Sequence[Tensor] | None = None
+        self,
+        inputs: Tensor,
+        masks: Tensor | None = None,
+        initial_state: Sequence[Tensor] | None = None,
+        mask: Tensor | None = None,
+        training: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """The whole sequence; see the class."""
-        inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
-        if masks is not None:
-            masks = tf.convert_to_tensor(masks)
-        if initial_state is not None and self._is_pair(initial_state):
-            initial_state = [tf.cast(tf.convert_to_tensor(part), inputs.dtype) for part in initial_state]
-        self._check_shapes(inputs, masks, initial_state)
-        compiled = self.backend != "while_loop" and kernel.applies(inputs)
-        if not compiled:  # the operation itself checks what is known only when it runs
-            self._check_dynamic_shapes(inputs, masks, initial_state)
-
-        if masks is not None:
-            masks = tf.cast(masks, inputs.dtype)
-        if initial_state is None:
-            batch = tf.shape(inputs)[1 if self.time_major else 0]
-            initial_state = [tf.zeros([batch, self.units], inputs.dtype)] * 2
-        run = kernel.unroll if compiled else self._run
-        outputs, state = run(inputs, masks, State(*initial_state), self._weights, self.time_major)
-        if not self.return_sequences:
-            outputs = state.h
+        inputs, masks, state, padding = self._tensors(inputs, masks, initial_state, mask)
+        dropout = None
+        if training and self.dropout:
+            dropped = self._dropout_factors(inputs, inputs.shape[-1], self.dropout)
+            inputs *= tf.expand_dims(dropped, 0 if self.time_major else 1)
+        if training and self.recurrent_dropout:
+            dropout = self._dropout_factors(inputs, self.units, self.recurrent_dropout)
+        outputs, state = self._unroll(inputs, masks, state, padding, dropout)
+        if not tf.executing_eagerly():
+            outputs.set_shape([*inputs.shape[:2], self.units])
+            for part in state:
+                part.set_shape([self._expected.batch(inputs.shape), self.units])
+        if self.stateful:
+            for variable, part in zip(self.states or (), state, strict=True):
+                variable.assign(tf.cast(part, variable.dtype))
+        outputs = self._outputs(outputs, state.h, padding)
         return (outputs, *state) if self.return_state else outputs
 
-    @staticmethod
-    def _run(
-        inputs: Tensor, masks: Tensor | None, state: State, weights: Weights, time_major: bool
+    def _tensors(
+        self, inputs: Any, masks: Any, initial_state: Any, mask: Any
+    ) -> tuple[Tensor, Tensor | None, State, Tensor | None]:
+        """The arguments of a call, checked, in the dtypes and the order of time in which the steps are computed."""
+        inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
+        if initial_state is None and self.stateful:
+            initial_state = self.states
+        if initial_state is not None and is_pair(initial_state):
+            initial_state = [tf.cast(tf.convert_to_tensor(part), inputs.dtype) for part in initial_state]
+        steps = {
+            name: None if tensor is None else tf.convert_to_tensor(tensor)
+            for name, tensor in (("masks", masks), ("mask", mask))
+        }
+        check_shapes(self._expected, inputs, steps, initial_state)
+        if not self._is_compiled(inputs, steps["mask"]):  # the operation itself checks what is known when it runs
+            check_dynamic_shapes(self._expected, inputs, steps, initial_state)
+        masks = None if masks is None else tf.cast(steps["masks"], inputs.dtype)
+        mask = None if mask is None else tf.cast(steps["mask"], tf.bool)
+        if initial_state is None:
+            initial_state = [tf.zeros([self._expected.batch(tf.shape(inputs)), self.units], inputs.dtype)] * 2
+        if self.go_backwards:
+            inputs, masks, mask = (None if part is None else tf.reverse(part, [1]) for part in (inputs, masks, mask))
+        return inputs, masks, State(*initial_state), mask
+
+    def _is_compiled(self, inputs: Tensor, *unknown_to_the_kernel: Tensor | None) -> bool:
+        is_plain = all(part is None for part in unknown_to_the_kernel)
+        return is_plain and self.backend != "while_loop" and kernel.applies(inputs)
+
+    def _dropout_factors(self, inputs: Tensor, width: int, rate: float) -> Tensor:
+        """`[batch, width]`: zeros for what is dropped, and 1 / (1 - rate) for the rest."""
+        ones = tf.ones([self._expected.batch(tf.shape(inputs)), width], inputs.dtype)
+        return keras.random.dropout(ones, rate, seed=self.seed_generator)
+
+    def _unroll(
+        self, inputs: Tensor, masks: Tensor | None, state: State, padding: Tensor | None, dropout: Tensor | None
     ) -> tuple[Tensor, State]:
-        if not time_major:
-            masks = None if masks is None else tf.transpose(masks)
-            outputs, state = MaskedLNLSTM._run(tf.transpose(inputs, [1, 0, 2]), masks, state, weights, True)
-            return tf.transpose(outputs, [1, 0, 2]), state
-        if inputs.shape[0] == 1:  # acting: no loop
-            if masks is not None:
-                state = equations.reset(state, masks[0][:, tf.newaxis])
-            state = equations.step(inputs[0], state, weights)
-            return state.h[tf.newaxis], state
-        return recurrence.unroll(inputs, masks, state, weights)
+        """Outputs and final state, in the layout of the inputs."""
+        weights = self._weights
+        if self._is_compiled(inputs, padding, dropout):
+            return kernel.unroll(inputs, masks, state, weights, self.time_major)
+        if not self.time_major:
+            inputs = tf.transpose(inputs, [1, 0, 2])
+            masks, padding = (None if part is None else tf.transpose(part) for part in (masks, padding))
+        if inputs.shape[0] == 1 and padding is None:  # acting: no loop
+            mask = None if masks is None else masks[0][:, tf.newaxis]
+            state = equations.step(inputs[0], equations.enter(state, mask, dropout), weights)
+            outputs = state.h[tf.newaxis]
+        else:
+            outputs, state = recurrence.unroll(inputs, masks, state, weights, padding, dropout)
+        return (outputs if self.time_major else tf.transpose(outputs, [1, 0, 2])), state
 
-    def compute_output_shape(self, input_shape: Shape) -> Any:
-        """The shapes of what a call returns."""
-        state = (input_shape[1 if self.time_major else 0], self.units)
-        output = (*input_shape[:2], self.units) if self.return_sequences else state
-        return (output, state, state) if self.return_state else output
+    def _outputs(self, outputs: Tensor, last: Tensor, padding: Tensor | None) -> Tensor:
+        """The outputs to return. As in Keras, those of padded steps repeat the one before; at first there is none."""
+        if padding is None:
+            return outputs if self.return_sequences else last
+        axis = 0 if self.time_major else 1
+        has_output = padding if self.zero_output_for_mask else tf.cumsum(tf.cast(padding, tf.int32), axis) > 0
+        if not self.return_sequences:
+            outputs, has_output = last, has_output[-1] if self.time_major else has_output[:, -1]
+        return tf.where(has_output[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
 
-    def compute_output_spec(self, inputs: Any, masks: Any = None, initial_state: Any = None) -> Any:
-        """What a call in a symbolic model returns, whose shapes are checked as in any other call."""
-        self._check_shapes(inputs, masks, initial_state)
-        shapes = self.compute_output_shape(inputs.shape)
-        if not self.return_state:
-            return keras.KerasTensor(shapes, self.compute_dtype)
-        return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
+    def gates(self, inputs: Any, masks: Any = None, initial_state: Sequence[Any] | None = None) -> Gates:
+        """The gates and the cell at every step, to look into the memory. They are computed without a gradient.
+
+        Args:
+            inputs, masks, initial_state: as in a call.
+
+        Returns:
+            A NamedTuple `i, f, o, g, c` of `[batch, time, units]` (or time-major, as the inputs): the gates after
+            sigmoid (i, f, o) and tanh (g), and the cell after the step, `c = f * (m_t * c) + i * g`.
+
+        Example:
+
+        >>> layer = MaskedLNLSTM(4)
+        >>> layer.gates(np.ones([32, 10, 8])).f.shape
+        TensorShape([32, 10, 4])
+        """
+        check_dense(self.name, (inputs, masks, initial_state))
+        if not self.built:
+            self.build(tf.convert_to_tensor(inputs).shape)
+        inputs, masks, state, _ = self._tensors(inputs, masks, initial_state, None)
+        if self.time_major:
+            return recurrence.gates_of_steps(inputs, masks, state, self._weights)
+        masks = None if masks is None else tf.transpose(masks)
+        gates = recurrence.gates_of_steps(tf.transpose(inputs, [1, 0, 2]), masks, state, self._weights)
+        return Gates(*(tf.transpose(part, [1, 0, 2]) for part in gates))
+
+    @property
+    def cell(self) -> MaskedLNLSTMCell:
+        """A `MaskedLNLSTMCell` that shares this layer's weights: train one, and the other has learnt as well."""
+        if not self.built:
+            raise UserError(f"{self.name} has no weights yet: build or call it before you take its cell")
+        config = LNLSTMWeights.get_config(self)
+        cell = MaskedLNLSTMCell.from_config({**config, "name": f"{self.name}_cell"})
+        for name in Weights._fields:
+            setattr(cell, name, getattr(self, name))
+        cell.built = True
+        return cell
+
+    def __dir__(self) -> list[str]:
+        # Keras saves the weights of each layer that it finds in dir(): the cell's would be there twice.
+        return [name for name in super().__dir__() if name != "cell"]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        own = ("return_sequences", "return_state", "time_major", "backend")
+        own = (
+            *("return_sequences", "return_state", "time_major", "backend"),
+            *("go_backwards", "stateful", "zero_output_for_mask"),
+        )
         return {**super().get_config(), **{name: getattr(self, name) for name in own}}
-
-    def _check_inputs(self, shape: Shape) -> None:
-        features = self.kernel.shape[0] if self.built else "features"
-        if len(shape) != 3 or (self.built and shape[-1] != features):
-            layout = "time, batch" if self.time_major else "batch, time"
-            raise UserError(f"{self.name}: inputs must have shape [{layout}, {features}], got {list(shape)}")
-
-    def _check_shapes(self, inputs: Any, masks: Any, initial_state: Any) -> None:
-        """What is known before it runs."""
-        self._check_inputs(inputs.shape)
-        expected = tf.TensorShape(inputs.shape[:2])
-        if masks is not None and not expected.is_compatible_with(masks.shape):
-            layout = "[time, batch]" if self.time_major else "[batch, time]"
-            raise UserError(
-                f"{self.name}: masks must have shape {layout} = {expected.as_list()} for inputs of shape "
-                f"{list(inputs.shape)}, got {list(masks.shape)}"
-            )
-        if initial_state is None:
-            return
-        expected = tf.TensorShape([inputs.shape[1 if self.time_major else 0], self.units])
-        is_pair = self._is_pair(initial_state)
-        if not is_pair or not all(expected.is_compatible_with(part.shape) for part in initial_state):
-            if is_pair:
-                got = f"shapes {[list(getattr(part, 'shape', [])) for part in initial_state]}"
-            else:
-                got = f"{len(initial_state)} tensors" if isinstance(initial_state, (list, tuple)) else "a single tensor"
-            raise UserError(
-                f"{self.name}: initial_state must be [h, c], each [batch, units] = {expected.as_list()}, got {got}"
-            )
-
-    def _check_dynamic_shapes(self, inputs: Tensor, masks: Tensor | None, initial_state: Any) -> None:
-        """What is known only when it runs: in a graph whose batch or time is not."""
-        checks = [("masks must have", masks, tf.shape(inputs)[:2], inputs.shape[:2])]
-        batch = 1 if self.time_major else 0
-        for part in initial_state or ():
-            expected = [inputs.shape[batch], self.units]
-            checks.append(("initial_state must have", part, [tf.shape(inputs)[batch], self.units], expected))
-        for what, tensor, shape, static in checks:
-            if tensor is None or (tensor.shape.is_fully_defined() and tf.TensorShape(static).is_fully_defined()):
-                continue
-            tf.debugging.assert_equal(
-                tf.shape(tensor), shape, f"{self.name}: {what} the shape [batch, ...] of the inputs"
-            )
-
-    @staticmethod
-    def _is_pair(initial_state: Any) -> bool:
-        return isinstance(initial_state, (list, tuple)) and len(initial_state) == 2

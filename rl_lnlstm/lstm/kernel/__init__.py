@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.eager import record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
@@ -54,15 +52,15 @@ def _loaded() -> tuple[Any, Any]:
 
 
 def applies(inputs: Tensor) -> bool:
-    """The operations can stand where `inputs`, `[time, batch, features]`, is: float32, on a CPU, not to be saved.
+    """Whether the operations can compute `inputs`: float32, on a CPU, in a graph that will not be saved.
 
-    XLA has to know the sizes.
+    Under XLA the library must have been built with XLA's part.
     """
     return (
         inputs.dtype == tf.float32
         and not _exporting()
         and available()
-        and (not _under_xla() or (inputs.shape.is_fully_defined() and hasattr(operations(), "rl_lnlstm_use_threads")))
+        and (hasattr(operations(), "rl_lnlstm_use_threads") or not _under_xla())
     )
 
 
@@ -95,62 +93,19 @@ def unroll(
     masked = masks is not None
     weights = Weights(*(tf.cast(weight, tf.float32) for weight in weights))
     arguments = inputs, masks if masked else tf.zeros([0, 0]), *state, *weights
-    if _under_xla():
-        outputs, h, c = _unroll_under_xla(time_major, masked, *arguments)
-    else:
-        keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
-        outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, time_major=time_major, masked=masked, keep=keep)
+    keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
+    outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, time_major=time_major, masked=masked, keep=keep)
     return outputs, State(h, c)
 
 
 @tf.RegisterGradient("RlLnlstm>Forward")
 def _gradient(operation: tf.Operation, *d_outputs: Tensor) -> tuple[Any, ...]:
-    if not tf.executing_eagerly():
+    if not operation.get_attr("keep"):
         # Only now is it known that there is a backward pass. TensorFlow's own while and cond change their nodes alike.
         operation.outputs[0].op._set_attr("keep", attr_value_pb2.AttrValue(b=True))
     attributes = {name: operation.get_attr(name) for name in ("time_major", "masked")}
     backward = functools.partial(operations().rl_lnlstm_backward, **attributes)
     return _gradients(operation.inputs, operation.outputs, d_outputs[:3], backward)
-
-
-def _unroll_under_xla(
-    time_major: bool, masked: bool, inputs: Tensor, masks: Tensor, *others: Tensor
-) -> tuple[Tensor, ...]:
-    """The operations as custom calls (xla.cc): XLA has no place for TensorFlow's."""
-    (outer, inner, features), units = inputs.shape, others[0].shape[-1]
-    time, batch = (outer, inner) if time_major else (inner, outer)
-    width = padded(units)
-
-    def call(name: str, operands: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], keep: bool) -> list[Tensor]:
-        sizes = f"{time} {batch} {features} {units} {int(time_major)} {int(masked)} {int(keep)}"
-        return gen_xla_ops.xla_custom_call_v2(operands, name, sizes, False, [tf.float32] * len(shapes), shapes)
-
-    def forward(arguments: Sequence[Tensor], keep: bool) -> list[Tensor]:
-        kept = outer if keep else 0
-        gates, numbers = (kept, inner, 4 * width), (kept, inner)
-        shapes = (outer, inner, units), (batch, units), (batch, units), gates, numbers, gates, (kept, inner, width)
-        return call("rl_lnlstm_forward", arguments, (*shapes, numbers, numbers), keep)
-
-    def backward(*operands: Tensor) -> list[Tensor]:
-        gates, cells, state = (outer, inner, 4 * width), (outer, inner, width), (batch, units)
-        shapes = gates, gates, cells, cells, state, state
-        return call("rl_lnlstm_backward", operands, (*shapes, *[(4 * units,)] * 2, *[(units,)] * 2), True)
-
-    @tf.custom_gradient
-    def run(inputs: Tensor, *others: Tensor) -> tuple[tuple[Tensor, ...], Callable]:
-        arguments = inputs, masks, *others
-        keep = record.could_possibly_record()  # a tape is here; if it is outside, the forward pass is run once more
-        outputs = forward(arguments, keep)
-
-        @tf.custom_gradient
-        def grad(*d_outputs: Tensor) -> tuple[tuple[Any, ...], Callable]:
-            kept = outputs if keep else forward(arguments, True)
-            d_inputs, _, *d_others = _gradients(arguments, kept, d_outputs, backward)
-            return (d_inputs, *d_others), _second_derivative
-
-        return tuple(outputs[:3]), grad
-
-    return run(inputs, *others)
 
 
 def padded(units: int) -> int:

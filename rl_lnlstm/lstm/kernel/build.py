@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -17,13 +18,17 @@ from typing import NamedTuple
 
 from rl_lnlstm.errors import UserError
 
+LOGGER = logging.getLogger("rl_lnlstm")
 SOURCES = Path(__file__).parent
 LIBRARY = "rl_lnlstm_kernel.so"
+LOCK = "lock"  # held by who builds; holds the digest of what was built
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+ANOTHER_CACHE = "set RL_LNLSTM_CACHE to a folder that only you can write to"
 FLAGS = ("-O3", "-fPIC", "-std=c++17", "-DNDEBUG", "-fno-math-errno", "-w")
 
 
 class BuildError(UserError):
-    """The operations cannot be built here; the text says why."""
+    """The operations cannot be built or loaded here. The message says why, and what would help."""
 
 
 class Unit(NamedTuple):
@@ -34,16 +39,16 @@ class Unit(NamedTuple):
 
 
 def library(force: bool = False) -> Path:
-    """The shared library of the operations: built now, if it is not in the cache of this user.
+    """The shared library of the operations. It is built now if the cache of this user does not have it.
 
     The cache is `$RL_LNLSTM_CACHE`, or `rl_lnlstm` in `$XDG_CACHE_HOME` or in `~/.cache`. `$CXX` names the compiler,
     `$RL_LNLSTM_CXXFLAGS` further flags, such as a sanitizer's.
 
     Args:
-        force: build anew what is there already.
+        force: build again what is there already.
 
     Raises:
-        BuildError: no compiler, a compiler that fails, or a cache that others may write to.
+        BuildError: no compiler and nothing in the cache, a compiler that fails, or a cache that others may write to.
     """
     import tensorflow as tf
 
@@ -52,15 +57,15 @@ def library(force: bool = False) -> Path:
     avx512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
     # So named on Linux, where it has XLA's registry of custom calls.
     xla = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
-    defined = [f"-DRL_LNLSTM_{name}" for name, holds in (("X86", x86), ("XLA", xla.exists())) if holds]
+    tensorflow = (*tf.sysconfig.get_compile_flags(), *["-DRL_LNLSTM_X86"] * x86)
     # In this order: of an inline function that several units have, the linker keeps the first, which must run anywhere.
-    units = [
-        Unit(SOURCES / "tensorflow.cc", (*tf.sysconfig.get_compile_flags(), *defined)),
-        Unit(SOURCES / "core_generic.cc", ()),
-    ]
+    units = [Unit(SOURCES / "tensorflow.cc", tensorflow)]
+    if xla.exists():
+        units.append(Unit(SOURCES / "xla.cc", (*tensorflow, f"-I{SOURCES / 'stubs'}", "-O1")))
+    units.append(Unit(SOURCES / "core_generic.cc", ()))
     if x86:
         units += [Unit(SOURCES / "core_avx2.cc", ("-mavx2", "-mfma")), Unit(SOURCES / "core_avx512.cc", avx512)]
-    included = [path for pattern in ("*.h", "*.inc", "*.cc") for path in SOURCES.glob(pattern)]
+    included = [path for pattern in ("*.h", "*.inc", "*.cc") for path in SOURCES.rglob(pattern)]
     link = (*tf.sysconfig.get_link_flags(), *[f"-l:{xla.name}"] * xla.exists(), *extra)
     units = [Unit(unit.source, (*FLAGS, *unit.flags, *extra)) for unit in units]
     return build(units, included, link, _cache(), tf.__version__, force)
@@ -69,9 +74,10 @@ def library(force: bool = False) -> Path:
 def build(
     units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], cache: Path, version: str, force: bool = False
 ) -> Path:
-    """Compiles `units` and what they have `included` to a library in `cache`, unless one of just these is there.
+    """Compiles `units` and what they have `included` to a library in `cache`, unless just this library is there.
 
-    Several processes may do so at once: one builds, the others wait for it. What is in the cache is always whole.
+    Several processes may do so at once: one builds, the others wait for it. A library that is damaged is built again.
+    Where there is no compiler, a library that any compiler made of these sources is used.
 
     Raises:
         BuildError: as `library` does.
@@ -81,33 +87,82 @@ def build(
     except ImportError:
         raise BuildError(f"not on {platform.system()}: the kernel is built on POSIX systems only") from None
 
-    compiler = _compiler()
+    cache = Path(os.path.realpath(cache))  # a link that somebody changes later does not matter
+    compiler, sources = _compiler(), _source_key(units, included, link, version)
     try:
-        folder = _private(_private(cache) / _key(units, included, link, version, compiler))
+        if compiler is None:
+            return _built_by_any_compiler(cache, sources)
+        folder = _private(_private(cache) / f"{sources}-{_compiler_key(compiler)}")
         path = folder / LIBRARY
-        if path.exists() and not force:  # whole, whoever holds the lock; the cache may even be read-only
+        if not force and _is_whole(folder):  # whoever holds the lock; the cache may even be read-only
             return path
-        with open(folder / "lock", "w") as lock:
+        with open(folder / LOCK, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system, however the process ends
-            if path.exists() and not force:
+            if not force and _is_whole(folder):
                 return path
             for left_behind in folder.glob("build-*"):
                 shutil.rmtree(left_behind, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix="build-", dir=folder, ignore_cleanup_errors=True) as temporary:
-                os.replace(_compile(units, link, compiler, Path(temporary)), path)
+                LOGGER.warning("compiling the CPU kernel: once, about 20 s")
+                built = _compile(units, link, compiler, Path(temporary))
+                built.chmod(0o700)
+                digest = _digest(built)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                os.replace(built, path)
+                lock.truncate(0)
+                lock.write(digest)
     except OSError as error:  # no space, a read-only file system, one without locks, sources that are missing
         raise BuildError(f"the kernel's cache {cache} cannot be used: {error}") from None
     return path
 
 
-def _key(
-    units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], version: str, compiler: Sequence[str]
-) -> str:
-    """Another one for whatever may make another library."""
-    parts = [version, platform.machine(), *compiler, _run_all([[*compiler, "--version"]])[0], *link]
+def _built_by_any_compiler(cache: Path, sources: str) -> Path:
+    """The library of these sources that is in the cache already."""
+    built = [folder for folder in cache.glob(f"{sources}-*") if _is_whole(folder)]
+    if not built:
+        raise BuildError(
+            f"no C++ compiler found: neither $CXX, nor c++, g++ or clang++; and {cache} holds no kernel that was built "
+            "before with the same sources, TensorFlow and flags"
+        )
+    newest = max(built, key=lambda folder: (folder / LIBRARY).stat().st_mtime)
+    return _private(_private(cache) / newest.name) / LIBRARY
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the library is as its builder left it: with the digest in the lock, and writable for nobody else."""
+    path = folder / LIBRARY
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & WRITABLE_BY_OTHERS:
+            return False
+        return _digest(path) == (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source_key(units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], version: str) -> str:
+    """Differs for whatever makes another library, but for the compiler."""
     sources = sorted({*included, *(unit.source for unit in units)})
-    parts += [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
-    parts += [f"{unit.source.name} {shlex.join(unit.flags)}" for unit in units]
+    try:
+        texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
+    except OSError as error:
+        raise BuildError(f"the kernel's sources cannot be read: {error}") from None
+    flags = [f"{unit.source.name} {shlex.join(unit.flags)}" for unit in units]
+    return _hash([version, platform.machine(), *link, *texts, *flags])
+
+
+def _compiler_key(compiler: Sequence[str]) -> str:
+    """Differs for each compiler and version."""
+    return _hash([*compiler, _run_all([[*compiler, "--version"]])[0]])
+
+
+def _hash(parts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -133,23 +188,50 @@ def _cache() -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """The folder, made if it is missing. What is loaded from it runs as this user: nobody else may write there."""
+    """The folder, made if it is missing. What is loaded from it runs as this user, so nobody else may write there.
+
+    Whoever may write to a folder above it could put another one in its place. So these must belong to this user or to
+    root, and be writable for no others, unless they are sticky as /tmp is: there one renames only what one owns.
+    """
     for place in (*reversed(folder.parents), folder):  # `parents=True` would leave the mode of the others to the umask
         place.mkdir(mode=0o700, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BuildError(f"the kernel's cache {folder} is another user's, or others may write to it")
+        status = place.stat()
+        is_above = place != folder
+        if status.st_uid != os.geteuid() and not (is_above and status.st_uid == 0):
+            raise BuildError(
+                f"the kernel's cache {folder} is not used, because {place} is another user's (its number is "
+                f"{status.st_uid}): {ANOTHER_CACHE}"
+            )
+        is_open = status.st_mode & WRITABLE_BY_OTHERS and not (is_above and status.st_mode & stat.S_ISVTX)
+        if is_open and not (is_above and _only_by_own_group(status)):
+            raise BuildError(
+                f"the kernel's cache {folder} is not used, because others may write to {place} (its mode is "
+                f"{stat.S_IMODE(status.st_mode):o}): run `chmod go-w {shlex.quote(str(place))}`, or {ANOTHER_CACHE}"
+            )
     return folder
 
 
-def _compiler() -> list[str]:
+def _only_by_own_group(status: os.stat_result) -> bool:
+    """Whether the others are a group of this user alone, which many systems make for each user (not for root)."""
+    import grp
+    import pwd
+
+    if status.st_mode & stat.S_IWOTH or os.geteuid() == 0:
+        return False
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+
+
+def _compiler() -> list[str] | None:
+    """The compiler's command, or None if there is none. What $CXX names is taken without a look."""
     named = _words("CXX")
     if named:
         return named
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    raise BuildError("no C++ compiler found: neither $CXX, nor c++, g++ or clang++")
+    found = (name for name in ("c++", "g++", "clang++") if shutil.which(name))
+    return next(([name] for name in found), None)
 
 
 def _words(variable: str) -> list[str]:

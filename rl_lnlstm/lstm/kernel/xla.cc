@@ -1,11 +1,26 @@
-// The layer's operations as custom calls of XLA on CPUs, for sizes that are known when a function is traced.
+// The layer's operations under XLA on CPUs, where they become custom calls: XLA compiles for sizes that are known.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "launch.h"
+#include "xla/hlo/builder/xla_builder.h"
+
+// Two headers that xla_op_kernel.h includes only for these names would double the time to compile.
+#define TENSORFLOW_COMPILER_TF2XLA_XLA_COMPILER_H_
+#define XLA_CLIENT_CLIENT_H_
+namespace tensorflow {
+class XlaCompiler;
+}
+namespace xla {
+class Client;
+}
+#include "tensorflow/compiler/tf2xla/xla_op_kernel.h"
+#include "tensorflow/compiler/tf2xla/xla_op_registry.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "xla/service/custom_call_target_registry.h"
@@ -36,7 +51,16 @@ struct Call {
   int masked, keep;
 };
 
-// From what kernel/__init__.py writes.
+std::string Text(const Call& call) {
+  const Sizes& s = call.sizes;
+  char text[160];
+  std::snprintf(text, sizeof text, "%lld %lld %lld %lld %d %d %d", static_cast<long long>(s.time),
+                static_cast<long long>(s.batch), static_cast<long long>(s.features), static_cast<long long>(s.units),
+                s.time_major, call.masked, call.keep);
+  return text;
+}
+
+// From what `Text` writes.
 Call Parse(const char* text, size_t size) {
   long long time, batch, features, units;
   int time_major;
@@ -84,7 +108,94 @@ void CallBackward(void* out, const void** in, const char* text, size_t size, Xla
             b.sizes.steps() * 4 * b.sizes.width());
 }
 
+using tensorflow::TensorShape;
+using tensorflow::XlaOpKernelContext;
+using tensorflow::errors::InvalidArgument;
+
+// What the compiled function calls in the operation's place. `shapes` are those of the inputs and of the outputs.
+void Emit(XlaOpKernelContext* context, const char* target, const Call& call, const std::vector<TensorShape>& in,
+          const std::vector<TensorShape>& out) {
+  std::vector<xla::XlaOp> operands;
+  for (int i = 0; i < context->num_inputs(); ++i) {
+    OP_REQUIRES(context, context->InputShape(i) == in[i],
+                InvalidArgument("input ", i, " of ", target, " must have shape ", in[i].DebugString(), ", got ",
+                                context->InputShape(i).DebugString()));
+    operands.push_back(context->Input(i));
+  }
+  std::vector<xla::Shape> shapes;
+  for (const TensorShape& shape : out)
+    shapes.push_back(xla::ShapeUtil::MakeShape(xla::F32, shape.dim_sizes()));
+  const xla::XlaOp results = xla::CustomCall(
+      context->builder(), target, operands, xla::ShapeUtil::MakeTupleShape(shapes), Text(call),
+      /*has_side_effect=*/false, {}, nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
+      xla::CustomCallApiVersion::API_VERSION_STATUS_RETURNING_UNIFIED);
+  for (size_t i = 0; i < out.size(); ++i) context->SetOutput(i, xla::GetTupleElement(results, i));
+}
+
+class XlaForwardOp : public tensorflow::XlaOpKernel {
+ public:
+  explicit XlaForwardOp(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("time_major", &time_major_));
+    OP_REQUIRES_OK(context, context->GetAttr("masked", &masked_));
+    OP_REQUIRES_OK(context, context->GetAttr("keep", &keep_));
+  }
+
+  void Compile(XlaOpKernelContext* context) override {
+    const TensorShape inputs = context->InputShape(0), c0 = context->InputShape(3);
+    OP_REQUIRES(context, inputs.dims() == 3 && c0.dims() == 2 && c0.dim_size(1) > 0,
+                InvalidArgument("inputs must have shape [time, batch, features], or batch first, and c0 [batch, units], "
+                                "got ", inputs.DebugString(), " and ", c0.DebugString()));
+    const int64_t outer = inputs.dim_size(0), inner = inputs.dim_size(1);
+    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, inputs.dim_size(2), c0.dim_size(1),
+                      time_major_};
+    const int64_t units = sizes.units, width = sizes.width(), kept = keep_ ? outer : 0;
+    const TensorShape state = Shape({sizes.batch, units}), gain = Shape({4 * units}), cell = Shape({units});
+    const TensorShape gates = Shape({kept, inner, 4 * width}), numbers = Shape({kept, inner});
+    Emit(context, "rl_lnlstm_forward", {sizes, masked_, keep_},
+         {inputs, masked_ ? Shape({outer, inner}) : Shape({0, 0}), state, state, Shape({sizes.features, 4 * units}),
+          Shape({units, 4 * units}), gain, gain, gain, cell, cell},
+         {Shape({outer, inner, units}), state, state, gates, numbers, gates, Shape({kept, inner, width}), numbers,
+          numbers});
+  }
+
+ private:
+  bool time_major_, masked_, keep_;
+};
+
+class XlaBackwardOp : public tensorflow::XlaOpKernel {
+ public:
+  explicit XlaBackwardOp(tensorflow::OpKernelConstruction* context) : XlaOpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("time_major", &time_major_));
+    OP_REQUIRES_OK(context, context->GetAttr("masked", &masked_));
+  }
+
+  void Compile(XlaOpKernelContext* context) override {
+    const TensorShape c0 = context->InputShape(2), cells = context->InputShape(13);
+    OP_REQUIRES(context, cells.dims() == 3 && c0.dims() == 2 && c0.dim_size(1) > 0,
+                InvalidArgument("c0 must have shape [batch, units] and cells [time, batch, width], or batch first, got ",
+                                c0.DebugString(), " and ", cells.DebugString()));
+    const int64_t outer = cells.dim_size(0), inner = cells.dim_size(1);
+    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, 0, c0.dim_size(1), time_major_};
+    const int64_t units = sizes.units, width = sizes.width();
+    const TensorShape state = Shape({sizes.batch, units}), gain = Shape({4 * units}), cell = Shape({units});
+    const TensorShape gates = Shape({outer, inner, 4 * width}), numbers = Shape({outer, inner});
+    const TensorShape wide = Shape({outer, inner, width}), outputs = Shape({outer, inner, units});
+    Emit(context, "rl_lnlstm_backward", {sizes, masked_, true},
+         {masked_ ? Shape({outer, inner}) : Shape({0, 0}), state, state, Shape({units, 4 * units}), gain, gain, gain,
+          cell, cell, outputs, gates, numbers, gates, wide, numbers, numbers, Shape({units, units}), outputs, state,
+          state},
+         {gates, gates, wide, wide, state, state, gain, gain, cell, cell});
+  }
+
+ private:
+  bool time_major_, masked_;
+};
+
 }  // namespace
+
+// Not by REGISTER_XLA_OP, of which TensorFlow takes notice only until it first uses XLA.
+REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Forward").Device(tensorflow::DEVICE_CPU_XLA_JIT), XlaForwardOp);
+REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Backward").Device(tensorflow::DEVICE_CPU_XLA_JIT), XlaBackwardOp);
 
 REGISTER_OP("RlLnlstm>UseThreads")
     .Output("count: int64")
