@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     from rl_lnlstm.evaluation.evaluate import evaluate as evaluate
     from rl_lnlstm.evaluation.evaluate import evaluate_policy as evaluate_policy
     from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
+    from rl_lnlstm.evaluation.result import Evaluation as Evaluation
     from rl_lnlstm.lstm.cell import MaskedLNLSTMCell as MaskedLNLSTMCell
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
     from rl_lnlstm.policies.loading import load_policy as load_policy
+    from rl_lnlstm.ppo.callbacks import Callback as Callback
+    from rl_lnlstm.ppo.progress import ProgressBar as ProgressBar
     from rl_lnlstm.ppo.train import PPO as PPO
+    from rl_lnlstm.runs.checkpoints import CheckpointCallback as CheckpointCallback
+    from rl_lnlstm.runs.eval_callback import EvalCallback as EvalCallback
+    from rl_lnlstm.runs.loggers import CSVLogger as CSVLogger
+    from rl_lnlstm.runs.loggers import TensorBoardLogger as TensorBoardLogger
+    from rl_lnlstm.runs.run_directory import RunDirectory as RunDirectory
 
 __version__ = "0.1.0"
 
@@ -31,6 +39,14 @@ _EXPORTS = {
     "EnvironmentFailure": "errors",
     "TrainingFailure": "errors",
     "UserError": "errors",
+    "CSVLogger": "runs.loggers",
+    "Callback": "ppo.callbacks",
+    "CheckpointCallback": "runs.checkpoints",
+    "EvalCallback": "runs.eval_callback",
+    "Evaluation": "evaluation.result",
+    "ProgressBar": "ppo.progress",
+    "RunDirectory": "runs.run_directory",
+    "TensorBoardLogger": "runs.loggers",
     "evaluate": "evaluation.evaluate",
     "evaluate_policy": "evaluation.evaluate",
     "load_policy": "policies.loading",

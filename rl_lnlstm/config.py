@@ -180,10 +180,10 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
     """actor and critic share their LSTM layers, which is faster; otherwise each has its own, which usually learns more
     from the same number of frames"""
 
-    eval_interval: Annotated[Index, FIXED] = 0
+    eval_interval: Index = 0
     """iterations between evaluations of the most probable actions; at the end the policy that did best is kept. 0 for
     no evaluations: the last policy is kept"""
-    n_eval_episodes: Annotated[Count, FIXED] = 100
+    n_eval_episodes: Count = 100
     """episodes of each of these evaluations; their frames are not counted"""
 
     def __post_init__(self) -> None:

@@ -36,18 +36,19 @@ def test_a_policy_acts_as_it_did(name):
             np.testing.assert_allclose(part, expected, atol=1e-5)
 
 
+def rows(run_dir):
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_a_run_is_resumed(tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(EARLIER / "run", run_dir)
-    before = rows_of(run_dir)
+    before = rows(run_dir)
     assert main(["train", "--resume", str(run_dir), "--total-timesteps", "384", "--eval-episodes", "0"]) == 0
-    after = rows_of(run_dir)
+    after = rows(run_dir)
     assert len(after) > len(before)
-    for old, new in zip(before, after, strict=False):  # which may have columns that did not exist then
-        for name, value in old.items():
-            assert float(new[name]) == pytest.approx(float(value), rel=0, nan_ok=True)
-
-
-def rows_of(run_dir):
-    with (run_dir / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+    for old, new in zip(before, after, strict=False):
+        assert {name: float(new[name]) for name in old} == pytest.approx(
+            {name: float(old[name]) for name in old}, nan_ok=True
+        )

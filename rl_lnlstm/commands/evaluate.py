@@ -39,7 +39,7 @@ def evaluate(options: EvaluateOptions) -> int:
     Raises:
         UserError, RunFailure: as `rl_lnlstm.evaluate`; the policy or a folder cannot be used.
     """
-    policy = load_policy(options.path)
+    policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = _trained_in(options, policy.env_id)
     if options.record is not None:
@@ -164,7 +164,7 @@ def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
     Raises:
         UserError: the configuration is wrong, or names what a file is not trusted with: importing, writing files.
     """
-    path = options.path / CONFIG
+    path = options.run_dir / CONFIG
     try:
         config = read_config(path)
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
     known["env_id"] = env_id if known["env_id"] is None else known["env_id"]
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
     if "env_id" not in given and known["env_id"] is None:
-        raise UserError(f"{options.path} does not say which environment its policy was trained in: give --env-id")
+        raise UserError(f"{options.run_dir} does not say which environment its policy was trained in: give --env-id")
     taken = {name: tuple_if_list(value) for name, value in known.items() if name not in given}
     try:
         check_types(taken, TrainOptions)
@@ -182,7 +182,7 @@ def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
     for name in needs_naming(taken):
         value = taken[name] if name == "env_id" else ", ".join(taken[name])
         raise UserError(
-            f"{options.path} names {printable(value)!r}, which would import a module or write files; a file is not "
+            f"{options.run_dir} names {printable(value)!r}, which would import a module or write files; a file is not "
             f"trusted with that: give --{name.replace('_', '-')} to allow it"
         )
     return {**taken, **given}

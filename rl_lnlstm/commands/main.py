@@ -9,7 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, output, tell, warnings_as_messages
-from rl_lnlstm.commands.options import BuildKernelOptions, EvaluateOptions, Options, TrainOptions, parse
+from rl_lnlstm.commands.options import (
+    BuildKernelOptions,
+    CompareOptions,
+    EvaluateOptions,
+    Options,
+    PlotOptions,
+    TrainOptions,
+    parse,
+)
+from rl_lnlstm.commands.seeds import train_seeds
 from rl_lnlstm.commands.signals import Stop, signals
 from rl_lnlstm.errors import RunFailure, UserError
 
@@ -25,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with signals() as stop, warnings_as_messages():
         try:
-            code = _run(parse(arguments), stop)
+            options = parse(arguments)
+            code = 0 if options is None else _run(options, arguments[1:], stop)
         except UserError as error:
             tell(f"error: {error}")
             code = EXIT_USAGE
@@ -42,7 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if stop.signal is None else 128 + stop.signal
 
 
-def _run(options: Options, stop: Stop) -> int:
+def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
+    if isinstance(options, TrainOptions) and options.seeds:
+        return train_seeds(options, arguments, stop)
+    if isinstance(options, PlotOptions | CompareOptions):
+        from rl_lnlstm.commands.compare import compare, plot  # imports matplotlib
+
+        with stop.at_once():
+            return plot(options) if isinstance(options, PlotOptions) else compare(options)
     import_tensorflow_quietly()
     # Imported here, because they import TensorFlow.
     from rl_lnlstm.commands.evaluate import evaluate

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl_lnlstm.config import Count, Index, NonNegative, PPOConfig, check_types, checked, upgraded
+import rl_lnlstm
+from rl_lnlstm.commands.parser import parse_options
+from rl_lnlstm.config import (
+    Count,
+    EnvironmentOptions,
+    Index,
+    NonNegative,
+    PolicyOptions,
+    PPOConfig,
+    PPOOptions,
+    check_types,
+    checked,
+    upgraded,
+)
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
 from rl_lnlstm.presets import preset
@@ -24,6 +38,10 @@ class TrainOptions(PPOConfig):
     """new folder to record the run in; runs/<env>-<seed>-<time> if None"""
     eval_episodes: Index = 20
     """episodes of the evaluation at the end; 0 for none"""
+    seeds: tuple[Index, ...] = ()
+    """train once with each of these seeds, each run in a folder seed-N in --run-dir"""
+    parallel: Count = 1
+    """number of these runs at the same time, each in a process of its own"""
     check_env: bool = True
     """before the run, make an environment, reset it, take one step and check what it returns"""
 
@@ -48,7 +66,7 @@ class TrainOptions(PPOConfig):
 class EvaluateOptions:
     """Runs a saved policy for whole episodes and reports their returns."""
 
-    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    run_dir: Annotated[Path, tyro.conf.Positional]
     """a run directory, or a folder that a policy was saved to"""
     episodes: Count = 20
     """number of episodes"""
@@ -84,6 +102,34 @@ class EvaluateOptions:
     """print one JSON object on standard output"""
 
 
+Format = Literal["text", "csv", "json"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class PlotOptions:
+    """Draws the learning curves of runs in one picture, and prints a table of their scores."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """run directories, or folders of run directories that differ in their seeds; each is a group with a curve of its
+    own"""
+    out: Path = Path("learning_curves.png")
+    """file for the picture; its ending decides the format, such as .pdf"""
+    format: Format = "text"
+    """of the table"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class CompareOptions:
+    """Compares two runs, or two groups of runs: their scores, and the options that differ."""
+
+    first: Annotated[Path, tyro.conf.Positional]
+    """a run directory, or a folder of run directories that differ in their seeds"""
+    second: Annotated[Path, tyro.conf.Positional]
+    """another one"""
+    format: Format = "text"
+    """of what is printed"""
+
+
 @dataclasses.dataclass(kw_only=True)
 class BuildKernelOptions:
     """Compiles the CPU kernel ahead of its first use, for example for an image, and prints its path."""
@@ -92,30 +138,89 @@ class BuildKernelOptions:
     """compile even if it is there already"""
 
 
-Options = TrainOptions | EvaluateOptions | BuildKernelOptions
+Options = TrainOptions | EvaluateOptions | PlotOptions | CompareOptions | BuildKernelOptions
+USAGE = """usage: rl-lnlstm COMMAND [OPTIONS]
+
+Recurrent PPO with a masked layer-normalised LSTM.
+
+commands:
+  train         train a policy in an environment
+  evaluate      run a saved policy for whole episodes and report their returns
+  plot          draw the learning curves of runs, over seeds, in one picture
+  compare       compare the scores and the options of two groups of runs
+  build-kernel  compile the CPU kernel ahead of its first use
+
+`rl-lnlstm COMMAND --help` lists the options of a command, `rl-lnlstm --version` tells the version."""
 COMMANDS: dict[str, Any] = {
     "train": TrainOptions,
     "evaluate": EvaluateOptions,
+    "plot": PlotOptions,
+    "compare": CompareOptions,
     "build-kernel": BuildKernelOptions,
 }
 
 
-def parse(arguments: list[str]) -> Options:
-    """The options that a command line gives.
+def parse(arguments: list[str]) -> Options | None:
+    """The options that a command line gives; None after help or the version, which are printed.
 
     Raises:
-        UserError: unknown command, or a value out of its range.
+        UserError: unknown command or option, or a value out of its range.
         SystemExit: after help, or after tyro explained what is wrong with the options.
     """
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, args=["--help"], prog="rl-lnlstm")
+        print(USAGE, flush=True)
+        return None
+    if "--version" in (command, *rest):
+        print(f"rl-lnlstm {rl_lnlstm.__version__}", flush=True)
+        return None
     if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}: expected {' or '.join(COMMANDS)}")
-    default: Any = _train_defaults(rest) if command == "train" else None
-    options: Any = tyro.cli(COMMANDS[command], args=rest, default=default, prog=f"rl-lnlstm {command}")
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected {' or '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}: {hint}")
+    kind, default, marks = COMMANDS[command], None, dict[str, str]()
+    if kind is TrainOptions:
+        default = _train_defaults(rest)
+        plain, word = TrainOptions(), "preset" if default.resume is None else "of the run"
+        marks = {name: word for name, value in vars(default).items() if value != getattr(plain, name)}
+    options = parse_options(kind, rest, groups_of(kind), default, marks, f"rl-lnlstm {command}")
     _check(options)
     return options
+
+
+def groups_of(kind: type[Options]) -> dict[str, list[str]]:
+    """The titles in the help of a command, and the options below each."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    if kind is EvaluateOptions:
+        environment = ["env_id", "env_kwargs", "wrappers", "mask_key", "vectorization"]
+        results = ["video", "record", "csv", "json"]
+        return {
+            "evaluation": [name for name in names if name not in (*environment, *results)],
+            "environment": environment,
+            "output": results,
+        }
+    if kind is not TrainOptions:
+        return {"command": names}
+    by_class = {
+        "environment": EnvironmentOptions,
+        "network": PolicyOptions,
+        "PPO": PPOOptions,
+    }
+    groups: dict[str, list[str]] = {
+        "run": [],
+        "environment": [],
+        "rollout": [],
+        "PPO": [],
+        "network": [],
+        "evaluation": [],
+    }
+    title_of = {field.name: title for title, part in by_class.items() for field in dataclasses.fields(part)}
+    title_of.update(dict.fromkeys(("num_envs", "num_steps", "sequence_length"), "rollout"))
+    title_of.update(dict.fromkeys(("eval_interval", "n_eval_episodes", "eval_episodes"), "evaluation"))
+    title_of["policy"] = "network"
+    for name in names:
+        groups[title_of.get(name, "run")].append(name)
+    return groups
 
 
 def saved_options(run_dir: Path) -> TrainOptions:
@@ -159,7 +264,8 @@ def _check(options: Options) -> None:
     checked_later = {field.name for field in dataclasses.fields(PPOConfig)} if isinstance(options, TrainOptions) else ()
     hints = typing.get_type_hints(type(options), include_extras=True)
     for name, value in vars(options).items():
-        if name not in checked_later and not isinstance(value, Path):
+        paths = isinstance(value, Path) or (isinstance(value, tuple) and any(isinstance(part, Path) for part in value))
+        if name not in checked_later and not paths:
             checked(name, value, hints[name])
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
 from rl_lnlstm.commands.evaluate import MOST_ENVS, make_evaluation_envs, needs_naming, plan_for
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, saved_options
+from rl_lnlstm.commands.seeds import default_run_dir
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
@@ -22,13 +21,14 @@ from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free, replacing_file
-from rl_lnlstm.ppo.progress import progress_bar
+from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
 from rl_lnlstm.runs.run_directory import RunDirectory, locked
 
+NOT_SAVED = "run_dir", "resume", "seeds", "parallel"  # options that are not the run's
 OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
 
 
@@ -40,14 +40,16 @@ def train(options: TrainOptions, stop: Stop) -> int:
     """
     if options.resume is not None and options.run_dir is not None:
         raise UserError("--resume continues in the run directory that it names: leave out --run-dir")
-    run_dir = options.resume or options.run_dir or _new_run_dir(options)
-    config = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("run_dir", "resume")}
+    run_dir = options.resume or options.run_dir or default_run_dir(options, str(options.seed))
+    config = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_SAVED}
     with contextlib.ExitStack() as resources:
         state = None
         if options.resume is None:
             check_is_free(run_dir, "run directory", OTHER_RUN)
             if options.check_env:
-                check_env(options.env_id, wrappers=options.wrappers, env_kwargs=options.env_kwargs)
+                check_env(
+                    options.env_id, wrappers=options.wrappers, env_kwargs=options.env_kwargs, mask_key=options.mask_key
+                )
         else:
             resources.enter_context(locked(run_dir))
             _list_changes(saved_options(run_dir), options)
@@ -87,8 +89,7 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
     try:
         checkpoints.save()  # from now on there is always one
         if not stop.requested:
-            with progress_bar(messages, options.total_timesteps, ppo.num_timesteps) as progress:
-                ppo.learn(callback=[run, progress, checkpoints])
+            ppo.learn(callback=[run, ProgressBar(messages), checkpoints])
     except BaseException:
         # In the middle of an iteration, training could not go on from here: the checkpoint before it stays the newest.
         if ppo.between_iterations:
@@ -97,7 +98,7 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
     finally:
         with ppo.best_weights():
             whole = run.finish()
-        tell(f"policy, metrics and learning curve are in {run.path}")
+        tell(f"{ppo.num_timesteps:,} frames trained; policy, metrics and learning curve are in {run.path}")
     if not whole:
         tell(f"error: {run.path} could not be written to the end")
     return whole
@@ -163,8 +164,3 @@ def evaluate_command(run_dir: Path, options: TrainOptions) -> str:
     if options.seed != EvaluateOptions.seed:
         words += ["--seed", str(options.seed)]
     return shlex.join(words)
-
-
-def _new_run_dir(options: TrainOptions) -> Path:
-    name = re.sub(r"[^\w.-]", "-", options.env_id)
-    return Path("runs") / f"{name}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"

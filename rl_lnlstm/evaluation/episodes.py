@@ -21,6 +21,7 @@ from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.spaces import map_leaves
 
 MOST_ABORTED = 100  # episodes in a row; without a limit, an environment that always fails would never end
+MOST_SHOWN = 4  # actions on a picture
 MAX_STEPS = 10_000  # of an episode, if the environment has no time limit
 
 
@@ -171,6 +172,8 @@ class EpisodeRunner:
     def _add_pictures(self, rows: np.ndarray, video: VideoRecorder) -> None:
         """Adds what the environments show before a step to their videos."""
         pictures: Any = self.envs.render()
+        if pictures is None or pictures[0] is None:
+            raise UserError(f"{environment_name(self.envs)} gives no pictures with render_mode='rgb_array'")
         opinions = self._actor.opinions()
         for index in np.flatnonzero(rows).tolist():
             seed, step, episode_return = self.plan.seeds[index], self._lengths[index], self._returns[index]
@@ -198,7 +201,8 @@ class _Actor:
         self._masked = stepper.action_masks is not None and "action_masks" in parameters
         self._seeded = plan.generators is not None and "rng" in parameters and not deterministic
         # How TensorFlow computes a convolution depends on the number of rows. One by one, results do not.
-        self._one_by_one = plan.generators is not None and getattr(policy, "is_convolutional", False)
+        held_noise = not deterministic and getattr(policy, "arguments", {}).get("std") == "gsde"
+        self._one_by_one = plan.generators is not None and getattr(policy, "is_convolutional", False) and not held_noise
 
     def act(self) -> Any:
         """The actions of all environments."""
@@ -260,7 +264,14 @@ class _Actor:
             return [[] for _ in range(count)]
         state = policy.initial_state(count) if self.state is None else self.state
         given = stepper.observations, state, stepper.episode_starts
-        return [[f"value {value:.4g}"] for value in np.asarray(policy.value(*given)).tolist()]
+        values = np.asarray(policy.value(*given)).tolist()
+        lines = [[f"value {value:.4g}"] for value in values]
+        if isinstance(stepper.envs.single_action_space, gym.spaces.Discrete):
+            masks = {"action_masks": stepper.action_masks} if self._masked else {}
+            for row, chances in zip(lines, policy.distribution(*given, **masks).probabilities, strict=True):
+                likely = np.argsort(-chances)[:MOST_SHOWN] if len(chances) > MOST_SHOWN else range(len(chances))
+                row.append("actions " + "  ".join(f"{action}: {chances[action]:.2f}" for action in likely))
+        return lines
 
 
 def _rows(space: gym.Space, structure: Any, rows: slice) -> Any:

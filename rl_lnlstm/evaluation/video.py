@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rl_lnlstm.errors import UserError
 
+LINES = 3  # of every caption, because all pictures of a video have one size
 MARGIN = 4  # pixels around the lines of a caption
 SMALLEST = 320  # pixels; smaller pictures are enlarged, or the caption would not fit
 
@@ -56,7 +57,7 @@ class VideoRecorder:
             number: of the episode.
             seed: of the episode.
             picture: RGB, `[height, width, 3]` uint8.
-            caption: lines of text for it.
+            caption: lines of text for it, at most 3.
         """
         picture = captioned(picture, caption)
         if number not in self._films:
@@ -91,7 +92,7 @@ def captioned(picture: np.ndarray, lines: list[str]) -> np.ndarray:
 
     Args:
         picture: RGB, `[height, width, 3]` uint8.
-        lines: the text.
+        lines: the text, at most 3 lines.
 
     Returns:
         A picture with an even height and width, as video codecs need.
@@ -101,10 +102,10 @@ def captioned(picture: np.ndarray, lines: list[str]) -> np.ndarray:
     font = ImageFont.load_default(size=14)
     line_height = 18
     height, width, _ = picture.shape
-    total = height + line_height * max(2, len(lines)) + 2 * MARGIN
+    total = height + line_height * LINES + 2 * MARGIN
     image = Image.new("RGB", (width + width % 2, total + total % 2))
     image.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(image)
-    for index, line in enumerate(lines):
+    for index, line in enumerate(lines[:LINES]):
         draw.text((MARGIN, height + MARGIN + index * line_height), line, font=font, fill="white")
     return np.asarray(image)

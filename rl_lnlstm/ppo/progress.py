@@ -1,39 +1,130 @@
-"""The progress display of a run, as a callback of `PPO.learn`."""
+"""The progress display of a training: a bar on a terminal, and plain lines in a file."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import datetime
+import math
+import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+
+from rl_lnlstm.evaluation.result import decimals
+from rl_lnlstm.ppo.callbacks import Callback, Training
+
+SECONDS_BETWEEN_LINES = 10.0
 
 
-@contextlib.contextmanager
-def progress_bar(console: Console, total: int, completed: int) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Shows a bar while the block runs, and gives the callback that updates it.
+class ProgressBar(Callback):
+    """Shows how far a training is: frames, frames/s, return, time left, and what it is doing.
+
+    On a terminal and in a notebook it is a bar. Otherwise it is a plain line about every 10 seconds, and one at the
+    end, which also tell the length of episodes and the last evaluation.
 
     Args:
-        console: where to show it.
-        total: frames at the end.
-        completed: frames so far.
+        console: where to show it; standard error if None.
+        seconds_between_lines: of the plain lines.
     """
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,} of {task.total:,} frames"),
-        TextColumn("{task.fields[fps]:,.0f} frames/s"),
-        TextColumn("return {task.fields[episode_return]:.1f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total, completed=min(total, completed), fps=0.0, episode_return=float("nan"))
 
-        def show(metrics: dict[str, float]) -> None:
-            bar.update(
-                task,
-                completed=min(total, int(metrics["time/total_timesteps"])),
-                fps=metrics["time/fps"],
-                episode_return=metrics["rollout/ep_rew_mean"],
-            )
+    def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
+        self.console = Console(stderr=True, highlight=False) if console is None else console
+        self._pause = seconds_between_lines
+        self._bar: Progress | None = None
+        self._active = False
+        self._metrics: dict[str, float] = {}
+        self._evaluation = math.nan
 
-        yield show
+    def on_training_start(self, ppo: Training) -> None:
+        """Shows the bar, unless there is nothing left to train."""
+        self._frames, self._target, self._num_envs = ppo.num_timesteps, ppo.target, ppo.config.num_envs
+        self._rollout = ppo.config.num_envs * ppo.config.num_steps
+        self._phase, self._metrics = "starting", {}
+        self._compiled: tuple[float, int] | None = None  # when the first iteration ended, and the frames then
+        self._active = self._frames < self._target
+        self._last_line = time.monotonic()
+        if self._active and (self.console.is_terminal or self.console.is_jupyter):
+            self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.fields[text]}"), console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._total, completed=self._frames, text=self._text())
+
+    def on_phase(self, phase: str) -> None:
+        """Shows what the training is doing."""
+        self._phase = phase
+        self._show()
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        """Shows the metrics of an iteration."""
+        self._metrics, self._frames, self._phase = metrics, int(metrics["time/total_timesteps"]), "collecting"
+        if self._compiled is None:
+            self._compiled = time.monotonic(), self._frames
+        self._evaluation = metrics.get("eval/mean_reward", self._evaluation)
+        self._show()
+
+    def on_training_end(self) -> None:
+        """Leaves the last state of the bar, or a last line."""
+        self._target = min(self._target, self._frames)
+        self._phase = "done"
+        self._show(last=True)
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._active = None, False
+
+    def _show(self, last: bool = False) -> None:
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._total, completed=self._frames, text=self._text())
+        elif last or time.monotonic() - self._last_line >= self._pause:
+            self._last_line = time.monotonic()
+            self.console.print(self._line(), markup=False, soft_wrap=True)
+
+    @property
+    def _total(self) -> int:
+        """The frames at the end: the last rollout is finished, so they are more than were asked for."""
+        return self._frames + math.ceil(max(0, self._target - self._frames) / self._rollout) * self._rollout
+
+    def _text(self) -> str:
+        """For the bar; it leaves room for the bar itself in 80 columns."""
+        parts = [f"{self._frames:,}/{self._total:,} frames"]
+        if self._metrics:
+            parts += [f"{self._metrics['time/fps']:,.0f}/s", *self._score()]
+        if self._phase in QUICK and self._metrics:
+            parts += [] if self._frames >= self._target else [f"{self._left} left"]
+        elif self._phase != "done":
+            parts.append(self._phase)
+        return "  ".join(parts)
+
+    def _line(self) -> str:
+        parts = [f"{self._frames:,} of {self._total:,} frames"]
+        if self._metrics:
+            parts += [f"{self._metrics['time/fps']:,.0f} frames/s", *self._score()]
+            length = self._metrics["rollout/ep_len_mean"]
+            parts += [] if math.isnan(length) else [f"length {length:,.0f}"]
+            parts += [] if math.isnan(self._evaluation) else [f"evaluation {shown(self._evaluation)}"]
+            parts += [] if self._frames >= self._target else [f"{self._left} left"]
+        if self._phase not in (*QUICK, "done"):
+            parts.append(self._phase)
+        return ", ".join(parts)
+
+    def _score(self) -> list[str]:
+        mean = self._metrics["rollout/ep_rew_mean"]
+        if not math.isnan(mean):
+            return [f"return {shown(mean)}"]
+        return [f"no episode ended in {self._frames // self._num_envs:,} steps"]
+
+    @property
+    def _left(self) -> str:
+        rate = self._metrics["time/fps"]
+        if self._compiled is not None and self._frames > self._compiled[1]:
+            since, frames = self._compiled
+            rate = (self._frames - frames) / (time.monotonic() - since)
+        seconds = (self._total - self._frames) / max(rate, 1e-9)
+        return str(datetime.timedelta(seconds=round(min(seconds, 1e9))))
+
+
+QUICK = "collecting", "updating"  # phases that take a moment, and are not worth showing
+
+
+def shown(value: float) -> str:
+    """A return with as many decimals as it needs."""
+    return f"{value:,.{decimals([value])}f}"

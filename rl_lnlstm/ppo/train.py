@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from rl_lnlstm.config import Count, checked
-from rl_lnlstm.ppo import progress
 from rl_lnlstm.ppo.advantages import discounted_sums, explained_variance, generalized_advantages
+from rl_lnlstm.ppo.callbacks import Listeners, Metrics
 from rl_lnlstm.ppo.interrupts import interrupts_deferred
-from rl_lnlstm.ppo.metrics import Callback, Metrics, as_callbacks, rollout_metrics
+from rl_lnlstm.ppo.metrics import rollout_metrics
+from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.ppo.rollout import Rollout, cut_sequences
 from rl_lnlstm.ppo.trainer import Schedule, Trainer
 
@@ -41,7 +40,7 @@ class PPO(Trainer):
     def learn(
         self,
         total_timesteps: int | None = None,
-        callback: Callback | Iterable[Callback] | None = None,
+        callback: Any = None,
         progress_bar: bool = False,
     ) -> PPO:
         """Trains for `total_timesteps` more frames (as configured, if None), to the end of a rollout.
@@ -53,8 +52,8 @@ class PPO(Trainer):
             total_timesteps: frames, over all environments. None after `load_checkpoint` goes on with the call of
                 `learn` that the checkpoint was written in, which may have nothing left to do.
             callback: one or several, called after each iteration with its metrics; training stops when one returns
-                False.
-            progress_bar: show frames, frames/s, return and time left on standard error.
+                False. A `Callback` is told more.
+            progress_bar: show frames, frames/s, return and time left on standard error; see `ProgressBar`.
 
         Returns:
             The trainer itself, whose `policy` is as the last iteration left it; see `best_policy`.
@@ -65,7 +64,7 @@ class PPO(Trainer):
                 counters are as the last iteration left them.
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
-        callbacks = as_callbacks(callback)
+        self._listeners = Listeners(callback, ProgressBar() if progress_bar else None)
         if total_timesteps is None and self._resumed:
             start, target, before = self._schedule
         else:
@@ -73,25 +72,18 @@ class PPO(Trainer):
             frames = checked("total_timesteps", given, Count)
             start, target, before = self.num_timesteps, self.num_timesteps + frames, 0.0
         self._schedule, self._resumed = Schedule(start, target, before), False
-        with contextlib.ExitStack() as resources:
-            if progress_bar:
-                bar = progress.progress_bar(Console(stderr=True), target, self.num_timesteps)
-                callbacks.append(resources.enter_context(bar))
-            self._train(callbacks, time.perf_counter() - before)
+        started = time.perf_counter() - before
+        with self._listeners.training(self):
+            proceed = True
+            while proceed and not self.finished:
+                try:
+                    metrics = self._iterate(started)
+                except KeyboardInterrupt:
+                    self._interrupted = True
+                    raise
+                proceed = self._listeners.iteration(metrics)
+                self._check_that_updates_bear_fruit()
         return self
-
-    def _train(self, callbacks: list[Callback], started: float) -> None:
-        proceed = True
-        while proceed and not self.finished:
-            try:
-                metrics = self._iterate(started)
-            except KeyboardInterrupt:
-                self._interrupted = True
-                raise
-            # All callbacks are called, also when one of them stops the run.
-            answers = [called(metrics) for called in callbacks]
-            proceed = not any(answer is False for answer in answers)
-            self._check_that_updates_bear_fruit()
 
     def _iterate(self, started: float) -> Metrics:
         """One iteration: collect, advantages, update, evaluation; and what to report of it."""
@@ -100,16 +92,20 @@ class PPO(Trainer):
         self.between_iterations = False
         start, target, _ = self._schedule
         remaining = 1 - (self.num_timesteps - start) / (target - start)
+        self._listeners.phase("collecting")
         rollout = self._runner.run()
         self._check_that_something_is_valid(rollout)
+        self._listeners.phase("updating" if self._compiled else "compiling the update")
         with interrupts_deferred():
             losses = self._learn_from(rollout, remaining)
             self.num_timesteps += int(rollout.valid.sum())
             self.iteration += 1
             self._episodes += rollout.episodes
+        self._compiled = True
         if self.iteration == 1:
             gc.collect()  # what tracing left: 0.2 s that would fall into some later iteration
         evaluated = self._evaluated()
+        self._warn_if_nothing_ends()
         elapsed = time.perf_counter() - started
         metrics = {
             **rollout_metrics(self._episodes, self.config.info_keys),

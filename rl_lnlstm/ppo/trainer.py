@@ -18,8 +18,8 @@ from rl_lnlstm.evaluation.best_policy import BestPolicy
 from rl_lnlstm.evaluation.episodes import check_spaces
 from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.agent import Agent
+from rl_lnlstm.ppo.callbacks import Listeners, Metrics
 from rl_lnlstm.ppo.collect import RolloutRunner
-from rl_lnlstm.ppo.metrics import Metrics
 from rl_lnlstm.ppo.rollout import Rollout
 from rl_lnlstm.ppo.setup import (
     GivenEnv,
@@ -34,6 +34,7 @@ from rl_lnlstm.seeding import derived_seed
 from rl_lnlstm.spaces import space_to_json
 
 EPISODES_IN_MEAN = 100
+ENDLESS = 10_000  # steps of each environment in which no episode has ended
 EVALUATED_TOGETHER = 100  # environments: acting costs about the same for few as for many
 
 
@@ -87,6 +88,8 @@ class Trainer(Agent):
         shuffler = np.random.default_rng(derived_seed(self.config.seed, "shuffling"))
         self._updater = Updater(self.policy, self.config, shuffler)
         self._aborted_rollouts = 0  # in a row
+        self._compiled = False  # the update
+        self._listeners = Listeners(None)
 
     def _environments_for_training(self) -> VectorEnv:
         envs = make_environments(self._env, self.config, self.config.num_envs)
@@ -112,6 +115,11 @@ class Trainer(Agent):
     def _close_later(self, envs: VectorEnv) -> None:
         if not isinstance(self._env, VectorEnv | gym.Env):  # those are the user's to close
             self._made.callback(envs.close)
+
+    @property
+    def target(self) -> int:
+        """The frames at which that call of `learn` ends; it finishes its last rollout."""
+        return self._schedule.target
 
     @property
     def finished(self) -> bool:
@@ -256,11 +264,21 @@ class Trainer(Agent):
         return {"training": self.envs, **evaluation}
 
     def _evaluated(self) -> Metrics:
-        if self._selection is None:
+        """The result of an evaluation, in an iteration that has one."""
+        if self._selection is None or not (self.iteration % self.config.eval_interval == 0 or self.finished):
             return {}
-        if self.iteration % self.config.eval_interval == 0 or self.finished:
-            self._selection.evaluate()
+        self._listeners.phase("evaluating")
+        self._selection.evaluate()
         return {"eval/mean_reward": self._selection.mean_reward}
+
+    def _warn_if_nothing_ends(self) -> None:
+        """Names the missing time limit, if no episode has ended for long, or in the whole training."""
+        steps = self.num_timesteps // self.config.num_envs
+        if not self._episodes and (steps >= ENDLESS or self.finished):
+            warn(
+                f"no episode has ended yet, after {steps:,} steps of each environment: if {self.config.env_id} has no "
+                "time limit, gymnasium.wrappers.TimeLimit gives it one (--wrappers 'TimeLimit(1000)')"
+            )
 
     def _check_that_something_is_valid(self, rollout: Rollout) -> None:
         self._aborted_rollouts = 0 if rollout.valid.any() else self._aborted_rollouts + 1

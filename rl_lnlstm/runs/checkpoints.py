@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rl_lnlstm.errors import UserError, warn
+from rl_lnlstm.ppo.callbacks import Callback, Metrics
 from rl_lnlstm.ppo.state import TrainingState, read
 from rl_lnlstm.ppo.train import PPO
 
@@ -110,6 +113,38 @@ class Checkpoints:
         if self.interval is not None:
             return self.ppo.iteration - self._tried >= self.interval
         return self._cost <= SHARE_OF_TIME * since
+
+
+class CheckpointCallback(Callback):
+    """Writes checkpoints while `PPO.learn` trains, for `PPO.load_checkpoint`, and keeps the newest ones.
+
+    Args:
+        folder: where; each checkpoint is a folder named by its iteration.
+        interval: iterations between checkpoints; None for as often as costs less than 1% of the time.
+        minutes: minutes between checkpoints, if that is sooner.
+        keep: how many to keep.
+        env_snapshot: include the environments, pickled.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        interval: int | None = None,
+        minutes: float | None = None,
+        keep: int = 3,
+        env_snapshot: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self._options = interval, minutes, keep, env_snapshot
+        self._checkpoints: Checkpoints | None = None
+
+    def on_training_start(self, ppo: Any) -> None:
+        """Notes the trainer."""
+        self._checkpoints = Checkpoints(self.folder, ppo, lambda: None, *self._options)
+
+    def __call__(self, metrics: Metrics) -> bool:
+        """Writes a checkpoint if one is due."""
+        return self._checkpoints is None or self._checkpoints(metrics)
 
 
 def _name(iteration: int) -> str:

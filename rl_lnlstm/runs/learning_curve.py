@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.figure import Figure
 
 
 def learning_curve(rows: list[dict[str, float]], title: str) -> Figure:
-    """Draws the mean return of the last 100 episodes against frames.
+    """Draws the mean return of the last 100 episodes against frames, a band of one standard deviation, and evaluations.
 
     Args:
         rows: the metrics of each iteration.
@@ -14,10 +15,20 @@ def learning_curve(rows: list[dict[str, float]], title: str) -> Figure:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    frames = [row["time/total_timesteps"] for row in rows]
-    axes.plot(frames, [row["rollout/ep_rew_mean"] for row in rows], linewidth=1.8)
-    axes.set(title=title, xlabel="frames", ylabel="mean return of the last 100 episodes")
+    frames = np.array([row["time/total_timesteps"] for row in rows])
+    mean = np.array([row.get("rollout/ep_rew_mean", np.nan) for row in rows])
+    std = np.array([row.get("rollout/ep_rew_std", np.nan) for row in rows])
+    if np.isfinite(std).any():
+        label = "standard deviation of these episodes"
+        axes.fill_between(frames, mean - std, mean + std, alpha=0.2, linewidth=0, label=label)
+    axes.plot(frames, mean, linewidth=1.8, label="mean of the last 100 episodes")
+    evaluations = np.array([row.get("eval/mean_reward", np.nan) for row in rows])
+    if np.isfinite(evaluations).any():
+        axes.plot(frames, evaluations, "o", markersize=4, label="evaluation, most probable actions")
+    axes.set(title=title, xlabel="frames", ylabel="return")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    if rows:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure

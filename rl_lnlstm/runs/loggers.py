@@ -19,11 +19,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rl_lnlstm.errors import warn
 from rl_lnlstm.files import Appender, replacing_file
+from rl_lnlstm.ppo.callbacks import Callback, Metrics
 
-Metrics = dict[str, float]
 
-
-class CSVLogger:
+class CSVLogger(Callback):
     """Appends a row of metrics to a CSV file after each iteration.
 
     A metric that first appears in a later iteration gets a new column, and the file is written again with it. A disk
@@ -70,6 +69,10 @@ class CSVLogger:
             self._write_again()
         self._file.flush(durable=True)
 
+    def on_training_end(self) -> None:
+        """Has everything on the disk, if it takes it."""
+        survives(self.path, self.flush)
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -91,7 +94,7 @@ class CSVLogger:
         self._rewrite = False
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Callback):
     """Writes the metrics of each iteration for TensorBoard; the step is the number of frames.
 
     Args:
@@ -123,6 +126,10 @@ class TensorBoardLogger:
             OSError: the disk does not take them.
         """
         self._file.flush(durable=True)
+
+    def on_training_end(self) -> None:
+        """Has everything on the disk, if it takes it."""
+        survives(self.folder, self.flush)
 
     def close(self) -> None:
         """Closes the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.errors import UserError, warn
-from rl_lnlstm.files import replacing_file
+from rl_lnlstm.files import check_is_free, replacing_file
 from rl_lnlstm.policies import RecurrentPolicy
+from rl_lnlstm.ppo.callbacks import Callback, Training
 from rl_lnlstm.runs.layout import BEST_POLICY, CHECKPOINTS, CONFIG, LEARNING_CURVE, METRICS, POLICY, TENSORBOARD
 from rl_lnlstm.runs.learning_curve import learning_curve
 from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, survives
@@ -51,32 +53,66 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class RunDirectory:
+class RunDirectory(Callback):
     """Records a run in a folder; a callback of `PPO.learn`.
 
     A disk that is full or read-only does not end the run. What it did not take is kept and tried again.
 
     Args:
         path: the folder: new, empty, or that of the run that is resumed.
-        config: written to `config.json`.
-        policy: saved to `checkpoints/best/` whenever the mean return is the best so far, and to `policy/` by `finish`.
+        config: written to `config.json`; None for the trainer's.
+        policy: saved to `checkpoints/best/` whenever the mean return is the best so far, and to `policy/` at the end;
+            None for the trainer's. If it is None, everything is opened when training starts and finished when it ends.
         iteration: the iteration after which the run is resumed; None for a new run.
         frames: the frames at that iteration. Records of later frames are dropped.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds other files.
+
+    Example:
+
+    >>> ppo.learn(100_000, callback=RunDirectory("runs/mine"))
     """
 
     def __init__(
         self,
-        path: Path,
-        config: Mapping[str, Any],
-        policy: RecurrentPolicy,
+        path: str | os.PathLike,
+        config: Mapping[str, Any] | None = None,
+        policy: RecurrentPolicy | None = None,
         iteration: int | None = None,
         frames: int = 0,
     ) -> None:
-        self.path, self.policy = path, policy
-        self._title = f"{config['env_id']}, seed {config['seed']}"
+        self.path = Path(path)
+        self._config = config
+        self._of_trainer = policy is None
+        self._used = False
+        if policy is not None:
+            self._open(policy, config or {}, iteration, frames)
+
+    def on_training_start(self, ppo: Training) -> None:
+        """Opens the folder, unless that is done."""
+        if not self._of_trainer:
+            return
+        self._ppo = ppo
+        config = dataclasses.asdict(ppo.config) if self._config is None else self._config
+        if self._used:  # `learn` is called again
+            self._open(ppo.policy, config, ppo.iteration, ppo.num_timesteps)
+        else:
+            check_is_free(self.path, "run directory", "RunDirectory(path)")
+            self._open(ppo.policy, config)
+        self._used = True
+
+    def on_training_end(self) -> None:
+        """Finishes what `on_training_start` opened."""
+        if self._of_trainer:
+            with self._ppo.best_weights():
+                self.finish()
+
+    def _open(
+        self, policy: RecurrentPolicy, config: Mapping[str, Any], iteration: int | None = None, frames: int = 0
+    ) -> None:
+        path, self.policy = self.path, policy
+        self._title = f"{config.get('env_id')}, seed {config.get('seed')}"
         try:
             (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             with replacing_file(path / CONFIG) as temporary:

@@ -65,9 +65,11 @@ def wait_for(condition, process):
 
 
 def rows(run_dir):
-    """The metrics as they are in the file, but for what a clock says."""
+    """The metrics as they are in the file, but for what a clock says, and for cells of another iteration."""
     with (run_dir / "metrics.csv").open(newline="") as file:
-        return [{name: text for name, text in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
+        return [
+            {name: text for name, text in row.items() if text and name not in TIMINGS} for row in csv.DictReader(file)
+        ]
 
 
 def events(run_dir):

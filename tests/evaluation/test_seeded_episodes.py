@@ -14,7 +14,7 @@ from rl_lnlstm.errors import EnvironmentFailure, RunWarning
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
-from rl_lnlstm.policies import MlpLnLstmPolicy
+from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy
 from tests.policies import reference
 
 
@@ -68,6 +68,45 @@ def test_the_list_is_that_of_a_plain_loop_whatever_the_number_of_environments(po
     assert result.seeds == seeds_of_episodes(5, 13)
     assert len(set(result.seeds)) == 13
     assert result.repeatable
+
+
+@pytest.mark.parametrize(("discrete", "std"), [(True, "free"), (False, "free"), (False, "gsde")])
+def test_sampled_actions_come_from_the_episodes_seeds_too(discrete, std):
+    actions = Lottery.action_space if discrete else gym.spaces.Box(-1, 1, (1,))
+
+    class Mine(Lottery):
+        action_space = actions
+
+        def step(self, action):
+            observation, reward, *rest = super().step(float(np.sum(action)))
+            return observation, reward, *rest
+
+    sampled = MlpLnLstmPolicy(Mine.observation_space, actions, units=4, head_layers=(5,), std=std, seed=0)
+    results = [evaluate(sampled, Mine, 9, False, seed=1, num_envs=count) for count in (1, 4, 8)]
+    for result in results:
+        assert result.lengths == results[0].lengths
+        np.testing.assert_allclose(result.returns, results[0].returns, rtol=1e-6)
+    best = evaluate(sampled, Mine, 9, True, seed=1)
+    assert best.lengths == results[0].lengths
+    assert best.returns != results[0].returns, "or the actions were not sampled"
+
+
+class Pictures(Lottery):
+    observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+
+    def _observation(self):
+        return self.np_random.integers(0, 256, (36, 36, 3), np.uint8)
+
+
+def test_convolutions_give_the_same_list_bit_for_bit():
+    policy = CnnLnLstmPolicy(Pictures.observation_space, Pictures.action_space, units=4, encoder_layers=(8,), seed=0)
+    values = [
+        [episode["values"] for episode in record_episodes(policy, Pictures, 3, seed=0)],
+        evaluate(policy, Pictures, 3, seed=0, num_envs=3).returns,
+        evaluate(policy, Pictures, 3, seed=0, num_envs=2).returns,
+    ]
+    assert values[1] == values[2]
+    assert [len(part) for part in values[0]] == evaluate(policy, Pictures, 3, seed=0, num_envs=3).lengths
 
 
 def test_every_way_in_gives_the_same_list(policy):

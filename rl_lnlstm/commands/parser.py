@@ -1,0 +1,234 @@
+"""Command lines to options: grouped help, the forms in which values may be written, and hints for wrong names."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from rl_lnlstm.errors import UserError
+
+# Names that other libraries and habits have for our flags
+OTHER_FLAGS = {
+    "lr": "learning-rate",
+    "steps": "total-timesteps",
+    "timesteps": "total-timesteps",
+    "frames": "total-timesteps",
+    "env": "env-id",
+    "n-envs": "num-envs",
+    "n-steps": "num-steps",
+    "n-epochs": "update-epochs",
+    "epochs": "update-epochs",
+    "clip-range": "clip-coef",
+    "lstm-hidden-size": "units",
+    "n-lstm-layers": "num-layers",
+    "n-timesteps": "total-timesteps",
+    "n-eval-envs": "num-envs",
+    "max-kl": "target-kl",
+    "lam": "gae-lambda",
+    "lambda": "gae-lambda",
+    "entropy-coef": "ent-coef",
+    "value-coef": "vf-coef",
+    "output": "run-dir",
+    "logdir": "run-dir",
+    "log-dir": "run-dir",
+}
+WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+
+
+def parse_options(
+    kind: type,
+    arguments: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    default: Any = None,
+    marks: Mapping[str, str] | None = None,
+    prog: str | None = None,
+) -> Any:
+    """The options that a command line gives.
+
+    Args:
+        kind: a dataclass of options, each with a docstring below it.
+        arguments: the command line.
+        groups: names of the options by the title of their group in the help.
+        default: an instance of `kind` with the defaults; None for those of the class.
+        marks: for some options a word on where their default comes from, such as "preset".
+        prog: the name of the command.
+
+    Raises:
+        UserError: an unknown option.
+        SystemExit: after help, or after tyro explained what is wrong with a value.
+    """
+    hints = typing.get_type_hints(kind, include_extras=True)
+    grouped = _grouped_class(kind, hints, groups, default, marks or {})
+    form: Any = tyro.conf.OmitArgPrefixes
+    parsed: Any = tyro.cli(
+        form[grouped],
+        args=_normalised(arguments, hints),
+        prog=prog,
+        description=inspect.getdoc(kind),
+    )
+    values = {name: value for group in vars(parsed).values() for name, value in vars(group).items()}
+    return kind(**values)
+
+
+def _grouped_class(
+    kind: type, hints: Mapping[str, Any], groups: Mapping[str, Sequence[str]], default: Any, marks: Mapping[str, str]
+) -> type:
+    """A dataclass with a dataclass for each group, which is how tyro groups its help."""
+    docs = option_docs(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    outer: list[Any] = []
+    for title, names in groups.items():
+        inner: list[Any] = []
+        for name in names:
+            value = _default(fields[name]) if default is None else getattr(default, name)
+            if value is dataclasses.MISSING:
+                described = tyro.conf.arg(help=docs[name], metavar=name.upper(), help_behavior_hint="")
+                inner.append((name, Annotated[hints[name], described]))
+                continue
+            described = tyro.conf.arg(
+                help=docs[name], metavar=_word(hints[name]), help_behavior_hint=_described(value, marks.get(name))
+            )
+            inner.append((name, Annotated[hints[name], described], _constant(value)))
+        group = dataclasses.make_dataclass(title, inner, kw_only=True)
+        group.__doc__ = ""
+        required = any(len(field) == 2 for field in inner)
+        outer.append((title, group) if required else (title, group, dataclasses.field(default_factory=group)))
+    return dataclasses.make_dataclass("options", outer, kw_only=True)
+
+
+def _constant(value: Any) -> Any:
+    """A field with this default, which may be a dictionary."""
+    return dataclasses.field(default_factory=lambda: value)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _described(value: Any, mark: str | None) -> str:
+    """What the help says of a default."""
+    if isinstance(value, tuple):
+        text = " ".join(map(str, value)) or "none"
+    elif isinstance(value, dict):
+        text = " ".join(f"{name}={part}" for name, part in value.items()) or "none"
+    else:
+        text = str(value)
+    return f"({mark or 'default'}: {text})"
+
+
+def option_docs(kind: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass and of its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in zip(definition.body, definition.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                docs[field.target.id] = " ".join(str(text.value.value).split())
+    return docs
+
+
+def _word(hint: Any) -> str | None:
+    """How the help names the values of a type; None leaves it to tyro."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _word(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        words = [_word(argument) for argument in arguments if argument is not type(None)]
+        return None if None in words else "|".join(map(str, words)) + ("|None" if type(None) in arguments else "")
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        word = _word(arguments[0])
+        return None if word is None else f"[{word} ...]"
+    if origin is dict:
+        return "[KEY=VALUE ...]"
+    return WORDS.get(hint)
+
+
+def without(arguments: Sequence[str], *names: str) -> list[str]:
+    """The command line without these flags and their values."""
+    result: list[str] = []
+    dropping = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            dropping = argument[2:].partition("=")[0].replace("_", "-") in names
+        if not dropping:
+            result.append(argument)
+    return result
+
+
+# ----------------------------------------------------------------------------------------- what may be written how
+
+
+def _normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """The same command line in the forms that tyro knows.
+
+    Numbers such as 1e5 are taken for integers, and `--env-kwargs length=5` for `--env-kwargs length 5`.
+
+    Raises:
+        UserError: an unknown flag; the message says which is meant.
+    """
+    flags = {name.replace("_", "-"): name for name in hints}
+    result: list[str] = []
+    current = None
+    for argument in arguments:
+        if argument.startswith("--") and len(argument) > 2:
+            flag, equals, value = argument[2:].partition("=")
+            flag = flag.replace("_", "-")
+            current = flags.get(flag) or flags.get(flag.removeprefix("no-"))
+            if current is None and flag not in ("help", "version"):
+                raise UserError(_unknown(flag, flags))
+            if equals and current is not None:
+                result += [f"--{flag}", *_values(value, hints[current])]
+            else:
+                result.append(f"--{flag}")
+        else:
+            result += [argument] if current is None else _values(argument, hints[current])
+    return result
+
+
+def _values(text: str, hint: Any) -> list[str]:
+    kinds = _kinds(hint)
+    if dict in kinds and "=" in text:
+        return list(text.partition("=")[::2])
+    if int in kinds and float not in kinds and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text):
+        number = float(text)
+        return [str(int(number))] if number.is_integer() else [text]
+    return [text]
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """All types in a hint; of a dictionary only that it is one."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict:
+        return {dict}
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    return set().union(*map(_kinds, arguments)) if origin not in (None, Literal) else {hint}
+
+
+def _unknown(flag: str, flags: Mapping[str, str]) -> str:
+    if OTHER_FLAGS.get(flag) in flags:
+        return f"unknown option --{flag}: here it is --{OTHER_FLAGS[flag]}"
+    near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join('--' + name for name in near)}?" if near else "--help lists all options"
+    return f"unknown option --{flag}: {hint}"

@@ -1,0 +1,103 @@
+"""`train --seeds`: the same training once for each seed, one run directory each below one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_lnlstm.commands.console import tell
+from rl_lnlstm.commands.options import TrainOptions
+from rl_lnlstm.commands.parser import without
+from rl_lnlstm.commands.signals import Stop
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.files import check_is_free
+
+POLL = 0.1  # seconds
+
+
+def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> int:
+    """Trains with each seed of `--seeds`, each in a process of its own, `--parallel` at once.
+
+    Args:
+        options: of the command.
+        arguments: the command line that they were given on, without the command.
+        stop: ends the runs in order, and starts no more.
+
+    Returns:
+        The exit code: that of the first run that failed, otherwise 0.
+
+    Raises:
+        UserError: the folder or the options cannot be used.
+    """
+    if options.resume is not None:
+        raise UserError("--seeds starts new runs: resume each run by --resume")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise UserError(f"--seeds must be different, got {' '.join(map(str, options.seeds))}")
+    folder = options.run_dir or default_run_dir(options, "seeds")
+    check_is_free(folder, "folder", "--run-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = without(arguments, "seeds", "parallel", "seed", "run-dir")
+    runs = _Runs(folder, shared, options.parallel > 1)
+    waiting = list(options.seeds)
+    try:
+        while runs.running or (waiting and not stop.requested):
+            while waiting and len(runs.running) < options.parallel and not stop.requested:
+                runs.start(waiting.pop(0))
+            if stop.signal is not None:
+                runs.stop(stop.signal)
+            runs.poll()
+            time.sleep(POLL)
+    except KeyboardInterrupt:  # the second Ctrl-C: the runs stop at once too
+        runs.stop(signal.SIGINT, again=True)
+        raise
+    tell(f"next: {shlex.join(['rl-lnlstm', 'plot', str(folder)])}")
+    return next((code for code in runs.codes if code), 0)
+
+
+class _Runs:
+    """The processes of the runs."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], logged: bool) -> None:
+        self.folder, self.arguments, self.logged = folder, arguments, logged
+        self.running: dict[int, subprocess.Popen] = {}
+        self.codes: list[int] = []
+        self._stopped = False
+
+    def start(self, seed: int) -> None:
+        run_dir, log = self.folder / f"seed-{seed}", self.folder / f"seed-{seed}.log"
+        command = [sys.executable, "-m", "rl_lnlstm", "train", *self.arguments]
+        command += ["--seed", str(seed), "--run-dir", str(run_dir)]
+        tell(f"seed {seed}: {run_dir}" + (f", messages in {log}" if self.logged else ""))
+        with contextlib.ExitStack() as files:
+            to = files.enter_context(log.open("w")) if self.logged else None
+            # A session of its own, or Ctrl-C would reach the run twice: from the terminal and from `stop`.
+            self.running[seed] = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+
+    def stop(self, number: int, again: bool = False) -> None:
+        """Hands a signal on to the runs, once."""
+        if self._stopped and not again:
+            return
+        self._stopped = True
+        for process in self.running.values():
+            process.send_signal(number)
+
+    def poll(self) -> None:
+        for seed, process in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[seed]
+                self.codes.append(process.returncode)
+                if process.returncode:
+                    tell(f"seed {seed} ended with exit code {process.returncode}")
+
+
+def default_run_dir(options: TrainOptions, what: str) -> Path:
+    """runs/<env>-<what>-<time>."""
+    name = re.sub(r"[^\w.-]", "-", options.env_id)
+    return Path("runs") / f"{name}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"

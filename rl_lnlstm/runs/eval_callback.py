@@ -1,0 +1,67 @@
+"""Evaluating a policy while it is trained, from Python."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rl_lnlstm.evaluation.evaluate import evaluate
+from rl_lnlstm.evaluation.result import Evaluation
+from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
+
+
+class EvalCallback(Callback):
+    """Evaluates the policy while `PPO.learn` trains it, and saves the best one.
+
+    The metrics of these iterations get an entry `eval/mean_reward`, which callbacks after this one see. Every
+    evaluation runs the same episodes. They do not change the training.
+
+    Args:
+        env: where, as for `evaluate`; not the environments that are trained in.
+        interval: iterations between evaluations.
+        n_eval_episodes: episodes of an evaluation.
+        deterministic: take the most probable actions; otherwise sample.
+        seed: decides the episodes.
+        best_path: folder to save the best policy in; None for no saving.
+        num_envs, max_steps: as for `evaluate`.
+
+    Attributes:
+        result: the last evaluation, None before the first.
+        best_mean: the best mean return so far.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        interval: int = 10,
+        n_eval_episodes: int = 20,
+        deterministic: bool = True,
+        seed: int = 0,
+        best_path: str | os.PathLike | None = None,
+        num_envs: int = 1,
+        max_steps: int | None = None,
+    ) -> None:
+        self.env, self.interval, self.n_eval_episodes = env, interval, n_eval_episodes
+        self.deterministic, self.seed = deterministic, seed
+        self.best_path = None if best_path is None else Path(best_path)
+        self._options: dict[str, Any] = {"num_envs": num_envs, "max_steps": max_steps}
+        self.result: Evaluation | None = None
+        self.best_mean = -float("inf")
+
+    def on_training_start(self, ppo: Training) -> None:
+        """Notes the policy."""
+        self._policy = ppo.policy
+
+    def __call__(self, metrics: Metrics) -> None:
+        """Evaluates, if it is time."""
+        if int(metrics["time/iterations"]) % self.interval:
+            return
+        self.result = evaluate(
+            self._policy, self.env, self.n_eval_episodes, self.deterministic, self.seed, **self._options
+        )
+        metrics["eval/mean_reward"] = self.result.mean
+        if self.result.mean > self.best_mean:
+            self.best_mean = self.result.mean
+            if self.best_path is not None:
+                self._policy.save(self.best_path)

@@ -1,0 +1,157 @@
+"""Finished runs, read from their directories, in groups that are compared."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_lnlstm.errors import UserError, printable
+from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, interquartile_mean, mean
+from rl_lnlstm.files import read_json, read_regular
+from rl_lnlstm.runs.layout import CONFIG, METRICS, RESULTS
+
+MOST_BYTES = 1 << 30  # of a metrics.csv
+GRID = 200  # points of the curve of a group
+RETURN, FRAMES = "rollout/ep_rew_mean", "time/total_timesteps"
+
+
+class Run(NamedTuple):
+    """A run.
+
+    Attributes:
+        path: its directory.
+        config: what it was configured with.
+        frames: after each iteration, `[iterations]`.
+        returns: the mean return of the last 100 episodes then, `[iterations]`.
+        result: the mean return of the evaluation at the end, None if there was none.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    frames: np.ndarray
+    returns: np.ndarray
+    result: float | None
+
+
+class Group(NamedTuple):
+    """Runs that differ in their seeds only."""
+
+    name: str
+    runs: list[Run]
+
+
+class Curve(NamedTuple):
+    """Statistics over the runs of a group, each `[points]`."""
+
+    frames: np.ndarray
+    mean: np.ndarray
+    iqm: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Score(NamedTuple):
+    """The scores of a group's runs and their statistics, with 95% confidence intervals over runs."""
+
+    values: np.ndarray
+    mean: float
+    mean_interval: Interval
+    iqm: float
+    iqm_interval: Interval
+
+
+def read_group(path: Path) -> Group:
+    """The run in a directory, or all runs in the directories within.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    found = [path] if (path / CONFIG).is_file() else sorted(inner.parent for inner in path.glob(f"*/{CONFIG}"))
+    if not found:
+        raise UserError(f"{path} is no run directory, and has none within")
+    return Group(path.name or str(path), [read_run(run) for run in found])
+
+
+def read_run(path: Path) -> Run:
+    """The run in a directory.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        config = read_json(path / CONFIG)
+        text = read_regular(path / METRICS, MOST_BYTES).decode()
+        rows = list(csv.DictReader(text.splitlines()))
+        frames = np.array([float(row[FRAMES]) for row in rows])
+        returns = np.array([float(row[RETURN] or math.nan) for row in rows])
+        result = float(read_json(path / RESULTS)["mean_reward"]) if (path / RESULTS).is_file() else None
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG} holds no object")
+        if not np.isfinite(returns).any():
+            raise ValueError("no episode has ended in it")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no run that can be read: {printable(error)}") from error
+    return Run(path, config, frames, returns, result)
+
+
+def curve(group: Group) -> Curve:
+    """The returns of a group's runs on one grid of frames, which ends where the first run ends.
+
+    Runs are interpolated linearly. The interval is that of the mean over runs.
+    """
+    ended = [np.isfinite(run.returns) for run in group.runs]
+    first = max(run.frames[valid][0] for run, valid in zip(group.runs, ended, strict=True))
+    last = min(run.frames[-1] for run in group.runs)
+    grid = np.linspace(min(first, last), last, GRID)
+    values = np.stack(
+        [np.interp(grid, run.frames[valid], run.returns[valid]) for run, valid in zip(group.runs, ended, strict=True)]
+    )
+    drawn = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975], axis=0)
+    return Curve(grid, values.mean(0), interquartile_mean(values.T), low, high)
+
+
+def score_name(groups: list[Group]) -> str:
+    """What the runs are scored by: their final evaluation, if all have one."""
+    evaluated = all(run.result is not None for group in groups for run in group.runs)
+    return "final evaluation" if evaluated else "mean return of the last 100 episodes of training"
+
+
+def score(group: Group, by: str) -> Score:
+    """The scores of a group's runs.
+
+    Args:
+        group: the runs.
+        by: what `score_name` returned for all groups.
+    """
+    values = np.array(
+        [run.result if by == "final evaluation" else run.returns[np.isfinite(run.returns)][-1] for run in group.runs],
+        float,
+    )
+    return Score(
+        values,
+        float(np.mean(values)),
+        bootstrap_interval(values, mean),
+        float(interquartile_mean(values)),
+        bootstrap_interval(values, interquartile_mean),
+    )
+
+
+def differing_options(one: Group, other: Group) -> dict[str, tuple[list[Any], list[Any]]]:
+    """The options in which two groups differ, seeds apart, with the values that each has."""
+
+    def values(group: Group, name: str) -> list[Any]:
+        found: list[Any] = []
+        for run in group.runs:
+            if run.config.get(name) not in found:
+                found.append(run.config.get(name))
+        return found
+
+    names = sorted({name for group in (one, other) for run in group.runs for name in run.config} - {"seed"})
+    return {
+        name: (values(one, name), values(other, name)) for name in names if values(one, name) != values(other, name)
+    }
