@@ -32,7 +32,10 @@ from rl_lnlstm.runs.layout import CONFIG
 
 @dataclasses.dataclass(kw_only=True)
 class TrainOptions(PPOConfig):
-    """Trains a policy with recurrent PPO. Defaults come from the environment's preset, if it has one."""
+    """Trains a policy with recurrent PPO.
+
+    Defaults come from the environment's preset, if it has one.
+    """
 
     run_dir: Path | None = None
     """new folder to record the run in; runs/<env>-<seed>-<time> if None"""

@@ -189,9 +189,10 @@ def _normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]
     """
     flags = {name.replace("_", "-"): name for name in hints}
     result: list[str] = []
-    current = None
+    current, value_follows = None, False  # in a dictionary that is written as `length 5`
     for argument in arguments:
         if argument.startswith("--") and len(argument) > 2:
+            value_follows = False
             flag, equals, value = argument[2:].partition("=")
             flag = flag.replace("_", "-")
             current = flags.get(flag) or flags.get(flag.removeprefix("no-"))
@@ -201,8 +202,13 @@ def _normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]
                 result += [f"--{flag}", *_values(value, hints[current])]
             else:
                 result.append(f"--{flag}")
+        elif current is None or value_follows:
+            result.append(argument)
+            value_follows = False
         else:
-            result += [argument] if current is None else _values(argument, hints[current])
+            values = _values(argument, hints[current])
+            value_follows = dict in _kinds(hints[current]) and len(values) == 1
+            result += values
     return result
 
 

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.envs.autoreset import Episode
 from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, warn
 from rl_lnlstm.evaluation.best_policy import BestPolicy
-from rl_lnlstm.evaluation.episodes import check_spaces
+from rl_lnlstm.evaluation.episodes import check_spaces, has_time_limit
 from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
@@ -274,10 +274,10 @@ class Trainer(Agent):
     def _warn_if_nothing_ends(self) -> None:
         """Names the missing time limit, if no episode has ended for long, or in the whole training."""
         steps = self.num_timesteps // self.config.num_envs
-        if not self._episodes and (steps >= ENDLESS or self.finished):
+        if not self._episodes and (steps >= ENDLESS or self.finished) and not has_time_limit(self.envs):
             warn(
-                f"no episode has ended yet, after {steps:,} steps of each environment: if {self.config.env_id} has no "
-                "time limit, gymnasium.wrappers.TimeLimit gives it one (--wrappers 'TimeLimit(1000)')"
+                f"no episode has ended yet, after {steps:,} steps of each environment: {self.config.env_id} has no time "
+                "limit, which gymnasium.wrappers.TimeLimit gives it (--wrappers 'TimeLimit(1000)')"
             )
 
     def _check_that_something_is_valid(self, rollout: Rollout) -> None:

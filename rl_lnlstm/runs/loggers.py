@@ -42,19 +42,20 @@ class CSVLogger(Callback):
     def __init__(self, path: str | os.PathLike, iteration: int | None = None) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._columns, self.rows = keep_metrics(self.path, iteration)
+        self._columns, self.rows, self._cells = keep_metrics(self.path, iteration)
         self._file = Appender(self.path)
         self._rewrite = False  # the file has to be written again, because its header has fewer columns
 
     def __call__(self, metrics: Metrics) -> None:
         """Writes a row."""
         self.rows.append(dict(metrics))
+        self._cells.append({name: str(value) for name, value in metrics.items()})
         new = [name for name in metrics if name not in self._columns]
         self._columns += new
         if new and len(self.rows) > 1:
             self._rewrite = True
         elif not self._rewrite:
-            line = self._lines([metrics], header=bool(new))
+            line = self._lines(self._cells[-1:], header=bool(new))
             survives(self.path, lambda: self._file.append(line))
         if self._rewrite:
             survives(self.path, self._write_again)
@@ -77,7 +78,7 @@ class CSVLogger(Callback):
         """Closes the file."""
         self._file.close()
 
-    def _lines(self, rows: list[Metrics], header: bool) -> bytes:
+    def _lines(self, rows: list[dict[str, str]], header: bool) -> bytes:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         if header:
@@ -88,7 +89,7 @@ class CSVLogger(Callback):
     def _write_again(self) -> None:
         """Writes the whole file, because its header has new columns."""
         with replacing_file(self.path) as path:
-            path.write_bytes(self._lines(self.rows, header=True))
+            path.write_bytes(self._lines(self._cells, header=True))
         self._file.close()
         self._file = Appender(self.path)
         self._rewrite = False
@@ -149,6 +150,7 @@ def survives(path: Path, write: Callable[[], None]) -> bool:
 class _Kept(NamedTuple):
     columns: list[str]
     rows: list[Metrics]
+    cells: list[dict[str, str]]  # the same rows, as they are written
 
 
 def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
@@ -159,19 +161,22 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     columns = lines[0].decode(errors="replace").strip().split(",") if lines else []
     rows: list[Metrics] = []
+    texts: list[dict[str, str]] = []
     for line in lines[1:]:
         try:
             cells = zip(columns, line.decode().rstrip("\r\n").split(","), strict=True)
-            row = {name: float(cell) for name, cell in cells if cell}
+            written = {name: cell for name, cell in cells if cell}
+            row = {name: float(cell) for name, cell in written.items()}
             if not line.endswith(b"\n") or (iteration is not None and row["time/iterations"] > iteration):
                 break
         except (ValueError, KeyError):
             break
         rows.append(row)
+        texts.append(written)
     if lines:
         # Without a row there is no header either, as in a run that has just begun.
         os.truncate(path, sum(map(len, lines[: len(rows) + 1])) if rows else 0)
-    return _Kept(columns if rows else [], rows)
+    return _Kept(columns if rows else [], rows, texts)
 
 
 def keep_events(folder: Path, frames: int) -> None:
