@@ -276,8 +276,8 @@ class Trainer(Agent):
         steps = self.num_timesteps // self.config.num_envs
         if not self._episodes and (steps >= ENDLESS or self.finished) and not has_time_limit(self.envs):
             warn(
-                f"no episode has ended yet, after {steps:,} steps of each environment: {self.config.env_id} has no time "
-                "limit, which gymnasium.wrappers.TimeLimit gives it (--wrappers 'TimeLimit(1000)')"
+                f"no episode has ended yet, after {steps:,} steps of each environment: {self.config.env_id} has no "
+                "time limit, which gymnasium.wrappers.TimeLimit gives it (--wrappers 'TimeLimit(1000)')"
             )
 
     def _check_that_something_is_valid(self, rollout: Rollout) -> None:
