@@ -98,8 +98,9 @@ class PolicyOptions:
     policy"""
     normalize_rewards: Annotated[bool, FIXED] = False
     """divide rewards by the running standard deviation of the discounted returns"""
-    log_std_init: Annotated[Finite, FIXED] = 0.0
-    """logarithm of the initial standard deviation of continuous actions"""
+    log_std_init: Annotated[Finite, FIXED] = -0.7
+    """logarithm of the initial standard deviation of continuous actions; -0.7 is a standard deviation of 0.5, which
+    Andrychowicz et al. (2021), "What matters in on-policy RL?", recommend for actions between -1 and 1"""
     std: Annotated[Literal["free", "network", "gsde"], FIXED] = "free"
     """standard deviation of continuous actions; free: weights of their own, the same in every state; network: an output
     of the network; gsde: generalised state-dependent exploration, whose noise is the same in the same state"""

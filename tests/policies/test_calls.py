@@ -80,6 +80,16 @@ def test_what_is_sent_is_an_element_of_the_action_space(space):
 # -------------------------------------------------------------------------------------------------- rescaled actions
 
 
+def test_a_new_policy_explores_the_inside_of_wide_bounds():
+    """Its actions are normal around the middle, with a standard deviation of half the distance to a bound."""
+    policy = MlpLnLstmPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(0, 100, (1,)), units=4, seed=0)
+    actions = policy.step(observations_of(2000), policy.initial_state(2000), np.ones(2000, bool))[0]
+    sent = policy.clip_actions(actions)
+    assert abs(np.mean(sent) - 50) < 3
+    assert 20 < np.std(sent) < 25
+    assert np.mean((sent == 0) | (sent == 100)) < 0.1
+
+
 def test_actions_are_rescaled_where_both_bounds_are_finite():
     low, high = np.float32([0, -np.inf, -1, 5, -3e38]), np.float32([100, 1, 1, 5, 3e38])
     policy, actions = policy_for(spaces.Box(low, high)), np.linspace(-2, 2, 9, dtype=np.float32)

@@ -142,8 +142,10 @@ def test_nested_observations_are_the_flat_ones(mode, copy_arrays):
         assert list(got.observations) == list(envs.single_observation_space)
         joined = np.concatenate([got.observations["z"], got.observations["a"][0]], -1)
         np.testing.assert_array_equal(joined, expected.observations)
-        for name in ("actions", "values", "next_values", "rewards", "valid", "episode_starts"):
+        for name in ("actions", "rewards", "valid", "episode_starts"):
             np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+        for name in ("values", "next_values"):  # a policy that overrides `step` acts by its graph
+            np.testing.assert_allclose(getattr(got, name), getattr(expected, name), atol=1e-6, err_msg=name)
 
 
 BOTH = {"previous_action": True, "previous_reward": True, "num_layers": 2, "residual": True, "shared_lstm": False}
@@ -184,7 +186,7 @@ def test_the_update_reproduces_what_the_lstm_saw(mode, config, sequences, tmp_pa
     for of_one in metrics:
         assert abs(of_one["train/approx_kl"]) < 1e-9
         assert of_one["train/clip_fraction"] == 0
-    assert (min(worst) > 1e-6) == ppo.policy.previous_action  # what was done before decides what is seen
+    assert (min(worst) > 1e-6) == ppo.policy.options.previous_action  # what was done before decides what is seen
     ppo.save(tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
     for name, value in config.items():
