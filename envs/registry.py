@@ -21,7 +21,16 @@ EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
 
 # Packages that do not register their ids with Gymnasium by themselves: how the ids begin, what to import, and what to
 # install
-REGISTERED_BY = {"ALE/": ("ale_py", "ale-py"), "MiniGrid-": ("minigrid", "minigrid")}
+REGISTERED_BY = {"ALE/": ("ale_py", "atari"), "MiniGrid-": ("minigrid", "minigrid")}
+
+# Our extras by what the message about a missing package names
+EXTRAS = {
+    "box2d": "box2d",
+    "mujoco": "mujoco",
+    "classic": "classic-control",
+    "pygame": "classic-control",
+    "cv2": "atari",
+}
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -38,12 +47,12 @@ def find_spec(env_id: str) -> EnvSpec:
             raise UserError(
                 f"environment id {env_id!r}: module {module!r} cannot be imported, {type(error).__name__}: {error}"
             ) from error
-    for prefix, (package, to_install) in REGISTERED_BY.items():
+    for prefix, (package, extra) in REGISTERED_BY.items():
         if not module and registered_id.startswith(prefix):
             try:
                 importlib.import_module(package)
             except ImportError as error:
-                raise UserError(f"{env_id} needs a package that is not installed: pip install {to_install}") from error
+                raise UserError(f"{env_id} needs a package that is not installed: {_install(extra)}") from error
     if registered_id in gym.registry:
         return gym.registry[registered_id]
     by_lower = {known.lower(): known for known in gym.registry}
@@ -68,7 +77,9 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
     except (UserError, EnvironmentFailure):
         raise
     except (DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"{what} needs a package that is not installed: {error}") from error
+        extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
+        hint = str(error) if extra is None else f"{error}: {_install(extra)}"
+        raise UserError(f"{what} needs a package that is not installed: {hint}") from error
     except Exception as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             raise UserError(f"{what} does not take env_kwargs={kwargs}: {error}") from error
@@ -99,3 +110,7 @@ def portable(spec: EnvSpec) -> EnvSpec:
         creator: Any = load_env_creator(spec.entry_point)
         return dataclasses.replace(spec, entry_point=creator)
     return spec
+
+
+def _install(extra: str) -> str:
+    return f'pip install "rl-lnlstm[{extra}]"'

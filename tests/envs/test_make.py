@@ -223,7 +223,7 @@ def test_what_cannot_be_sent_to_a_worker():
 @pytest.mark.skipif(importlib.util.find_spec("mujoco") is not None, reason="its absence is what is tested")
 @BOTH
 def test_a_missing_dependency_says_what_to_install(vectorization):
-    with pytest.raises(UserError, match=r"(?s)Ant-v5.*not installed.*pip install .*gymnasium\[mujoco\]"):
+    with pytest.raises(UserError, match=r"(?s)Ant-v5.*not installed.*pip install .*rl-lnlstm\[mujoco\]"):
         make_vec("Ant-v5", 2, vectorization=vectorization)
 
 
