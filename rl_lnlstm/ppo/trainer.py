@@ -200,7 +200,7 @@ class Trainer(Agent):
         self.iteration, self.num_timesteps = tree["iteration"], tree["num_timesteps"]
         self._episodes = deque((Episode(*episode) for episode in tree["episodes"]), maxlen=EPISODES_IN_MEAN)
         self._aborted_rollouts, self._updater.fruitless = tree["in_a_row"]
-        if self._selection is not None:
+        if self._selection is not None and tree["selection"] is not None:
             self._selection.set_state(tree["selection"])
         self._restore_environments(state, env_snapshot)
         start, target, elapsed = tree["schedule"]
@@ -212,8 +212,6 @@ class Trainer(Agent):
             raise UserError(
                 f"the checkpoint was written for spaces {tree['spaces']}, this trainer has {self._spaces()}"
             )
-        if (tree["selection"] is None) != (self._selection is None):
-            raise UserError("eval_interval must be 0 in both the checkpoint's trainer and this one, or in neither")
         optimizer = [variable.numpy() for variable in self._updater.optimizer.variables]
         training_state.check_alike("weights", tree["weights"], self.policy.get_weights())
         training_state.check_alike("optimizer variables", tree["optimizer"], optimizer)
@@ -225,7 +223,9 @@ class Trainer(Agent):
         tree = state.tree
         snapshots = state.unpickled_environments() if env_snapshot else {}
         for purpose, envs in self._environments().items():
-            counted = tree["environments"][purpose]
+            counted = tree["environments"].get(purpose)
+            if counted is None:  # of evaluations, which the checkpoint's trainer did not have
+                continue
             saved = len(counted["_seeds"])
             if saved != envs.num_envs:
                 problem: str | None = f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"

@@ -172,6 +172,18 @@ def test_a_run_that_ended_goes_on_to_more_frames(left_alone, run, capsys):
     assert (config["total_timesteps"], config["learning_rate"]) == (2900, 0.01)
 
 
+@pytest.mark.parametrize("interval", [0, 7])
+def test_when_a_run_is_evaluated_may_change(interval, run, capsys):
+    """Evaluations do not make it another run; also from none to some, and from some to none."""
+    more = ["--resume", str(run), "--total-timesteps", "2900", "--eval-interval"]
+    assert main(["train", *more, str(interval), "--n-eval-episodes", "1"]) == 0
+    assert f"eval_interval 20 -> {interval}" in capsys.readouterr().err
+    evaluated = [int(row["time/iterations"]) for row in rows(run) if "eval/mean_reward" in row]
+    before = [iteration for iteration in evaluated if iteration * 32 < FRAMES]
+    assert len(evaluated) > len(before) or not interval
+    assert main(["train", *more[:2], "--total-timesteps", "3000", "--eval-interval", "3"]) == 0
+
+
 def contents(run_dir):
     return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 

@@ -222,7 +222,6 @@ def test_discounted_sums_begin_afresh_with_new_episodes(tmp_path):
 MISMATCHES = {
     "spaces": ({"env": "Pendulum-v1"}, "spaces"),
     "weights": ({"units": 5}, "weights"),
-    "evaluation": ({"eval_interval": 2}, "eval_interval"),
 }
 
 
