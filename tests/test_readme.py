@@ -40,7 +40,10 @@ SHORT = {
     "resume": "--total-timesteps 33 --eval-episodes 0",
     "evaluate": "--episodes 1",
     "build-kernel": "",
+    "plot": "",
+    "compare": "",
 }
+SHORT["seeds"] = SHORT["train"].replace("--total-timesteps 1", "--total-timesteps 200") + " --seeds 0"
 PACKAGES = {"MiniGrid": "minigrid", "ALE/": "ale_py", "Atari": "ale_py"}
 MY_PACKAGE = """
 import gymnasium as gym
@@ -97,7 +100,8 @@ def test_the_commands_run(page, tmp_path, monkeypatch, request):
     for line in COMMANDS[page]:
         words = shlex.split(line.replace("\\\n", " "), comments=True)
         command = words.pop(0) if words and words[0] in SHORT else "train"
-        short = SHORT["resume" if "--resume" in words else command]
+        kinds = [kind for kind in ("resume", "seeds") if f"--{kind}" in words]
+        short = SHORT[kinds[0] if kinds else command]
         if not any(name.lower() in line.lower() for name in not_there):
             assert main([command, *words, *shlex.split(short)]) == 0, line
 
