@@ -1,33 +1,25 @@
 """The commands as a user runs them: files, exit codes, messages."""
 
-import csv
-import dataclasses
 import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from moviepy import VideoFileClip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import rl_lnlstm
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
-from rl_lnlstm.commands.options import TrainOptions, parse
+from tests.commands.small_run import ROOT, SMALL, rows, train
 from tests.failing_env import FailingEnv
 
-ROOT = Path(__file__).parents[2]
-SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--units", "8", "--no-jit-compile"]
 SCALARS = {
     "rollout/ep_rew_mean",
     "rollout/ep_len_mean",
@@ -40,22 +32,6 @@ SCALARS = {
     "train/policy_gradient_loss",
     "train/learning_rate",
 }
-
-
-def train(run_dir, *arguments):
-    return main(["train", *SMALL, "--run-dir", str(run_dir), "--total-timesteps", "300", *arguments])
-
-
-def rows(run_dir):
-    with (run_dir / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    assert train(path, "--eval-episodes", "3") == 0
-    return path
 
 
 def test_a_run_leaves_everything(run):
@@ -122,152 +98,6 @@ def test_the_same_seed_is_the_same_run(run, tmp_path):
         assert {name for name in one if one[name] != other[name]} <= timings
     first, second = load_policy(run), load_policy(tmp_path / "again")
     assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
-
-
-def test_evaluate_prints_one_json_object(run, capsys):
-    assert main(["evaluate", str(run), "--episodes", "5", "--seed", "3", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["n_episodes"] == len(result["episode_rewards"]) == 5
-    assert result["median_reward"] == sorted(result["episode_rewards"])[2]
-    assert result["mean_reward"] == pytest.approx(np.mean(result["episode_rewards"]))
-    assert result["std_reward"] == pytest.approx(np.std(result["episode_rewards"]))
-    assert result["env_id"] == "CartPoleNoVel-v1"
-    assert result["episode_lengths"] == result["episode_rewards"], "CartPole pays 1 a frame"
-
-
-def test_evaluate_records_what_it_reports(run, tmp_path, capsys):
-    assert main(["evaluate", str(run), "--episodes", "3", "--record", str(tmp_path / "episodes"), "--json"]) == 0
-    printed, told = capsys.readouterr()
-    result = json.loads(printed)
-    assert str(tmp_path / "episodes") in told.replace("\n", "")
-    files = sorted((tmp_path / "episodes").iterdir())
-    assert [file.name for file in files] == [f"episode-0000{number}.npz" for number in range(3)]
-    episodes = [np.load(file, allow_pickle=False) for file in files]
-    assert [episode["rewards"].sum() for episode in episodes] == result["episode_rewards"]
-    assert {"observations", "actions", "values", "h", "c", "terminated", "truncated"} <= set(episodes[0])
-    low, high = result["iqm_confidence_interval"]
-    assert low <= result["iqm_reward"] <= high
-
-
-def test_evaluate_repeats_for_a_seed(run, capsys):
-    outputs = []
-    for _ in range(2):
-        main(["evaluate", str(run), "--episodes", "4", "--no-deterministic", "--seed", "1", "--json"])
-        result = json.loads(capsys.readouterr().out)
-        outputs.append(result["episode_rewards"])
-    assert outputs[0] == outputs[1]
-
-
-def test_the_episodes_depend_on_the_seed_alone(run, tmp_path, capsys):
-    """Not on the number of environments, nor on what is recorded."""
-    lists = {}
-    for name, arguments in {
-        "1": ["--num-envs", "1"],
-        "4": ["--num-envs", "4"],
-        "8": ["--num-envs", "8"],
-        "video": ["--num-envs", "3", "--video", str(tmp_path / "videos")],
-        "record": ["--record", str(tmp_path / "episodes")],
-        "csv": ["--csv", str(tmp_path / "episodes.csv")],
-    }.items():
-        assert main(["evaluate", str(run), "--episodes", "5", "--seed", "9", "--json", *arguments]) == 0
-        result = json.loads(capsys.readouterr().out)
-        lists[name] = [result[entry] for entry in ("episode_seeds", "episode_rewards", "episode_lengths")]
-    assert all(found == lists["1"] for found in lists.values())
-    seeds, returns, lengths = lists["1"]
-    assert len(set(seeds)) == 5
-    recorded = [np.load(path) for path in sorted((tmp_path / "episodes").iterdir())]
-    assert [int(episode["seed"]) for episode in recorded] == seeds
-    with (tmp_path / "episodes.csv").open() as file:
-        assert [int(row["seed"]) for row in csv.DictReader(file)] == seeds
-    videos = sorted((tmp_path / "videos").iterdir())
-    assert [video.name for video in videos] == [
-        f"episode-0000{number}-seed-{seed}-return-{score:g}.mp4"
-        for number, (seed, score) in enumerate(zip(seeds, returns, strict=True))
-    ]
-    for video, length in zip(videos, lengths, strict=True):
-        with VideoFileClip(str(video)) as clip:
-            assert abs(clip.n_frames - (length + 1)) <= 1, "also the end of the episode; the reader rounds"
-            assert clip.get_frame(0).std() > 0
-    chosen = ["--episode-seeds", str(seeds[3]), str(seeds[1])]
-    assert main(["evaluate", str(run), "--json", *chosen]) == 0
-    assert json.loads(capsys.readouterr().out)["episode_rewards"] == [returns[3], returns[1]]
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        ["--seed", "-1"],
-        ["--episodes", "0"],
-        ["--num-envs", "0"],
-        ["--max-steps", "0"],
-        ["--episode-seeds", "-3"],
-        ["--csv", "/proc/nowhere/episodes.csv"],
-        ["--video", "/proc/nowhere"],
-        ["--record", "/proc/nowhere"],
-    ],
-    ids=" ".join,
-)
-def test_values_of_evaluate_are_checked(option, run, capsys):
-    assert main(["evaluate", str(run), "--episodes", "1", *option]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert option[-1] in error
-    assert "Traceback" not in error
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-@pytest.mark.parametrize("arguments", [["--json"], []], ids=["JSON", "text"])
-def test_standard_output_that_takes_nothing_is_an_error_in_a_line(arguments, run):
-    command = [sys.executable, "-m", "rl_lnlstm", "evaluate", str(run), "--episodes", "1", *arguments]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
-
-
-def test_a_policy_folder_knows_its_environment(run, tmp_path, capsys):
-    assert main(["evaluate", str(run / "policy"), "--episodes", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["env_id"] == "CartPoleNoVel-v1"
-    old = shutil.copytree(run / "policy", tmp_path / "old")
-    description = json.loads((old / "policy.json").read_text())
-    for env_id in (None, 5):
-        (old / "policy.json").write_text(json.dumps({**description, "env_id": env_id}))
-        assert main(["evaluate", str(old)]) == 2
-        assert "--env-id" in capsys.readouterr().err
-    assert main(["evaluate", str(old), "--env-id", "CartPoleNoVel-v1", "--episodes", "1"]) == 0
-
-
-@pytest.mark.parametrize("file", ["config.json", "policy/policy.json"])
-def test_what_a_file_says_reaches_the_terminal_escaped_and_cut(file, run, tmp_path, capsys):
-    copy = shutil.copytree(run, tmp_path / "run")
-    content = json.loads((copy / file).read_text())
-    hostile = "\x1b]0;owned\x07\u202e:" + 5000 * "x"
-    (copy / file).write_text(json.dumps({**content, "env_id": hostile, "policy": hostile}))
-    assert main(["evaluate", str(copy), "--episodes", "1"]) == 2
-    error = capsys.readouterr().err
-    assert all(character.isprintable() or character == "\n" for character in error)
-    assert len(error) < 3000
-
-
-def test_environments_are_wrapped_alike_in_training_and_evaluation(tmp_path, capsys):
-    wrappers = ["--wrappers", "FrameStackObservation(2)", "gymnasium.wrappers:TimeLimit(7)"]
-    environment = ["--env-id", "CartPole-v1", "--env-kwargs", "sutton_barto_reward", "True", *wrappers]
-    assert train(tmp_path / "run", *environment, "--eval-episodes", "1") == 0
-    assert load_policy(tmp_path / "run").observation_space.shape == (2, 4)
-    for arguments, returns, length in (([], 0.0, 7), (["--env-kwargs", "sutton_barto_reward", "False"], 7.0, 7)):
-        capsys.readouterr()
-        assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--json", *arguments]) == 0
-        result = json.loads(capsys.readouterr().out)
-        assert result["episode_lengths"] == [length] * 2
-        assert result["episode_rewards"] == [returns] * 2
-    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--wrappers"]) == 2  # other observations
-
-
-def test_an_environments_own_vector_implementation_is_evaluated_in(tmp_path, capsys):
-    environment = ["--env-id", "CartPole-v1", "--vectorization", "vector_entry_point"]
-    assert train(tmp_path / "run", *environment, "--eval-episodes", "2") == 0
-    assert "over 2 episodes" in capsys.readouterr().out
-    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--vectorization", "sync"]) == 0
 
 
 MISTAKES = {
@@ -395,60 +225,6 @@ def test_a_signal_ends_the_run_in_order(vectorization, number, tmp_path):
     assert load_policy(run_dir).units == 8
     assert len(rows(run_dir)) >= 3
     assert imread(run_dir / "learning_curve.png").std() > 0
-
-
-def test_help_is_grouped_and_marks_the_preset(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main(["train", "--help"]) == 0
-    shown = capsys.readouterr().out
-    for title in ("run", "environment", "rollout", "PPO", "network", "evaluation"):
-        assert f" {title} options " in shown
-    for field in dataclasses.fields(TrainOptions):
-        assert f"--{field.name.replace('_', '-')}" in shown
-    assert "(preset: 64)" in shown
-    assert "CartPoleNoVel-v1)" in shown
-    assert max(map(len, shown.splitlines())) <= 80
-    for arguments, words in (
-        ([], ["train", "evaluate", "build-kernel"]),
-        (["--help"], ["train"]),
-        (["--version"], [rl_lnlstm.__version__]),
-        (["evaluate", "--help"], ["RUN_DIR", "--episode-seeds", "output options"]),
-        (["build-kernel", "--help"], ["--force"]),
-    ):
-        assert main(arguments) == 0
-        shown = capsys.readouterr().out
-        for word in words:
-            assert word in shown
-
-
-def test_values_may_be_written_in_several_ways():
-    def parsed(*arguments):
-        return parse(["train", *arguments])
-
-    assert parsed("--total-timesteps", "1e5").total_timesteps == 100_000
-    assert parsed("--num_envs=4").num_envs == 4
-    for form in (["length=5", "name=a=b", "fast=True"], ["length", "5", "name", "a=b", "fast", "True"]):
-        assert parsed("--env-kwargs", *form, "--seed", "1").env_kwargs == {"length": 5, "name": "a=b", "fast": True}
-    assert parsed("--env-kwargs=length=5").env_kwargs == {"length": 5}
-    assert parsed("--learning-rate", "1e-4", "--no-anneal-lr").learning_rate == 1e-4
-    assert parsed("--env-id", "Pendulum-v1", "--units", "7").units == 7
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        (["--lr", "1"], "--learning-rate"),
-        (["--numenvs", "1"], "--num-envs"),
-        (["--n-steps=3"], "--num-steps"),
-        (["--zzz"], "--help"),
-    ],
-    ids=str,
-)
-def test_a_wrong_name_is_answered_with_the_right_one(option, words, capsys):
-    assert main(["train", *option]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert words in error
 
 
 def test_a_reader_of_the_output_may_leave():
