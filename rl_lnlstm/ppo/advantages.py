@@ -19,12 +19,13 @@ def generalized_advantages(
     Args:
         rewards: r_t, what action t earned.
         values: V(s_t).
-        next_values: V(s_{t+1}) of the state that action t led to, in the same episode: at an episode's end the value
-            of its final observation, not of the next episode's first one.
-        terminations: bool, s_{t+1} is terminal: its value counts as 0. A truncated episode bootstraps.
-        episode_ends: bool, no later step belongs to the same episode (terminated or truncated).
-        gamma: the discount.
-        gae_lambda: the weight of longer returns.
+        next_values: V(s_{t+1}), the value of the state that action t led to, in the same episode. At an episode's end
+            this is the value of its final observation, and not that of the next episode's first observation.
+        terminations: bool, true where s_{t+1} is terminal, so its value counts as 0. Truncated episodes are not marked
+            here: they bootstrap from `next_values`.
+        episode_ends: bool, true where the step is the last of its episode (terminated or truncated).
+        gamma: the discount per step.
+        gae_lambda: 0 uses one-step returns, 1 uses whole returns.
 
     Returns:
         The advantages, float32, `[num_steps, num_envs]`.
@@ -42,18 +43,18 @@ def generalized_advantages(
 def discounted_sums(
     rewards: np.ndarray, episode_ends: np.ndarray, start: np.ndarray, gamma: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The running sums R_t = gamma * R_{t-1} + r_t that start afresh with each episode.
+    """Discounted running sums of rewards, R_t = gamma * R_{t-1} + r_t, which start from 0 in each episode.
 
-    Their deviation is what rewards are divided by, as in OpenAI baselines' `VecNormalize`.
+    Rewards are divided by the standard deviation of these sums, as in OpenAI baselines' `VecNormalize`.
 
     Args:
         rewards: `[num_steps, num_envs]`.
-        episode_ends: bool, the step is its episode's last.
-        start: the sums carried in, `[num_envs]`.
+        episode_ends: bool, true where the step is the last of its episode.
+        start: the sums at the end of the rollout before, `[num_envs]`.
         gamma: the discount.
 
     Returns:
-        The sums `[num_steps, num_envs]`, and those to carry into the next rollout.
+        The sums `[num_steps, num_envs]`, and the sums `[num_envs]` that the next rollout starts from.
     """
     sums, running = np.zeros(rewards.shape), start
     for t in range(len(rewards)):
@@ -63,6 +64,9 @@ def discounted_sums(
 
 
 def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """1 - var(targets - predictions) / var(targets): 1 is perfect, 0 no better than a constant; NaN if undefined."""
+    """1 - var(targets - predictions) / var(targets).
+
+    1 means perfect predictions, 0 means predictions no better than a constant. NaN if the targets do not vary.
+    """
     variance = np.var(targets) if len(targets) else 0.0
     return float(1 - np.var(targets - predictions) / variance) if variance > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""`Agent`: the policy of a trainer in use."""
+"""`Agent`: using a trainer's policy to predict, evaluate and save."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_environments
 from rl_lnlstm.seeding import derived_seed
 
-MOST_ENVS = 8  # that `evaluate` makes
+MOST_ENVS = 8  # environments that `evaluate` makes at most
 
 
 class Agent:
-    """What can be done with a policy and its environments, apart from training; see `PPO`."""
+    """The methods of `PPO` that use the policy rather than train it."""
 
     config: PPOConfig
     policy: RecurrentPolicy
@@ -36,17 +36,17 @@ class Agent:
 
     @classmethod
     def load(cls, path: str | os.PathLike, env: GivenEnv | None = None, **config: Any) -> Self:
-        """A trainer that goes on with a saved policy.
+        """Makes a trainer that continues to train a saved policy.
 
-        The optimizer starts anew; use `load_checkpoint` to resume a run exactly.
+        The optimizer starts from its initial state. Use `load_checkpoint` to resume a run exactly.
 
         Args:
             path: a policy directory, as `save` writes it, or a run directory.
             env: as for `PPO`.
-            **config: fields of `PPOConfig`; the network's are those of the policy.
+            **config: fields of `PPOConfig`. Options of the network are taken from the saved policy.
 
         Raises:
-            UserError: there is no policy, or it does not fit the environment.
+            UserError: `path` holds no policy, or the policy does not fit the environment.
         """
         if env is None:
             raise UserError("env: PPO.load needs an environment to train in; rl_lnlstm.load_policy needs none")
@@ -54,7 +54,7 @@ class Agent:
 
     @property
     def best_policy(self) -> RecurrentPolicy:
-        """The policy that did best in the evaluations of `eval_interval`; `policy` itself if there were none."""
+        """The policy with the best result in the evaluations of `eval_interval`; `policy` if there were none."""
         return self.policy if self._selection is None else self._selection.best_policy
 
     def save(self, path: str | os.PathLike) -> None:
@@ -63,7 +63,7 @@ class Agent:
             self.policy.save(path)
 
     def best_weights(self) -> contextlib.AbstractContextManager[None]:
-        """While the block runs, `policy` has the weights of the best policy."""
+        """A context manager: inside its block, `policy` has the weights of the best policy."""
         return contextlib.nullcontext() if self._selection is None else self._selection.best_weights()
 
     def predict(
@@ -79,21 +79,21 @@ class Agent:
 
     @property
     def observation_space(self) -> gym.Space:
-        """Of a single environment."""
+        """The observation space of a single environment."""
         return self.policy.observation_space
 
     @property
     def action_space(self) -> gym.Space:
-        """Of a single environment."""
+        """The action space of a single environment."""
         return self.policy.action_space
 
     @property
     def previous_reward(self) -> bool:
-        """The policy sees the previous reward, which `rewarded` tells it."""
+        """Whether the policy sees the previous reward; pass it in with `rewarded`."""
         return self.policy.previous_reward
 
     def rewarded(self, state: Any, rewards: Any) -> Any:
-        """See `RecurrentPolicy.rewarded`."""
+        """Adds the last rewards to the policy's state; see `RecurrentPolicy.rewarded`."""
         return self.policy.rewarded(state, rewards)
 
     def evaluate(
@@ -104,16 +104,19 @@ class Agent:
         Args:
             n_eval_episodes: number of episodes.
             deterministic: take the most probable actions instead of sampled ones.
-            env: where; None makes environments like those of training.
+            env: the environment to evaluate in. None makes environments like the training environments.
 
         Raises:
-            UserError: the training environments were handed in, so that others like them cannot be made.
+            UserError: `env` is None, but `PPO` was given an environment object, so it cannot make another one.
         """
         seed = derived_seed(self.config.seed, "evaluation")
         with contextlib.ExitStack() as resources:
             if env is None:
                 if isinstance(self._env, VectorEnv | gym.Env):
-                    raise UserError("env: evaluation must not disturb the training environments, so give it others")
+                    raise UserError(
+                        "env: give evaluate an environment of its own, because PPO was given an environment object, "
+                        "cannot make another one like it, and must not disturb it"
+                    )
                 env = make_environments(self._env, self.config, min(n_eval_episodes, MOST_ENVS))
                 resources.callback(env.close)
             resources.enter_context(self.best_weights())

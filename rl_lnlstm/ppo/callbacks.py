@@ -1,4 +1,4 @@
-"""What `PPO.learn` calls while it trains."""
+"""Callbacks: functions and objects that `PPO.learn` calls while it trains."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Metrics = dict[str, float]
 
 
 class Training(Protocol):
-    """What callbacks are told of the trainer, which is a `PPO`.
+    """What callbacks may use of the trainer, which is a `PPO`.
 
     Attributes:
         config: its options.
-        policy: what it trains.
+        policy: the policy that it trains.
         num_timesteps: frames so far.
         iteration: iterations so far.
     """
@@ -28,34 +28,35 @@ class Training(Protocol):
     iteration: int
 
     def best_weights(self) -> contextlib.AbstractContextManager[None]:
-        """While the block runs, the policy has the weights that were best in the evaluations, if there were any."""
+        """A context manager: inside its block, the policy has the weights that were best in the evaluations."""
 
     @property
     def target(self) -> int:
-        """The frames at which this call of `learn` ends; it finishes its last rollout."""
+        """The number of frames at which this call of `learn` ends. It still finishes the rollout that reaches it."""
 
 
 class Callback:
-    """Base class of callbacks that are told more than the metrics.
+    """Base class of callbacks that need more than the metrics.
 
-    A plain function of the metrics is a callback too. Training stops after an iteration in which one returned False.
+    A plain function of the metrics is a callback too. Training stops after the iteration in which a callback returns
+    False.
     """
 
     def on_training_start(self, ppo: Training) -> None:
-        """`learn` begins."""
+        """Called when `learn` begins."""
 
     def on_phase(self, phase: str) -> None:
-        """What the trainer does next: "collecting", "compiling the update", "updating" or "evaluating"."""
+        """Called when a phase begins: "collecting", "compiling the update", "updating" or "evaluating"."""
 
     def __call__(self, metrics: Metrics) -> bool | None:
-        """An iteration has ended.
+        """Called after each iteration.
 
         Args:
-            metrics: its metrics. A callback may add entries for those after it.
+            metrics: the metrics of the iteration. A callback may add entries, which later callbacks then see.
         """
 
     def on_training_end(self) -> None:
-        """`learn` ends, also by an exception."""
+        """Called when `learn` ends, even if it ends with an exception."""
 
 
 class Listeners:
@@ -63,10 +64,10 @@ class Listeners:
 
     Args:
         callbacks: a function of the metrics, a `Callback`, several of these, or None.
-        *more: of ours, or None.
+        *more: callbacks that the caller adds; None is left out.
 
     Raises:
-        UserError: something else.
+        UserError: `callbacks` holds something that cannot be called.
     """
 
     def __init__(self, callbacks: Any, *more: Callback | None) -> None:
@@ -78,7 +79,7 @@ class Listeners:
 
     @contextlib.contextmanager
     def training(self, ppo: Training) -> Iterator[None]:
-        """A block in which `ppo` trains."""
+        """A context manager for the block in which `ppo` trains."""
         begun: list[Callback] = []
         try:
             for callback in self._told():
@@ -90,13 +91,13 @@ class Listeners:
                 callback.on_training_end()
 
     def phase(self, phase: str) -> None:
-        """Tells all what comes next."""
+        """Tells all callbacks which phase begins."""
         for callback in self._told():
             callback.on_phase(phase)
 
     def iteration(self, metrics: Metrics) -> bool:
-        """Hands all of them the metrics, and returns whether training is to go on."""
-        # All are called, also when one of them stops the run.
+        """Passes the metrics to all callbacks, and returns whether training should continue."""
+        # Call all of them, even if the first one already stops the run.
         answers = [callback(metrics) for callback in self._callbacks]
         return not any(answer is False for answer in answers)
 

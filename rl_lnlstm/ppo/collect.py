@@ -18,13 +18,13 @@ class RolloutRunner:
     """Steps a policy in a vector environment. State and episodes carry over from rollout to rollout.
 
     Args:
-        policy: what acts.
-        envs: what it acts in, in any autoreset mode.
+        policy: the policy that acts.
+        envs: the environments that it acts in, in any autoreset mode.
         num_steps: steps of each environment in a rollout.
         sequence_length: steps after which the policy's state is recorded again; divides `num_steps`.
-        seed: of the first reset, an integer or one for each environment.
-        sde_sample_freq: steps after which the policy's held noise is drawn again, counted from the start of a rollout,
-            where it is always drawn; -1 for there only. None: the policy holds no noise.
+        seed: seed of the first reset: an integer, or one for each environment.
+        sde_sample_freq: the noise of gSDE is drawn at the start of each rollout, and again after every so many steps.
+            -1: only at the start of a rollout. None: the policy does not use gSDE.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class RolloutRunner:
         self._stepper.restart(seed)
 
     def get_state(self) -> dict[str, Any]:
-        """All but the policy and the environments, for `set_state`."""
+        """Returns all state except the policy and the environments, for `set_state`."""
         return {"state": tuple(self._state), "stepper": self._stepper.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where `get_state` was called. Policy and environments must be as they were then."""
+        """Continues from where `get_state` was called. Policy and environments must be as they were then."""
         self._state = type(self._state)(*state["state"])
         self._stepper.set_state(state["stepper"])
 
     def run(self) -> Rollout:
-        """The next rollout."""
+        """Collects the next rollout."""
         stepper, columns = self._stepper, None
         states: list[Any] = []
         episodes: list[Episode] = []
@@ -65,7 +65,7 @@ class RolloutRunner:
                 states.append(self._state)
             if self._noise_steps is not None and t % self._noise_steps == 0:
                 self.policy.reset_noise(len(stepper.episode_starts))
-            # Copied, because a step may write into the very arrays of the step before.
+            # Copy, because a step may overwrite the arrays of the step before.
             observations, episode_starts = copy.deepcopy(stepper.observations), stepper.episode_starts
             action_masks = stepper.action_masks
             masks = () if action_masks is None else (action_masks,)
@@ -97,7 +97,10 @@ class RolloutRunner:
         return self._rollout(columns, map_arrays(lambda *parts: np.stack(parts), *states), episodes)
 
     def _final_values(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        """Where a truncated episode needs the value of an observation that no later step sees, and that value."""
+        """Finds the truncated episodes whose final observation no later step sees, and computes its value.
+
+        Advantages bootstrap from this value. Returns a bool array that marks these episodes, and the values.
+        """
         values = np.zeros(len(step.valid), np.float32)
         truncated = step.truncations & ~step.terminations
         if step.final_observations is None or not truncated.any():

@@ -11,9 +11,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Raises the KeyboardInterrupt of a Ctrl-C only at the end of the block, so that the block is run whole.
+    """Delays Ctrl-C: KeyboardInterrupt is raised at the end of the block, so the block always runs completely.
 
-    Only Python's own handler of SIGINT is replaced: who installed another one decides what Ctrl-C does.
+    Only Python's default handler of SIGINT is replaced. If you installed a handler of your own, it stays in charge.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

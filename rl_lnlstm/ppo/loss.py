@@ -1,7 +1,7 @@
 """The terms of PPO's loss: pure functions of tensors `[batch, time]`, float32.
 
-Each takes `valid`, `[batch, time]` of 0 and 1, and returns a scalar mean over the transitions where it is 1; the mean
-of none is 0.
+Each function takes `valid`, `[batch, time]` of 0 and 1. It returns a scalar, the mean over the transitions where
+`valid` is 1, or 0 if there are none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def mean_of_valid(values: Any, valid: Any) -> Any:
 
 
 def normalized_advantages(advantages: Any, valid: Any) -> Any:
-    """Advantages with mean 0 and standard deviation 1 over the valid ones."""
+    """Shifts and scales advantages to mean 0 and standard deviation 1 over the valid transitions."""
     centred = advantages - mean_of_valid(advantages, valid)
     return centred / (tf.sqrt(mean_of_valid(centred**2, valid)) + 1e-8)
 
@@ -28,10 +28,10 @@ def clipped_policy_loss(log_ratios: Any, advantages: Any, valid: Any, clip_coef:
     """The negated clipped surrogate objective of Schulman et al. (2017), equation 7.
 
     Args:
-        log_ratios: log pi(a|s) - log pi_old(a|s), of the actions that were taken.
-        advantages: of these actions.
+        log_ratios: log pi(a|s) - log pi_old(a|s) for the actions that were taken.
+        advantages: the advantages of these actions.
         valid: which transitions count.
-        clip_coef: epsilon; ratios beyond 1 - epsilon and 1 + epsilon earn nothing more.
+        clip_coef: epsilon. The objective does not reward ratios below 1 - epsilon or above 1 + epsilon.
     """
     check_shapes(log_ratios=log_ratios, advantages=advantages, valid=valid)
     ratios = tf.exp(log_ratios)
@@ -46,14 +46,16 @@ def value_loss(values: Any, returns: Any, valid: Any) -> Any:
 
 
 def clipped_value_loss(values: Any, old_values: Any, returns: Any, valid: Any, clip_coef: Any) -> Any:
-    """The same, where a change of more than `clip_coef` towards the return earns nothing; from OpenAI baselines' PPO2.
+    """`value_loss` with clipping, as in OpenAI baselines' PPO2.
+
+    A value gains nothing by moving more than `clip_coef` towards its return.
 
     Args:
-        values: of the current weights.
-        old_values: of acting.
+        values: predicted with the current weights.
+        old_values: predicted when the actions were taken.
         returns: the targets.
         valid: which transitions count.
-        clip_coef: how far values may move.
+        clip_coef: the largest change of a value that still reduces the loss.
     """
     check_shapes(values=values, old_values=old_values, returns=returns, valid=valid)
     clipped = old_values + tf.clip_by_value(values - old_values, -clip_coef, clip_coef)
@@ -62,24 +64,24 @@ def clipped_value_loss(values: Any, old_values: Any, returns: Any, valid: Any, c
 
 
 def entropy_loss(entropies: Any, valid: Any) -> Any:
-    """The negated mean entropy: to minimise it is to explore."""
+    """The negated mean entropy. Minimising it encourages exploration."""
     return -mean_of_valid(entropies, valid)
 
 
 def approximate_kl(log_ratios: Any, valid: Any) -> Any:
-    """KL(pi_old | pi), by the low-variance estimator of Schulman (2020), "Approximating KL divergence"."""
+    """Estimates KL(pi_old | pi) with low variance, as in Schulman (2020), "Approximating KL divergence"."""
     return mean_of_valid(tf.exp(log_ratios) - 1 - log_ratios, valid)
 
 
 def clip_fraction(log_ratios: Any, valid: Any, clip_coef: Any) -> Any:
-    """The share of ratios that are beyond the clipping range."""
+    """The fraction of ratios outside the clipping range."""
     return mean_of_valid(tf.cast(tf.abs(tf.exp(log_ratios) - 1) > clip_coef, tf.float32), valid)
 
 
 def check_shapes(**tensors: Any) -> None:
-    """Raises `ValueError` unless all tensors are of one shape, as far as it is known."""
+    """Raises `ValueError` unless all tensors have the same shape, as far as shapes are known."""
     shapes = {name: tf.TensorShape(tf.convert_to_tensor(tensor).shape) for name, tensor in tensors.items()}
     first = next(iter(shapes.values()))
     if not all(shape.is_compatible_with(first) for shape in shapes.values()):
         described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"expected tensors of one shape, got {described}")
+        raise ValueError(f"expected tensors of the same shape, got {described}")

@@ -1,4 +1,4 @@
-"""What an iteration reports of its rollouts."""
+"""The metrics of an iteration that describe its episodes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rl_lnlstm.ppo.callbacks import Metrics
 
 
 def rollout_metrics(episodes: Collection[Episode], info_keys: Iterable[str]) -> Metrics:
-    """Statistics of the last episodes: mean and standard deviation of their returns, mean length, and mean infos.
+    """Statistics of the last episodes: mean and standard deviation of returns, mean length, and means of infos.
 
     Args:
         episodes: the episodes. Without any, all metrics are NaN.
-        info_keys: which of their infos.
+        info_keys: the infos to average.
     """
     returns = [episode.episode_return for episode in episodes]
     return {

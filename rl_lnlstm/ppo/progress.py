@@ -16,14 +16,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar(Callback):
-    """Shows how far a training is: frames, frames/s, return, time left, and what it is doing.
+    """Shows the progress of training: frames, frames/s, return, time left, and the current phase.
 
-    On a terminal and in a notebook it is a bar. Otherwise it is a plain line about every 10 seconds, and one at the
-    end, which also tell the length of episodes and the last evaluation.
+    On a terminal and in a notebook this is a bar. Otherwise it is a plain line about every 10 seconds and one at the
+    end. These lines also show the length of episodes and the result of the last evaluation.
 
     Args:
         console: where to show it; standard error if None.
-        seconds_between_lines: of the plain lines.
+        seconds_between_lines: time between two plain lines.
     """
 
     def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
@@ -48,7 +48,7 @@ class ProgressBar(Callback):
             self._task = self._bar.add_task("", total=self._total, completed=self._frames, text=self._text())
 
     def on_phase(self, phase: str) -> None:
-        """Shows what the training is doing."""
+        """Shows the current phase."""
         self._phase = phase
         self._show()
 
@@ -61,7 +61,7 @@ class ProgressBar(Callback):
         self._show()
 
     def on_training_end(self) -> None:
-        """Leaves the last state of the bar, or a last line."""
+        """Stops updating the bar, or prints a last line."""
         self._target = min(self._target, self._frames)
         self._phase = "done"
         self._show(last=True)
@@ -80,11 +80,11 @@ class ProgressBar(Callback):
 
     @property
     def _total(self) -> int:
-        """The frames at the end: the last rollout is finished, so they are more than were asked for."""
+        """The number of frames at the end. It may exceed the number asked for, because the last rollout is finished."""
         return self._frames + math.ceil(max(0, self._target - self._frames) / self._rollout) * self._rollout
 
     def _text(self) -> str:
-        """For the bar; it leaves room for the bar itself in 80 columns."""
+        """The text beside the bar. It is short enough for both to fit in 80 columns."""
         parts = [f"{self._frames:,}/{self._total:,} frames"]
         if self._metrics:
             parts += [f"{self._metrics['time/fps']:,.0f}/s", *self._score()]
@@ -122,9 +122,9 @@ class ProgressBar(Callback):
         return str(datetime.timedelta(seconds=round(min(seconds, 1e9))))
 
 
-QUICK = "collecting", "updating"  # phases that take a moment, and are not worth showing
+QUICK = "collecting", "updating"  # short phases, not worth showing
 
 
 def shown(value: float) -> str:
-    """A return with as many decimals as it needs."""
+    """Formats a return with as many decimals as it needs."""
     return f"{value:,.{decimals([value])}f}"

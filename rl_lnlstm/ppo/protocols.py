@@ -17,19 +17,19 @@ class ActingPolicy(Protocol):
     def step(
         self, observations: Any, state: Any, episode_starts: np.ndarray, *action_masks: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
-        """Actions, values, log-probabilities and the new state. Masks are given if the environments have them."""
+        """Returns actions, values, log-probabilities and the new state. Masks are passed only if there are any."""
 
     def rewarded(self, state: Any, rewards: np.ndarray) -> Any:
-        """The state after the rewards of a step. Only called if the policy's `previous_reward` is true."""
+        """Returns the state with the rewards of the step added. Only called if `previous_reward` is true."""
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
-        """The values of observations; the state is not advanced."""
+        """Returns the values of observations. The state does not change."""
 
     def clip_actions(self, actions: Any) -> Any:
-        """What to send to the environments for sampled actions."""
+        """Returns what to send to the environments for sampled actions."""
 
     def reset_noise(self, batch_size: int) -> None:
-        """Draws the held noise of gSDE again. Only called with a `sde_sample_freq`."""
+        """Draws new noise for gSDE. Only called if there is a `sde_sample_freq`."""
 
 
 class LearningPolicy(Protocol):
@@ -38,7 +38,7 @@ class LearningPolicy(Protocol):
     trainable_variables: list[keras.Variable]
     is_convolutional: bool
     previous_reward: bool
-    losses: list[Any]  # penalties of regularizers, as Keras has them after a call
+    losses: list[Any]  # penalties of regularizers, which Keras collects in a call
 
     def evaluate_actions(
         self,
@@ -49,4 +49,4 @@ class LearningPolicy(Protocol):
         action_masks: Any = None,
         rewards: Any = None,
     ) -> tuple[Any, Any, Any]:
-        """Log-probabilities, entropies and values `[batch, time]` of what acting recorded."""
+        """Recomputes log-probabilities, entropies and values `[batch, time]` of a recorded rollout."""

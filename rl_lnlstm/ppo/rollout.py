@@ -1,4 +1,4 @@
-"""The data of an iteration: a step, the rollout of many, and the sequences that it is cut into."""
+"""The data of an iteration: a step, a rollout of many steps, and the sequences that a rollout is cut into."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rl_lnlstm.spaces import map_arrays
 
 
 class Transition(NamedTuple):
-    """One step of all environments. Arrays are `[num_envs, ...]`, and `[num_steps, num_envs, ...]` once stacked."""
+    """One step of all environments. Arrays are `[num_envs, ...]`; stacked, `[num_steps, num_envs, ...]`."""
 
     observations: Any
     episode_starts: np.ndarray
@@ -33,9 +33,9 @@ class Rollout(NamedTuple):
 
     Observations and actions are structures of arrays where their spaces are `Dict` or `Tuple`.
 
-    Transitions that are not `valid` must not enter losses, advantages or statistics. There are two kinds. In autoreset
-    mode NEXT_STEP, the step after an episode's end only resets the environment. And if an environment failed, the steps
-    of its aborted episode do not count; that episode ends where it was aborted.
+    Transitions that are not `valid` must be left out of losses, advantages and statistics. There are two kinds. In
+    autoreset mode NEXT_STEP, the step after an episode's end only resets the environment. And if an environment fails,
+    all steps of its aborted episode are invalid. The episode ends where it was aborted.
     """
 
     observations: Any
@@ -43,18 +43,18 @@ class Rollout(NamedTuple):
     log_probs: np.ndarray
     values: np.ndarray
     rewards: np.ndarray
-    episode_starts: np.ndarray  # bool: the observation is an episode's first, the state was reset before it
+    episode_starts: np.ndarray  # bool: the observation is the first of an episode, and the state was reset before it
     valid: np.ndarray  # bool
     terminations: np.ndarray  # bool: the step led to a terminal state, or was aborted
     episode_ends: np.ndarray  # bool: terminated, truncated or aborted
-    next_values: np.ndarray  # of what the step led to, in the same episode, with the policy's state of that moment
-    sequence_states: Any  # before every `sequence_length`-th step, each [sequences per environment, num_envs, width]
-    episodes: list[Episode]  # those that ended, in order
-    action_masks: np.ndarray | None = None  # bool: the legal actions; None if environments do not say
+    next_values: np.ndarray  # values of the states that the steps led to, in the same episode
+    sequence_states: Any  # the policy's, where sequences start; each [sequences per environment, num_envs, width]
+    episodes: list[Episode]  # the episodes that ended, in order
+    action_masks: np.ndarray | None = None  # bool: the legal actions; None if the environments have no masks
 
 
 class Sequences(NamedTuple):
-    """A rollout cut into sequences, `[sequences, sequence_length, ...]`, and the states they started from."""
+    """A rollout cut into sequences `[sequences, sequence_length, ...]`, with the state that each one starts from."""
 
     observations: Any
     actions: Any
@@ -65,7 +65,7 @@ class Sequences(NamedTuple):
     rewards: Any
     episode_starts: Any
     valid: Any
-    state: Any  # the policy's, each [sequences, width]
+    state: Any  # the policy's state at the start of each sequence: arrays [sequences, width]
     action_masks: Any  # None if the environments have none
 
 

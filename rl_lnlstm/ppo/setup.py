@@ -1,4 +1,4 @@
-"""What a trainer is made of: environments and a policy, from what the user gave for them."""
+"""Setting up a trainer: its configuration, environments and policy, from the arguments of `PPO`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
 
 
 def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> PPOConfig:
-    """The options as given, completed by what follows from the policy and the environment.
+    """Completes the given options with those that follow from the policy and the environment.
 
     Raises:
-        UserError: an option that is wrong, unknown, or not that of the policy.
+        UserError: an option is wrong or unknown, or differs from the given policy's.
     """
     options = upgraded(given)
     if isinstance(env, VectorEnv):
         options.setdefault("num_envs", env.num_envs)
     elif isinstance(env, gym.Env) and options.setdefault("num_envs", 1) != 1:
         raise UserError(
-            f"num_envs is {options['num_envs']}, but an environment object is a single environment: give its id or a "
+            f"num_envs is {options['num_envs']}, but an environment object is only one environment: give its id or a "
             "function that makes one"
         )
     if isinstance(env, str):
         options["env_id"] = env
     else:
-        # Not every spec is Gymnasium's: envpool's has no id.
+        # A spec need not come from Gymnasium. For example, envpool's has no id.
         named = getattr(getattr(env, "spec", None), "id", None) or getattr(env, "__name__", None)
         options["env_id"] = named or str(env)
     if isinstance(policy, str):
@@ -60,9 +60,9 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
 
 
 def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> VectorEnv:
-    """Environments as configured, except for their number."""
+    """Makes `num_envs` environments as configured."""
     if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
-        raise UserError("wrappers and env_kwargs are for environments that are made here, got a VectorEnv")
+        raise UserError("wrappers and env_kwargs need an id or a function that makes an environment, got a VectorEnv")
     tolerance = config.fault_tolerance
     if isinstance(env, gym.Env):
         if config.vectorization not in (AUTO, "sync"):
@@ -71,7 +71,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> Vector
                 "process: give its id or a function that makes one"
             )
         env = functools.partial(_identity, env)
-        tolerance = {**tolerance, "max_failures": 0}  # it cannot be made again
+        tolerance = {**tolerance, "max_failures": 0}  # a failed environment object cannot be replaced
     return make_vec(
         env,
         num_envs,
@@ -85,16 +85,16 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> Vector
 
 
 def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: VectorEnv) -> RecurrentPolicy:
-    """The policy itself if one was given; otherwise one of the class that was, for the spaces of `envs`.
+    """Returns the policy if one was given; otherwise builds one of the given class for the spaces of `envs`.
 
     Args:
         policy: as for `PPO`.
         config: the configuration.
-        given: names of the options that the user gave; a class must be able to take these.
+        given: names of the options that the user gave. The class must accept these.
         envs: the environments.
 
     Raises:
-        UserError: there is no such class, or it does not take the options.
+        UserError: there is no such class, or it does not accept the options.
     """
     observation_space = envs.single_observation_space
     if isinstance(policy, type):
@@ -110,7 +110,7 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     options = {**config.policy_options, "seed": derived_seed(config.seed, "policy")}
     asked = {name: options[name] for name in options if name in set(given) and options[name] is not None}
     if options["encoder_layers"] is None:
-        del options["encoder_layers"]  # the default; a policy that is given its encoder does not know this option
+        del options["encoder_layers"]  # the default; policies with a given encoder do not accept this option
     parameters = inspect.signature(policy_class).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in asked:
@@ -123,7 +123,7 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
 
 
 def check_agreement(policy: RecurrentPolicy, options: dict[str, Any]) -> None:
-    """Raises `UserError` unless `options` are those of the policy, as far as they are about the network."""
+    """Raises `UserError` if an option of the network differs from the policy's."""
     own = _own_options(policy)
     for field in dataclasses.fields(PolicyOptions):
         if options.get(field.name) is not None:
@@ -136,7 +136,7 @@ def check_agreement(policy: RecurrentPolicy, options: dict[str, Any]) -> None:
 
 
 def reset_seed(envs: VectorEnv, seed: int, purpose: str, *numbers: int) -> int | list[int]:
-    """What to reset `envs` with: a seed for each environment if they take a list, otherwise one."""
+    """Seeds to reset `envs` with: a list with one for each environment if they accept lists, otherwise one seed."""
     if isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         return [derived_seed(seed, purpose, *numbers, index) for index in range(envs.num_envs)]
     return derived_seed(seed, purpose, *numbers)

@@ -1,4 +1,4 @@
-"""The state of a training run in a folder: JSON and arrays and, where they can be had, pickled environments."""
+"""Checkpoints: folders with the state of a training run as JSON, arrays and, if possible, pickled environments."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from rl_lnlstm.files import parse_json, read_regular, replacing_folder
 FORMAT = 1
 STATE, ARRAYS, ENVIRONMENTS, MANIFEST = "state.json", "arrays.npz", "envs.pkl", "manifest.json"
 
-Environments = dict[str, list[bytes]]  # by what they are for, the snapshots that envs.take_snapshot returned
+Environments = dict[str, list[bytes]]  # purpose -> the snapshots that envs.take_snapshot returned
 
 
 class TrainingState(NamedTuple):
-    """What a checkpoint holds: a tree of JSON's types, tuples and arrays, and the environments, if they are there."""
+    """The contents of a checkpoint: a tree of JSON types, tuples and arrays, and the environments if they are there."""
 
     tree: Any
     environments: bytes | None
 
     def unpickled_environments(self) -> Environments:
-        """The environments' snapshots. The only place where what a file says is executed."""
+        """Unpickles the environments. This is the only place where code from a file is executed."""
         return {} if self.environments is None else pickle.loads(self.environments)
 
 
 def write(path: Path, tree: Any, environments: Environments) -> None:
-    """Writes a checkpoint in the folder `path`, which is whole, and on the disk, or not there.
+    """Writes a checkpoint in the folder `path`. The folder is either complete on the disk, or not there.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the disk is full or cannot be written.
     """
     arrays: dict[str, np.ndarray] = {}
     files = {STATE: json.dumps({"format": FORMAT, "tree": _described(tree, arrays)}).encode()}
@@ -56,10 +56,10 @@ def write(path: Path, tree: Any, environments: Environments) -> None:
 
 
 def read(path: Path) -> TrainingState:
-    """Reads the checkpoint in the folder `path`; unpickles nothing.
+    """Reads the checkpoint in the folder `path`. Nothing is unpickled.
 
     Raises:
-        UserError: there is none, or it is damaged; the message says which file.
+        UserError: there is no checkpoint, or it is damaged; the message names the file.
     """
     name = MANIFEST
     try:
@@ -83,14 +83,14 @@ def read(path: Path) -> TrainingState:
 
 
 def check_alike(what: str, saved: Iterable[np.ndarray], own: Iterable[np.ndarray]) -> None:
-    """Raises `UserError` unless the arrays of a checkpoint have the shapes and dtypes of those they are to replace."""
+    """Raises `UserError` unless the arrays of a checkpoint have the same shapes and dtypes as the trainer's."""
     got, expected = ([(part.shape, str(part.dtype)) for part in parts] for parts in (saved, own))
     if got != expected:
         raise UserError(f"the checkpoint is of another trainer: its {what} are {got}, this one's {expected}")
 
 
 def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
-    """Snapshots of environments, by what they are for. A `RunWarning` names those that cannot be pickled."""
+    """Takes snapshots of the environments for each purpose. A `RunWarning` names those that cannot be pickled."""
     snapshots = {}
     for purpose, envs in environments.items():
         try:
@@ -104,7 +104,7 @@ def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
 
 
 def restored(envs: VectorEnv, snapshot: list[bytes] | None) -> str | None:
-    """Makes `envs` what they were when the snapshot was taken; returns why that is not possible, or None."""
+    """Restores `envs` from a snapshot. Returns None, or the reason why that is not possible."""
     if snapshot is None:
         return "the checkpoint is without their snapshot"
     try:
@@ -115,7 +115,7 @@ def restored(envs: VectorEnv, snapshot: list[bytes] | None) -> str | None:
 
 
 def _described(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """`tree` in JSON's types; arrays are put aside into `arrays`, and named where they were."""
+    """`tree` in JSON types. Its arrays move to `arrays`, and the tree holds their names instead."""
     if isinstance(tree, np.ndarray | np.generic):
         if tree.dtype.hasobject:
             raise TypeError(f"arrays of {tree.dtype} are no data")

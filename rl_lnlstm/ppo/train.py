@@ -22,8 +22,7 @@ class PPO(Trainer):
     """Trains a policy in an environment.
 
     Args:
-        policy: a policy; or a policy class or the name of one, of which a policy is built for the environment; "auto"
-            is the class that suits its observations.
+        policy: a policy, a policy class, or the name of one. "auto" chooses the class that suits the observations.
         env: a Gymnasium id, a function that makes an environment, an environment, or a `VectorEnv`.
         **config: fields of `PPOConfig`.
 
@@ -33,8 +32,8 @@ class PPO(Trainer):
     >>> ppo.learn(50_000).save("cartpole")
 
     Raises:
-        UserError: an option that is unknown, out of range or not that of the given policy, spaces that are not
-            supported, or a policy that was made for other spaces.
+        UserError: an option is unknown, out of range or differs from the given policy's; a space is not supported; or
+            the given policy was made for other spaces.
     """
 
     def learn(
@@ -43,25 +42,25 @@ class PPO(Trainer):
         callback: Any = None,
         progress_bar: bool = False,
     ) -> PPO:
-        """Trains for `total_timesteps` more frames (as configured, if None), to the end of a rollout.
+        """Trains for `total_timesteps` more frames, and finishes the last rollout.
 
-        Ctrl-C raises KeyboardInterrupt and leaves a trainer that can go on: the interrupted rollout is dropped, and new
-        episodes begin.
+        Ctrl-C raises KeyboardInterrupt. You can call `learn` again afterwards: the interrupted rollout is dropped, and
+        new episodes begin.
 
         Args:
-            total_timesteps: frames, over all environments. None after `load_checkpoint` goes on with the call of
-                `learn` that the checkpoint was written in, which may have nothing left to do.
-            callback: one or several, called after each iteration with its metrics; training stops when one returns
-                False. A `Callback` is told more.
+            total_timesteps: frames, counted over all environments. None: as configured or, after `load_checkpoint`, the
+                rest of the call of `learn` in which the checkpoint was written.
+            callback: one function or several, called with the metrics after each iteration. Training stops when one
+                returns False. A `Callback` can do more.
             progress_bar: show frames, frames/s, return and time left on standard error; see `ProgressBar`.
 
         Returns:
-            The trainer itself, whose `policy` is as the last iteration left it; see `best_policy`.
+            The trainer itself. Its `policy` has the weights of the last iteration; see also `best_policy`.
 
         Raises:
-            UserError: arguments of other types.
-            EnvironmentFailure: an environment failed more often than `max_env_failures`. Weights, statistics and
-                counters are as the last iteration left them.
+            UserError: an argument has the wrong type.
+            EnvironmentFailure: an environment failed more than `max_env_failures` times in a row. Weights, statistics
+                and counters are those of the last complete iteration.
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
         self._listeners = Listeners(callback, ProgressBar() if progress_bar else None)
@@ -86,8 +85,8 @@ class PPO(Trainer):
         return self
 
     def _iterate(self, started: float) -> Metrics:
-        """One iteration: collect, advantages, update, evaluation; and what to report of it."""
-        if not self.between_iterations:  # the one before was interrupted, so the environments may be anywhere
+        """One iteration: collects a rollout, learns from it, evaluates, and returns the metrics."""
+        if not self.between_iterations:  # the last iteration was interrupted in the middle of episodes
             self._begin_new_episodes()
         self.between_iterations = False
         start, target, _ = self._schedule
@@ -103,7 +102,7 @@ class PPO(Trainer):
             self._episodes += rollout.episodes
         self._compiled = True
         if self.iteration == 1:
-            gc.collect()  # what tracing left: 0.2 s that would fall into some later iteration
+            gc.collect()  # frees what tracing left now, because it takes 0.2 s at some point
         evaluated = self._evaluated()
         self._warn_if_nothing_ends()
         elapsed = time.perf_counter() - started
@@ -122,7 +121,7 @@ class PPO(Trainer):
         return metrics
 
     def _learn_from(self, rollout: Rollout, remaining: float) -> Metrics:
-        """Advantages, update and statistics; `remaining` falls from 1 to 0 over the training."""
+        """Computes advantages, updates weights and then statistics. `remaining` falls from 1 to 0 during training."""
         config = self.config
         advantages = generalized_advantages(
             self._scaled_rewards(rollout),
@@ -138,7 +137,7 @@ class PPO(Trainer):
         learning_rate = annealed(config.learning_rate, remaining, config.anneal_lr)
         clip_coef = annealed(config.clip_coef, remaining, config.anneal_clip)
         losses = self._updater(sequences, learning_rate, clip_coef, self.iteration + 1)
-        # After the update: acting and the update have to see observations normalised alike.
+        # Only after the update, so that it normalises observations as acting did.
         self.policy.update_statistics(rollout.observations, rollout.valid)
         return {
             **{f"train/{name}": value for name, value in losses.items()},
@@ -147,7 +146,7 @@ class PPO(Trainer):
         }
 
     def _scaled_rewards(self, rollout: Rollout) -> np.ndarray:
-        """Rewards as they are learnt from: clipped, and divided by the std of the discounted returns, if wanted."""
+        """The rewards to learn from: clipped and normalised, if these options are on."""
         rewards = np.sign(rollout.rewards) if self.config.clip_rewards else rollout.rewards
         statistics = self.policy.return_statistics
         if statistics is None:
@@ -160,5 +159,5 @@ class PPO(Trainer):
 
 
 def annealed(value: float, remaining: float, anneal: bool) -> float:
-    """`value`, decreased linearly to 0 as `remaining` falls from 1 to 0, if `anneal`."""
+    """With `anneal`, decreases `value` linearly to 0 as `remaining` falls from 1 to 0."""
     return value * (remaining if anneal else 1.0)

@@ -1,4 +1,7 @@
-"""`Trainer`: what PPO trains and acts in, and how it is saved and resumed. The algorithm is in `train.py`."""
+"""`Trainer`: holds the policy, environments and state of PPO, and saves and resumes them.
+
+The algorithm is in `train.py`.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,12 @@ from rl_lnlstm.seeding import derived_seed
 from rl_lnlstm.spaces import space_to_json
 
 EPISODES_IN_MEAN = 100
-ENDLESS = 10_000  # steps of each environment in which no episode has ended
-EVALUATED_TOGETHER = 100  # environments: acting costs about the same for few as for many
+ENDLESS = 10_000  # steps of each environment without the end of an episode, after which a warning is due
+EVALUATED_TOGETHER = 100  # environments at most; acting costs about the same for few as for many
 
 
 class Schedule(NamedTuple):
-    """What a call of `PPO.learn` trains over, in frames, and the seconds that it has taken."""
+    """The first and last frame of a call of `PPO.learn`, and the seconds that it has taken so far."""
 
     start: int
     target: int
@@ -55,7 +58,7 @@ class Trainer(Agent):
         envs: the training environments.
         num_timesteps: frames so far.
         iteration: iterations so far.
-        between_iterations: false while an iteration is under way, and after one that was interrupted.
+        between_iterations: false while an iteration runs, and after an iteration that was interrupted.
     """
 
     def __init__(self, policy: GivenPolicy, env: GivenEnv, **config: Any) -> None:
@@ -106,39 +109,40 @@ class Trainer(Agent):
                 f"eval_interval is {config.eval_interval}, but evaluation needs environments of its own: expected env "
                 f"to be an id or a function that makes an environment, got {given}"
             )
-        # With vectorization async, each environment has a process: there should not be too many.
+        # With async, each environment has a process of its own, so limit their number.
         together = config.num_envs if config.vectorization == "async" else EVALUATED_TOGETHER
         envs = make_environments(self._env, config, min(config.n_eval_episodes, together))
         self._close_later(envs)
         return BestPolicy(self.policy, envs, config.n_eval_episodes, derived_seed(config.seed, "selection"))
 
     def _close_later(self, envs: VectorEnv) -> None:
-        if not isinstance(self._env, VectorEnv | gym.Env):  # those are the user's to close
+        if not isinstance(self._env, VectorEnv | gym.Env):  # otherwise the user closes them
             self._made.callback(envs.close)
 
     @property
     def target(self) -> int:
-        """The frames at which that call of `learn` ends; it finishes its last rollout."""
+        """The number of frames at which the call of `learn` ends. It still finishes the rollout that reaches it."""
         return self._schedule.target
 
     @property
     def finished(self) -> bool:
-        """Whether the last call of `learn`, or the one that a loaded checkpoint interrupted, has all its frames."""
+        """Whether the last call of `learn`, or the call that a loaded checkpoint continues, is complete."""
         return self.num_timesteps >= self._schedule.target
 
     def save_checkpoint(self, path: str | os.PathLike, env_snapshot: bool = True) -> None:
-        """Writes all that training depends on in the folder `path`, for `load_checkpoint`.
+        """Writes everything that training depends on to the folder `path`, for `load_checkpoint`.
 
-        Call it between iterations: in a callback of `learn`, or after `learn`. At any instant the folder is whole, or
-        as it was before. A `RunWarning` names environments that cannot be pickled; they are left out.
+        Call it between iterations: in a callback of `learn`, or after `learn`. Writing is atomic: the folder holds
+        either the complete new checkpoint or the old one. Environments that cannot be pickled are left out; a
+        `RunWarning` names them.
 
         Args:
             path: the folder, which is replaced if it exists.
             env_snapshot: include the environments, pickled.
 
         Raises:
-            UserError: an iteration is under way.
-            OSError: the disk does not take it.
+            UserError: it was called in the middle of an iteration.
+            OSError: the disk is full or cannot be written.
         """
         if not self.between_iterations:
             if not self._interrupted:
@@ -173,16 +177,18 @@ class Trainer(Agent):
         total_timesteps: int | None = None,
         env_snapshot: bool = True,
     ) -> None:
-        """Goes on from a checkpoint of a trainer that was built alike; call `learn()` next.
+        """Continues from a checkpoint of a trainer with the same options; call `learn()` next.
 
-        With the environments in it, training goes on exactly as if it had never been interrupted. Without them, or if
-        this trainer has another number of environments, new episodes begin, and a `RunWarning` says so.
+        If the checkpoint holds the environments, training continues exactly as if it had never been interrupted.
+        Otherwise, or if this trainer has another number of environments, new episodes begin, and a `RunWarning` says
+        so.
 
         Args:
-            checkpoint: the folder that `save_checkpoint` wrote, or what was read from it.
+            checkpoint: the folder that `save_checkpoint` wrote, or the `TrainingState` read from it.
             total_timesteps: the new total of the interrupted call of `learn`. Schedules are recomputed for it. None
                 keeps the old total.
-            env_snapshot: restore the environments, by unpickling them: only for checkpoints that you wrote yourself.
+            env_snapshot: restore the environments. This unpickles them and can execute code, so use it only for
+                checkpoints that you wrote yourself.
 
         Raises:
             UserError: there is no checkpoint, it is damaged, or its trainer differs from this one.
@@ -219,7 +225,7 @@ class Trainer(Agent):
         training_state.check_alike("state", [part[:1] for part in saved], [part[:1] for part in own])
 
     def _restore_environments(self, state: training_state.TrainingState, env_snapshot: bool) -> None:
-        """Environments as they were, or new episodes and a warning."""
+        """Restores the environments or, where that is not possible, begins new episodes and warns."""
         tree = state.tree
         snapshots = state.unpickled_environments() if env_snapshot else {}
         for purpose, envs in self._environments().items():
@@ -245,7 +251,7 @@ class Trainer(Agent):
                 self._selection.restart(derived_seed(self.config.seed, "selection", self.num_timesteps))
 
     def _begin_new_episodes(self) -> None:
-        """Begins new episodes for training, unlike those that the seed gave at the beginning of the run."""
+        """Begins new training episodes, with seeds that the run has not used before."""
         self._restarts += 1
         self._runner.restart(
             reset_seed(self.envs, self.config.seed, "environments", self.num_timesteps, self._restarts)
@@ -264,7 +270,7 @@ class Trainer(Agent):
         return {"training": self.envs, **evaluation}
 
     def _evaluated(self) -> Metrics:
-        """The result of an evaluation, in an iteration that has one."""
+        """Evaluates the policy if it is time to, and returns the metrics."""
         if self._selection is None or not (self.iteration % self.config.eval_interval == 0 or self.finished):
             return {}
         self._listeners.phase("evaluating")
@@ -272,12 +278,12 @@ class Trainer(Agent):
         return {"eval/mean_reward": self._selection.mean_reward}
 
     def _warn_if_nothing_ends(self) -> None:
-        """Names the missing time limit, if no episode has ended for long, or in the whole training."""
+        """Warns about a missing time limit if no episode ends for a long time."""
         steps = self.num_timesteps // self.config.num_envs
         if not self._episodes and (steps >= ENDLESS or self.finished) and not has_time_limit(self.envs):
             warn(
-                f"no episode has ended yet, after {steps:,} steps of each environment: {self.config.env_id} has no "
-                "time limit, which gymnasium.wrappers.TimeLimit gives it (--wrappers 'TimeLimit(1000)')"
+                f"no episode has ended after {steps:,} steps of each environment, and {self.config.env_id} has no time "
+                "limit: gymnasium.wrappers.TimeLimit adds one (--wrappers 'TimeLimit(1000)')"
             )
 
     def _check_that_something_is_valid(self, rollout: Rollout) -> None:
@@ -293,5 +299,5 @@ class Trainer(Agent):
             raise TrainingFailure(
                 f"no update of the last {self._updater.fruitless} changed the weights, because "
                 f"{self._updater.not_finite} was not finite: "
-                f"max_skipped_updates={self.config.max_skipped_updates} in a row are allowed"
+                f"max_skipped_updates={self.config.max_skipped_updates} such updates in a row are allowed"
             )

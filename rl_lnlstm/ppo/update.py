@@ -1,4 +1,4 @@
-"""The update: epochs of gradient steps on minibatches of whole sequences, in one graph."""
+"""The update: epochs of gradient steps on minibatches of whole sequences, in one TensorFlow graph."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rl_lnlstm.spaces import map_arrays
 log = logging.getLogger(__name__)
 
 ADAM_EPSILON = 1e-5  # as in OpenAI baselines' PPO2; the default of Keras is 1e-7
-TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # of the loss
+TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # the terms of the loss
 REPORTED = (*TERMS, "approx_kl", "clip_fraction", "loss")
 
 
 class Updater:
-    """Adam on PPO's loss.
+    """Minimises PPO's loss with Adam.
 
     Args:
-        policy: what is trained.
+        policy: the policy to train.
         config: the options of the loss and of the optimizer.
-        generator: shuffles the sequences.
+        generator: the random generator that shuffles the sequences.
 
     Attributes:
-        fruitless: updates in a row in which every gradient step was skipped.
-        not_finite: what was not finite in the last update with a skipped step.
+        fruitless: number of consecutive updates in which every gradient step was skipped.
+        not_finite: names of the losses or gradients that were not finite in the last update with a skipped step.
     """
 
     def __init__(self, policy: LearningPolicy, config: PPOConfig, generator: np.random.Generator) -> None:
@@ -40,14 +40,14 @@ class Updater:
         self.optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=ADAM_EPSILON)
         self.optimizer.build(policy.trainable_variables)
         self.fruitless, self.not_finite = 0, ""
-        # On a CPU, XLA's convolutions take some 50 times as long as TensorFlow's.
+        # On a CPU, convolutions in XLA take about 50 times as long as in TensorFlow.
         slower = policy.is_convolutional and not tf.config.list_logical_devices("GPU")
         self.function = tf.function(self._update, autograph=False, jit_compile=config.jit_compile and not slower)
 
     def __call__(
         self, sequences: Sequences, learning_rate: float, clip_coef: float, iteration: int
     ) -> dict[str, float]:
-        """Takes all gradient steps on the sequences of a rollout, and returns the means of what they reported."""
+        """Takes all gradient steps on the sequences of a rollout, and returns the means of their metrics."""
         config, count = self.config, len(sequences.valid)
         minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
         minibatches = minibatches.reshape(-1, count // config.minibatches)
@@ -69,7 +69,7 @@ class Updater:
             return
         gradients = [f"the gradient of {variable.path}" for variable in self.policy.trainable_variables]
         named = [name for name, bad in zip([*TERMS, *gradients], not_finite, strict=True) if bad]
-        # If a loss is not finite, its gradients say nothing more.
+        # If a loss is not finite, its gradients are not either: name only the loss.
         self.not_finite = " and ".join(
             [name for name in named if name in TERMS] or named[:1] or ["the gradients' norm"]
         )
@@ -77,11 +77,11 @@ class Updater:
         log.warning(message, iteration, skipped, steps, self.not_finite)
 
     def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> tuple[dict[str, Any], Any]:
-        """All epochs and minibatches, `[gradient steps, sequences]` indices, in one graph.
+        """The loop over all gradient steps; `minibatches` holds indices of sequences, `[gradient steps, sequences]`.
 
-        A step whose loss or gradient is not finite, or whose minibatch has no valid transition, changes nothing and
-        enters no mean. Returned are the means, and which of `TERMS` and of the variables' gradients were not finite in
-        any step.
+        A step is skipped if its loss or gradient is not finite, or if its minibatch has no valid transition. It then
+        changes no weight and is left out of the means. Returns the means, and for each of `TERMS` and each variable's
+        gradient whether it was not finite in some step.
         """
         variables = [variable.value for variable in self.policy.trainable_variables]
         limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
@@ -90,13 +90,13 @@ class Updater:
             minibatch = map_arrays(lambda part: tf.gather(part, minibatches[i]), sequences)
             with tf.GradientTape() as tape:
                 losses = self._losses(minibatch, clip_coef)
-            # Zeros for weights that the loss does not depend on, such as an unused layer's.
+            # Gradients are zeros for weights that the loss does not depend on, for example in an unused layer.
             gradients = tape.gradient(losses["loss"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             clipped, norm = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
             finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
             proceed = ~finite | (losses["approx_kl"] <= limit)
             wanted = finite & (tf.reduce_sum(minibatch.valid) > 0)
-            looked_at = [*(losses[name] for name in TERMS), *map(tf.nn.l2_loss, gradients)]  # as the norm is made of
+            looked_at = [*(losses[name] for name in TERMS), *map(tf.nn.l2_loss, gradients)]  # as in the global norm
             not_finite |= ~tf.math.is_finite(tf.stack(looked_at))
             if self.config.target_kl is None:
                 self._apply(clipped, wanted)
@@ -117,9 +117,9 @@ class Updater:
         return {**means, "skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}, not_finite
 
     def _apply(self, gradients: Any, wanted: Any) -> Any:
-        """An optimizer step, which is taken back unless `wanted`.
+        """Takes an optimizer step, and undoes it unless `wanted`.
 
-        Under XLA taking it back is part of the same loop over each variable's elements; a branch is not.
+        This is faster than a branch: XLA fuses the undoing with the step itself.
         """
         changed = [variable.value for variable in (*self.policy.trainable_variables, *self.optimizer.variables)]
         before = [tf.identity(variable) for variable in changed]
@@ -129,7 +129,7 @@ class Updater:
         return tf.constant(0)
 
     def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
-        """Schulman et al. (2017), equation 9, over the valid transitions."""
+        """The loss of Schulman et al. (2017), equation 9, over the valid transitions, and what to report about it."""
         config, valid = self.config, batch.valid
         given = {} if batch.action_masks is None else {"action_masks": batch.action_masks}
         if self.policy.previous_reward:
@@ -146,7 +146,7 @@ class Updater:
             value_loss = loss.value_loss(values, batch.returns, valid)
         entropy_loss = loss.entropy_loss(entropies, valid)
         total = policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss
-        for penalty in self.policy.losses:  # of regularizers in the encoder and elsewhere
+        for penalty in self.policy.losses:  # from regularizers, in the encoder for example
             total += tf.cast(penalty, tf.float32)
         return {
             "loss": total,

@@ -60,7 +60,7 @@ def test_nothing_valid_is_0():
 def test_other_shapes_are_refused_with_their_names(wrong):
     """Broadcasting would make a plausible number of them."""
     other = np.zeros(wrong, np.float32)
-    with pytest.raises(ValueError, match=r"expected tensors of one shape, got .*returns"):
+    with pytest.raises(ValueError, match=r"expected tensors of the same shape, got .*returns"):
         loss.value_loss(VALUES, other, VALID)
     with pytest.raises(ValueError, match=r"advantages"):
         loss.clipped_policy_loss(LOG_RATIOS, other, VALID, 0.2)

@@ -79,7 +79,7 @@ class Endless(gym.Env):
 
 def test_episodes_that_never_end_are_reported():
     file = io.StringIO()
-    with pytest.warns(RunWarning, match=r"no episode has ended yet, after \d+ steps .*TimeLimit"):
+    with pytest.warns(RunWarning, match=r"no episode has ended after \d+ steps .*TimeLimit"):
         PPO("auto", Endless, **TINY).learn(64, callback=ProgressBar(Console(file=file), 0))
     assert "no episode ended in 32 steps" in file.getvalue()
 
