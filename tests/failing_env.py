@@ -40,7 +40,7 @@ class FailingEnv(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
     def __init__(self, plan):
-        self.plan = dict(enumerate(plan))  # by seed; those of environments that were made anew are larger
+        self.plan = dict(plan if isinstance(plan, dict) else enumerate(plan))  # by seed; later ones are larger
         assert len(plan) < 100
 
     def reset(self, *, seed=None, options=None):

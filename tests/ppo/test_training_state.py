@@ -16,6 +16,7 @@ from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.files import Appender
 from rl_lnlstm.ppo.state import read, write
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
+from rl_lnlstm.seeding import derived_seed
 from tests.failing_env import FailingEnv, Failure
 from tests.policies.card_env import CardEnv
 
@@ -25,6 +26,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TINY = {"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 3}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 FRAMES = 8 * 3 * 16
+FAILURES = Failure("raise", 4, 2), Failure("nan", 12, 1), Failure("raise", 14, 1)  # of the three environments
 
 
 def trainer(env="CartPole-v1", **config):
@@ -77,7 +79,7 @@ KINDS = {
     "masks": (lambda: CardEnv("info"), {}),
     # One before the checkpoint and one after it, which has to find the counts and the seeds of the first
     "failures": (
-        lambda: FailingEnv([*[None] * 3, Failure("raise", 4, 2), Failure("nan", 12, 1), Failure("raise", 14, 1)]),
+        lambda: FailingEnv({derived_seed(TINY["seed"], "environments", i): fails for i, fails in enumerate(FAILURES)}),
         NORMALIZED,
     ),
     "a function": (lambda: Truncated(CartPoleEnv(), 5), NORMALIZED),
