@@ -280,7 +280,7 @@ class GuardedVectorEnv(VectorWrapper):
             self._restarts[index] += 1
             seed = self._seeds[index]
             if seed is not None:
-                seed = int(np.random.SeedSequence((int(seed), int(self._restarts[index]))).generate_state(1)[0])
+                seed = int(np.random.SeedSequence((int(seed), int(self._restarts[index]))).generate_state(1)[0] >> 1)
             try:
                 observations, info = self.env.restart(index, seed)  # type: ignore[attr-defined]
                 fault = info.pop(FAULT, None) or wrong_values(self._checked_parts, observations).get(index)

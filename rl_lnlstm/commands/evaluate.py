@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, read_config, tuple_if_list
 from rl_lnlstm.config import check_types
-from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError, printable
+from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
-from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.files import check_is_free
@@ -48,12 +47,12 @@ def evaluate(options: EvaluateOptions) -> int:
         seeds = seeds_of_episodes(options.seed, options.episodes)
     else:
         seeds = list(options.episode_seeds)
-    envs = make_evaluation_envs(
+    envs = environments(
         environment,
         min(options.num_envs, len(seeds)),
-        options.vectorization or "sync",
+        options.vectorization or "auto",
         options.video is not None,
-        None if options.vectorization else policy.observation_space,
+        policy.observation_space,
     )
     with contextlib.ExitStack() as resources:
         resources.callback(envs.close)
@@ -79,60 +78,38 @@ def evaluate(options: EvaluateOptions) -> int:
     return 0
 
 
-def plan_for(envs: VectorEnv, seeds: Sequence[int], seed: int) -> InOrder | EvenlySpread:
-    """Episodes with these seeds, if the environments are in mode DISABLED and so can be seeded one by one."""
-    if envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
-        return InOrder(seeds, envs.num_envs)
-    return EvenlySpread(len(seeds), envs.num_envs, seed)
-
-
-def make_evaluation_envs(
+def environments(
     environment: Mapping[str, Any],
     num_envs: int,
-    vectorization: str = "sync",
+    vectorization: str = "auto",
     render: bool = False,
     trained_on: gym.Space | None = None,
     **fault_tolerance: Any,
 ) -> VectorEnv:
-    """The environments that the options of `ENVIRONMENT` describe.
-
-    They can be seeded one by one, unless `vectorization` is "vector_entry_point", or the id has nothing else.
+    """The environments that the options of `ENVIRONMENT` describe; see `make_evaluation_envs`.
 
     Args:
         environment: those options.
         num_envs: number of environments.
-        vectorization: as for `make_vec`; "auto" is "sync" here.
+        vectorization: as for `make_evaluation_envs`.
         render: whether they will be asked for pictures.
-        trained_on: the policy's observation space. If single environments have another one, as those of Atari have, the
-            id's vector implementation takes their place.
+        trained_on: the policy's observation space.
         **fault_tolerance: arguments of `make_vec`.
     """
     if render:
         # Videos need no screen. When SDL looks for one it loads graphics drivers, whose LLVM crashes TensorFlow's.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    env_id = environment["env_id"]
-    spec = gym.registry.get(env_id)
-    if vectorization == "auto":
-        vectorization = "sync"
-    if spec is not None and spec.entry_point is None:
-        vectorization = "vector_entry_point"
-    one_by_one = vectorization != "vector_entry_point"
-    envs = make_vec(
-        env_id,
+    return make_evaluation_envs(
+        environment["env_id"],
         num_envs,
-        vectorization=vectorization,
-        autoreset_mode=AutoresetMode.DISABLED if one_by_one else AutoresetMode.NEXT_STEP,
+        vectorization,
+        trained_on,
         wrappers=environment["wrappers"],
         render_mode="rgb_array" if render else None,
         env_kwargs=environment["env_kwargs"],
         mask_key=environment["mask_key"],
         **fault_tolerance,
     )
-    fits = trained_on is None or envs.single_observation_space == trained_on
-    if fits or environment["wrappers"] or getattr(envs.spec, "vector_entry_point", None) is None or not one_by_one:
-        return envs
-    envs.close()
-    return make_evaluation_envs(environment, num_envs, "vector_entry_point", render, **fault_tolerance)
 
 
 def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterator[EvaluatedEpisode]:

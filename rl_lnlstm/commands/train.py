@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
-from rl_lnlstm.commands.evaluate import MOST_ENVS, make_evaluation_envs, needs_naming, plan_for
+from rl_lnlstm.commands.evaluate import MOST_ENVS, environments, needs_naming
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, saved_options
 from rl_lnlstm.commands.seeds import default_run_dir
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError, warn
+from rl_lnlstm.evaluation.environments import plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.result import decimals
@@ -134,9 +135,9 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
 def _evaluate(ppo: PPO, run_dir: Path, config: dict[str, Any], options: TrainOptions) -> None:
     """Evaluates the policy, as `rl-lnlstm evaluate` does with the seed of the run, and writes `results.json`."""
     seeds = seeds_of_episodes(options.seed, options.eval_episodes)
-    vectorization = "async" if options.vectorization == "async" else "sync"
+    vectorization = "async" if options.vectorization == "async" else "auto"
     trained_on = ppo.policy.observation_space
-    envs = make_evaluation_envs(
+    envs = environments(
         config, min(MOST_ENVS, len(seeds)), vectorization, trained_on=trained_on, **ppo.config.fault_tolerance
     )
     with contextlib.closing(envs):

@@ -201,7 +201,7 @@ class _Actor:
         self._masked = stepper.action_masks is not None and "action_masks" in parameters
         self._seeded = plan.generators is not None and "rng" in parameters and not deterministic
         # How TensorFlow computes a convolution depends on the number of rows. One by one, results do not.
-        held_noise = not deterministic and getattr(policy, "arguments", {}).get("std") == "gsde"
+        held_noise = not deterministic and getattr(getattr(policy, "options", None), "std", None) == "gsde"
         self._one_by_one = plan.generators is not None and getattr(policy, "is_convolutional", False) and not held_noise
 
     def act(self) -> Any:

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, PredictingPolicy
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder, Plan
 from rl_lnlstm.evaluation.record import EpisodeArrays
@@ -36,8 +37,9 @@ def evaluate(
     """Runs whole episodes and returns what they earned, with statistics and confidence intervals.
 
     Each episode has a seed of its own, derived from `seed` and the episode's number. So the same call runs the same
-    episodes whatever `num_envs` is. Only the environments of a `VectorEnv` cannot be seeded one by one: each of them
-    runs an equal share of the episodes, and the result's `seeds` are None.
+    episodes whatever `num_envs` is. Only the environments of a `VectorEnv`, and of an id that has the policy's
+    observations in its vector implementation only, as Atari, cannot be seeded one by one: each of them runs an equal
+    share of the episodes, and the result's `seeds` are None.
 
     Args:
         policy: what acts: a policy of this package or of Stable-Baselines3, or a `PPO`.
@@ -62,7 +64,7 @@ def evaluate(
     >>> result.mean, result.mean_interval
     (500.0, Interval(low=500.0, high=500.0))
     """
-    with _prepared(env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
+    with _prepared(policy, env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
         return gathered(EpisodeRunner(acting(policy), envs, plan, deterministic, max_steps), deterministic, base)
 
 
@@ -157,7 +159,7 @@ def record_episodes(
     >>> episode["h"].shape[0] == episode["rewards"].size
     True
     """
-    with _prepared(env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
+    with _prepared(policy, env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
         runner = EpisodeRunner(acting(policy), envs, plan, deterministic, max_steps, record=True)
         return [episode.arrays for episode in sorted(runner, key=lambda episode: episode.number)]
 
@@ -197,7 +199,12 @@ class _Prepared(NamedTuple):
 
 @contextlib.contextmanager
 def _prepared(
-    env: Any, n_eval_episodes: int, seed: int | None, episode_seeds: Sequence[int] | None, num_envs: int = 1
+    policy: Any,
+    env: Any,
+    n_eval_episodes: int,
+    seed: int | None,
+    episode_seeds: Sequence[int] | None,
+    num_envs: int = 1,
 ) -> Iterator[_Prepared]:
     """The environments to run episodes in, and which episodes; environments that are made here are closed."""
     count = n_eval_episodes if episode_seeds is None else len(episode_seeds)
@@ -211,17 +218,18 @@ def _prepared(
     if episode_seeds is not None:
         seed, seeds = None, [int(given) for given in episode_seeds]
     else:
-        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
-    envs = make_vec(
-        (lambda: env) if borrowed else env,
-        1 if borrowed else min(num_envs, count),
-        vectorization="sync",
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
+    if borrowed:
+        envs = make_vec(lambda: env, 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
+    else:
+        envs = make_evaluation_envs(env, min(num_envs, count), trained_on=getattr(policy, "observation_space", None))
     try:
-        yield _Prepared(envs, InOrder(seeds, envs.num_envs), seed)
+        plan = plan_for(envs, seeds, seed)
+        if episode_seeds is not None and not isinstance(plan, InOrder):
+            raise UserError(f"episode_seeds: {env} has only a vector implementation, which is seeded as a whole")
+        yield _Prepared(envs, plan, seed)
     finally:
         if not borrowed:
             envs.close()

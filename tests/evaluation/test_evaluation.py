@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import UserError, evaluate_policy
 from rl_lnlstm.envs import make_vec
+from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.evaluation.statistics import bootstrap_interval, interquartile_mean
 from rl_lnlstm.policies import MlpLnLstmPolicy
 
@@ -107,3 +108,13 @@ def test_the_bootstrap_interval_is_scipys():
     ours = bootstrap_interval(returns, lambda drawn: drawn.mean(-1), resamples=20_000)
     np.testing.assert_allclose(ours, theirs.confidence_interval, rtol=0.02)
     assert bootstrap_interval([500.0] * 20) == (500.0, 500.0)
+
+
+def test_an_id_is_evaluated_in_what_has_the_policys_observations():
+    """Atari's vector implementation stacks and resizes frames, its single environments do not."""
+    pytest.importorskip("ale_py")
+    frames = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    for trained_on, expected in ((frames, (4, 84, 84)), (None, (210, 160, 3))):
+        envs = make_evaluation_envs("ALE/Pong-v5", 1, trained_on=trained_on)
+        assert envs.single_observation_space.shape == expected
+        envs.close()

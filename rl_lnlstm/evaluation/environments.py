@@ -1,0 +1,51 @@
+"""The environments that an evaluation makes for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from rl_lnlstm.envs import make_vec
+from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
+
+
+def make_evaluation_envs(
+    env: str | Callable[..., gym.Env],
+    num_envs: int,
+    vectorization: str = "auto",
+    trained_on: gym.Space | None = None,
+    **options: Any,
+) -> VectorEnv:
+    """Makes environments that can be seeded one by one, where that is possible.
+
+    Args:
+        env: a Gymnasium id, or a function that makes an environment.
+        num_envs: number of environments.
+        vectorization: as for `make_vec`. "auto" is "sync", because a vector implementation cannot be seeded one by one,
+            unless only the id's vector implementation has the observations of `trained_on`, as for Atari.
+        trained_on: the policy's observation space.
+        **options: other arguments of `make_vec`.
+    """
+    spec = gym.registry.get(env) if isinstance(env, str) else None
+    chosen = vectorization
+    if vectorization == "auto":
+        chosen = "vector_entry_point" if spec is not None and spec.entry_point is None else "sync"
+    one_by_one = chosen != "vector_entry_point"
+    mode = AutoresetMode.DISABLED if one_by_one else AutoresetMode.NEXT_STEP
+    envs = make_vec(env, num_envs, vectorization=chosen, autoreset_mode=mode, **options)
+    fits = trained_on is None or envs.single_observation_space == trained_on
+    has_other = getattr(envs.spec, "vector_entry_point", None) is not None and not options.get("wrappers")
+    if fits or vectorization != "auto" or not one_by_one or not has_other:
+        return envs
+    envs.close()
+    return make_evaluation_envs(env, num_envs, "vector_entry_point", **options)
+
+
+def plan_for(envs: VectorEnv, seeds: Sequence[int], seed: int | None) -> InOrder | EvenlySpread:
+    """Episodes with these seeds, if the environments are in mode DISABLED and so can be seeded one by one."""
+    if envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
+        return InOrder(seeds, envs.num_envs)
+    return EvenlySpread(len(seeds), envs.num_envs, seed)
