@@ -1,4 +1,4 @@
-"""A policy's step on NumPy arrays: compiled for the networks that are known, a TensorFlow graph for all others."""
+"""A policy's step on NumPy arrays: compiled code for known networks, a TensorFlow graph for all others."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from rl_lnlstm.spaces import flatten, leaves, map_leaves, unflatten
 log = logging.getLogger(__name__)
 
 StepFunction = Callable[..., tuple[Any, ...]]
-TOLERANCE = 1e-3  # of the comparison; the two differ by rounding, and a wrong one by much more
+TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
 
 
 class Actor:
-    """Steps a policy on NumPy arrays, and checks what it is given.
+    """Steps a policy on NumPy arrays, and checks the arguments.
 
     Args:
         policy: the policy.
-        base: `RecurrentPolicy`; a class that changes nothing of it may be compiled.
+        base: `RecurrentPolicy`. Only policies that override none of its methods are compiled.
     """
 
     def __init__(self, policy: Any, base: type) -> None:
@@ -48,7 +48,7 @@ class Actor:
     def act(
         self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
     ) -> tuple[Any, ...]:
-        """Actions, in the space's form, values, log-probabilities and the new state; see `RecurrentPolicy.step`."""
+        """Acts as `RecurrentPolicy.step` does: returns actions, values, log-probabilities and the new state."""
         size = len(noise)
         h, c, *kept = self.checked_state(state, size)
         given = [observations, h, c, self.checked_starts(episode_starts, size), noise, *kept]
@@ -60,7 +60,7 @@ class Actor:
         return self._policy.action_head.to_space(actions), values, log_probs, after
 
     def checked_state(self, state: Any, size: int) -> Any:
-        """The state, or zeros if it is None; raises `UserError` for other shapes than those of `size` rows."""
+        """Returns the state, or zeros if it is None; raises `UserError` unless its shapes are right."""
         if state is None:
             return self._policy.initial_state(size)
         last = self._policy.last_action_reward.size
@@ -72,32 +72,32 @@ class Actor:
         return state
 
     def checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
-        """Episode starts as bool; raises `UserError` unless there are `size`."""
+        """Returns the episode starts as bool; raises `UserError` unless there are `size` of them."""
         starts = np.asarray(episode_starts, bool)
         if starts.shape != (size,):
             raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
         return starts
 
     def checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
-        """Action masks `[size, ...]` as bool, or None; raises `UserError` for others."""
+        """Returns the action masks `[size, ...]` as bool, or None; raises `UserError` if their shape is wrong."""
         return None if action_masks is None else checked_masks(action_masks, self._policy.action_space, size)
 
 
 def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:
-    """The compiled step of a policy; None if there is none, or if it does not compute what the graph computes.
+    """The compiled step of a policy; None if there is none, or if its results differ from those of the graph.
 
-    It is only used for a policy that changes nothing of `base`, `RecurrentPolicy`.
+    Only policies that override no method of `base`, which is `RecurrentPolicy`, are compiled.
     """
     written = overrides_nothing(policy, base) and overrides_nothing(policy.network, Network)
     compiled = compiled_step(policy) if written else None
     if compiled is None or _agree(compiled, policy):
         return compiled
-    log.warning("the compiled step differs from the policy's graph: the graph acts, which is slower")
+    log.warning("the compiled step differs from the policy's graph, so the graph is used, which is slower")
     return None
 
 
 def overrides_nothing(instance: Any, base: type) -> bool:
-    """Whether neither the instance nor its classes define anything anew that `base` defines, but how it is built."""
+    """Whether neither the instance nor its subclasses override a member of `base`, apart from `make_encoder`."""
     own = {name for name, member in vars(base).items() if inspect.isfunction(member)}
     if own & set(vars(instance)):
         return False
@@ -113,9 +113,9 @@ def overrides_nothing(instance: Any, base: type) -> bool:
 def graph_step(policy: Any, masked: bool = False) -> StepFunction:
     """The step as a TensorFlow graph.
 
-    Its arguments are observations, h, c, episode starts, noise, what the state keeps of the last action and reward if
-    the policy sees it, and action masks if `masked`. It returns actions in the distribution's form, values,
-    log-probabilities, h, c, and what the new state keeps, if anything.
+    It takes observations, h, c, episode starts and noise. Then follow the state's `last_action_reward`, if it has one,
+    and action masks, if `masked`. It returns actions in the distribution's form, values, log-probabilities, h, c, and
+    the new `last_action_reward`, if there is one.
     """
     space, last = policy.observation_space, policy.last_action_reward
     observed = [tf.TensorSpec([None, *(leaf.shape or ())], leaf.dtype) for leaf in leaves(space)]
@@ -137,9 +137,9 @@ def graph_step(policy: Any, masked: bool = False) -> StepFunction:
         return step_once(policy, unflatten(space, arguments[: len(observed)]), **named)
 
     function = tf.function(graph, autograph=False).get_concrete_function(*specs)
-    policy._clear_losses()  # those of the graph are of no use outside of it
+    policy._clear_losses()  # tensors of the graph are useless outside of it
 
-    # A concrete function is called in 60% of the time of a tf.function, which looks for a fitting trace at each call.
+    # Calling a concrete function takes 60% of the time of a tf.function, which looks for the right trace at each call.
     def call(observations: Any, *others: Any) -> tuple[Any, ...]:
         map_leaves(_check_shape, space, observations)
         results = function(*map(tf.convert_to_tensor, (*flatten(space, observations), *others), dtypes))
@@ -158,7 +158,7 @@ def step_once(
     kept: Any = None,
     action_masks: Any = None,
 ) -> tuple[Any, ...]:
-    """The tensors of a step; see `graph_step`."""
+    """Computes a step on tensors; see `graph_step`."""
     outputs, state = policy._forward(observations, h, c, episode_starts, kept, action_masks)
     actions = outputs.distribution.sample(noise)
     results = (actions, outputs.values, outputs.distribution.log_prob(actions), *state)

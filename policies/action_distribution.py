@@ -13,9 +13,9 @@ from rl_lnlstm.spaces import map_leaves
 
 
 class ActionDistribution:
-    """The distribution of the actions of a batch, in NumPy.
+    """The distribution of actions for a batch of observations, with NumPy results.
 
-    Actions have the form in which `RecurrentPolicy.step` returns them: those of a `Box` are not clipped or scaled.
+    Actions have the form in which `RecurrentPolicy.step` returns them: `Box` actions are neither clipped nor scaled.
     """
 
     def __init__(self, distribution: Distribution, head: ActionHead) -> None:
@@ -23,10 +23,11 @@ class ActionDistribution:
 
     @property
     def probabilities(self) -> np.ndarray | None:
-        """The probability of every action: `[batch, n]` for `Discrete`, in the order of its numbers.
+        """The probability of each action; None for spaces other than these.
 
-        For `MultiDiscrete` `[batch, components, widest]`, with 0 where a component has fewer values. For `MultiBinary`
-        `[batch, bits]`, the probability of 1. None for other spaces.
+        - `Discrete`: `[batch, n]`.
+        - `MultiDiscrete`: `[batch, components, most values]`, 0 where a component has fewer values than others.
+        - `MultiBinary`: `[batch, bits]`, the probability of 1.
         """
         if isinstance(self._distribution, Categorical | MultiCategorical):
             return tf.nn.softmax(self._distribution.logits).numpy()

@@ -1,4 +1,4 @@
-"""A step of a policy as one call of compiled code: what `acting.graph_step` does, without the graph."""
+"""A step of a policy as one call of compiled code. It computes the same as `acting.graph_step`, but faster."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rl_lnlstm.policies.distributions import Categorical
 from rl_lnlstm.policies.heads import CategoricalHead, GaussianHead
 from rl_lnlstm.policies.normalization import RunningStatistics
 
-# Those of act.cc. Functions are told apart by identity: a user's own may have any of these names.
+# The activations that act.cc knows. Look functions up by identity, because a user's function may have the same name.
 ACTIVATIONS = {getattr(keras.activations, name): name for name in ("linear", "tanh", "relu", "sigmoid")}
 MESSAGE_SIZE = 500
 
 
 class Arrays(ctypes.Structure):
-    """`RlLnlstmArrays` of act.cc."""
+    """The struct `RlLnlstmArrays` of act.cc."""
 
     _fields_ = (
         ("batch", ctypes.c_int64),
@@ -40,10 +40,11 @@ class Arrays(ctypes.Structure):
 
 
 class CompiledStep:
-    """`policy`'s step on NumPy arrays: observations, h, c, episode starts and noise to actions, values, ..., h and c.
+    """The step of a policy on NumPy arrays.
 
-    `Discrete` actions may have masks as last argument.
-    Weights are read from the variables at each call. Calls from several threads follow each other.
+    It takes observations, h, c, episode starts, noise and, for `Discrete` actions only, action masks. It returns
+    actions, values, log-probabilities, h and c. Each call reads the weights from the variables. A lock serialises calls
+    from several threads.
     """
 
     def __init__(self, policy: Any, encoder: list[keras.layers.Dense]) -> None:
@@ -80,7 +81,7 @@ class CompiledStep:
         self._make_buffers(1)
 
     def _make_buffers(self, batch: int) -> None:
-        """The arrays that calls are made with: to find an array's address takes as long as to copy it."""
+        """Makes the arrays that are passed to C. They are reused, because finding an array's address is slow."""
         observation, state, noise = self._sizes
         self._batch = batch
         self._inputs = (
@@ -127,11 +128,14 @@ class CompiledStep:
 
 
 def compiled_step(policy: Any) -> CompiledStep | None:
-    """The step of a policy, or None if it is none of those that are compiled.
+    """The compiled step of a policy, or None if its network cannot be compiled.
 
-    Only a network of exactly the known types is compiled: one LSTM layer for each of actor and critic that sees nothing
-    else than encoded observations, an encoder of dense layers, and activations of `ACTIVATIONS`; float32 on a CPU, with
-    observations of a `Box`. A subclass of a known type may compute something else.
+    All of this must hold:
+
+    - The observation space is a `Box`, and everything is float32 on a CPU.
+    - The encoder consists of dense layers with `ACTIVATIONS`.
+    - Actor and critic have one LSTM layer each, or share one. It sees only encoded observations.
+    - All layers have exactly the known types. A subclass may compute something else.
     """
     space, network, head = policy.observation_space, policy.network, policy.action_head
     if type(space) is not gym.spaces.Box or network.num_layers != 1 or policy.last_action_reward.size:
@@ -154,7 +158,7 @@ def compiled_step(policy: Any) -> CompiledStep | None:
 
 
 def _dense_layers(encoder: keras.Model | None, rank: int) -> list[keras.layers.Dense] | None:
-    """The layers of an encoder that flattens observations of that rank and multiplies; None for any other."""
+    """The layers of an encoder that consists of a `Flatten` and dense layers; None for any other encoder."""
     if encoder is None:
         return []
     if type(encoder) is not keras.Sequential or "call" in vars(encoder):

@@ -1,4 +1,4 @@
-"""How a policy is copied and pickled: its class is called again as it was, then it gets the weights and the noise."""
+"""Copying and pickling policies: the class is called with the same arguments, then weights and noise are set."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from rl_lnlstm.spaces import map_leaves
 
 
 class Built(NamedTuple):
-    """How an encoder of the user's can be built again."""
+    """A description from which a user's encoder can be built again."""
 
     kind: Any  # its class
     config: dict[str, Any]
 
 
 class Parts(NamedTuple):
-    """All that a copy of a policy is made of."""
+    """Everything needed to build a copy of a policy."""
 
     kind: type
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     weights: list[Any]
     exploration: dict[str, Any]
-    values: Any  # of some observations: what a copy must give too
+    values: Any  # of some test observations; a copy must compute the same
 
 
 def parts_of(policy: Any) -> Parts:
-    """What `rebuilt` makes a copy of.
+    """Collects what `rebuilt` needs to build a copy.
 
     Raises:
-        UserError: the policy has an encoder that Keras cannot describe.
+        UserError: Keras cannot describe the encoder of the policy.
     """
     arguments, keywords = policy.constructor_arguments
     return Parts(
@@ -51,10 +51,10 @@ def parts_of(policy: Any) -> Parts:
 
 
 def rebuilt(parts: Parts) -> Any:
-    """The copy.
+    """Builds the copy.
 
     Raises:
-        UserError: its encoder cannot be built again, or its class gives other weights than before.
+        UserError: the encoder cannot be built again, or the class now makes weights of other shapes.
     """
     keywords = {name: _restored(value) for name, value in parts.keywords.items()}
     policy = parts.kind(*map(_restored, parts.arguments), **keywords)
@@ -62,13 +62,13 @@ def rebuilt(parts: Parts) -> Any:
         policy.set_weights(parts.weights)
     except ValueError as error:
         raise UserError(
-            f"{parts.kind.__name__} cannot be copied: built again, it has weights of other shapes. A model of a class "
-            "of yours needs a method get_config that returns the arguments of its constructor"
+            f"{parts.kind.__name__} cannot be copied: built again, it has weights of other shapes. A model class of "
+            "your own needs a method get_config that returns the arguments of its constructor"
         ) from error
     if not np.allclose(_values(policy), parts.values, rtol=1e-4, atol=1e-4, equal_nan=True):
         raise UserError(
-            f"{parts.kind.__name__}: a copy computes something else, because it was built with other arguments than "
-            "those that get_config() of the encoder, or the constructor of the policy, tell of"
+            f"{parts.kind.__name__} cannot be copied: the copy computes something else. Check that get_config() of the "
+            "encoder returns all arguments of its constructor, and that the policy's constructor keeps its own"
         )
     policy.exploration.set_state(parts.exploration)
     return policy
@@ -101,7 +101,7 @@ def _restored(value: Any) -> Any:
         return value
     try:
         if value.kind.from_config.__func__ is keras.Model.from_config.__func__:
-            # A model that says nothing of its configuration: Keras then knows the arguments of the constructor.
+            # A model without a get_config of its own: Keras then records the arguments of the constructor.
             taken = inspect.signature(value.kind).parameters
             return value.kind(**{name: part for name, part in value.config.items() if name in taken})
         return value.kind.from_config(value.config)

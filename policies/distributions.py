@@ -1,4 +1,4 @@
-"""Distributions of actions: NamedTuples of parameters, leading axes free, the last one the action's."""
+"""Distributions of actions: NamedTuples of their parameters. Leading axes are free, the last axis is the action's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import tensorflow as tf
 
 Tensor = Any  # a tf.Tensor; TensorFlow ships no types
 
-SDE_EPSILON = 1e-6  # Stable-Baselines3's: features of zeros leave no variance
+SDE_EPSILON = 1e-6  # as in Stable-Baselines3; without it, features of zeros would have no variance
 
 
 class Distribution(Protocol):
-    """What a policy needs of the distribution that its action head gives."""
+    """The methods of a distribution that a policy needs."""
 
     def sample(self, noise: Any) -> Tensor:
-        """Random actions, made of what the distribution's `noise` drew; of zeros, those of `mode`."""
+        """Turns noise into random actions; noise of zeros gives the most probable actions."""
 
     def mode(self) -> Tensor:
         """The most probable actions."""
@@ -30,17 +30,17 @@ class Distribution(Protocol):
         """The (differential) entropy in nats, `[...]`."""
 
     def kl(self, other: Any) -> Tensor:
-        """The Kullback-Leibler divergence from `other`, of the same kind, to this: E log(self / other), `[...]`."""
+        """The Kullback-Leibler divergence KL(self | other) = E log(self / other), `[...]`; same type."""
 
 
 class Categorical(NamedTuple):
-    """One of n actions, 0 to n - 1, int64 `[...]`; `logits` `[..., n]`, unnormalised, -inf of what is illegal."""
+    """One of n actions: int64 `[...]`, 0 to n - 1. `logits` are `[..., n]`, unnormalised; illegal actions have -inf."""
 
     logits: Tensor
 
     @staticmethod
     def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """Standard Gumbel: -log of a standard exponential, which is kept away from 0."""
+        """Standard Gumbel noise: -log of a standard exponential, which is bounded away from 0."""
         return -np.log(np.maximum(generator.standard_exponential(shape, np.float32), np.float32(1e-20)))
 
     def sample(self, noise: Any) -> Tensor:
@@ -48,7 +48,7 @@ class Categorical(NamedTuple):
         return tf.argmax(self.logits + noise, -1)
 
     def mode(self) -> Tensor:
-        """Argmax(logits); the first of equals."""
+        """Argmax(logits); the first one if several are equal."""
         return tf.argmax(self.logits, -1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -68,18 +68,18 @@ class Categorical(NamedTuple):
 
 
 class MultiCategorical(NamedTuple):
-    """Independent categoricals: int64 actions `[..., k]`, `logits` `[..., k, n]`, -inf where one has fewer."""
+    """Independent categoricals: int64 actions `[..., k]`, `logits` `[..., k, n]`; -inf pads those with fewer values."""
 
     logits: Tensor
 
     @property
     def each(self) -> Categorical:
-        """The components, as a categorical over `[..., k]`."""
+        """All components as one categorical over `[..., k]`."""
         return Categorical(self.logits)
 
     @staticmethod
     def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """Standard Gumbel; the last two axes may be one."""
+        """Standard Gumbel noise; the last two axes may be merged into one."""
         return Categorical.noise(generator, shape)
 
     def sample(self, noise: Any) -> Tensor:
@@ -122,7 +122,7 @@ class Bernoulli(NamedTuple):
         return tf.cast(self.logits > 0, tf.int8)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log sigmoid of +/- logits, summed over the last axis."""
+        """The sum of log sigmoid(logit) where a bit is 1, and of log sigmoid(-logit) where it is 0."""
         actions = tf.cast(actions, self.logits.dtype)
         return -tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(actions, self.logits), -1)
 
@@ -132,7 +132,7 @@ class Bernoulli(NamedTuple):
         return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(p, self.logits), -1)
 
     def kl(self, other: Bernoulli) -> Tensor:
-        """The sum of the components' cross entropy less entropy."""
+        """The sum over components of cross entropy minus entropy."""
         p = tf.sigmoid(self.logits)
         cross = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(p, other.logits), -1)
         return cross - self.entropy()
@@ -180,9 +180,9 @@ class DiagonalGaussian(NamedTuple):
 class StateDependentGaussian(NamedTuple):
     """Generalised state-dependent exploration, Raffin et al. (2020), "Smooth exploration for robotic RL", section 3.
 
-    Actions are `mean + features @ (exp(log_std) * noise)`: while the matrix of noise is held, the same state gets the
-    same action. Over all matrices they are normal, independent, with the variance `features^2 @ exp(log_std)^2`
-    (equation 7), to which log-probability, entropy and divergence refer.
+    Actions are `mean + features @ (exp(log_std) * noise)`. As long as the noise matrix stays the same, the same state
+    gives the same action. Over random matrices, actions are independent normal variables with variance `features^2 @
+    exp(log_std)^2` (equation 7). Log-probability, entropy and divergence are those of this normal distribution.
     """
 
     mean: Tensor  # [..., d]
@@ -196,12 +196,12 @@ class StateDependentGaussian(NamedTuple):
 
     @property
     def marginal(self) -> DiagonalGaussian:
-        """What actions are distributed as over all matrices."""
+        """The distribution of actions over random noise matrices."""
         variance = tf.tensordot(self.features**2, tf.exp(2 * self.log_std), 1)
         return DiagonalGaussian(self.mean, 0.5 * tf.math.log(variance + SDE_EPSILON))
 
     def sample(self, noise: Any) -> Tensor:
-        """Of a matrix for each leading index, `[..., f * d]` row by row."""
+        """Samples with one noise matrix for each leading index, flattened to `[..., f * d]` row by row."""
         matrices = tf.reshape(noise, tf.concat([tf.shape(noise)[:-1], tf.shape(self.log_std)], 0))
         return self.mean + tf.einsum("...f,...fd->...d", self.features, tf.exp(self.log_std) * matrices)
 
@@ -229,7 +229,7 @@ class Composite(NamedTuple):
     noise_sizes: tuple[int, ...]  # how many columns of the noise each part takes
 
     def sample(self, noise: Any) -> tuple[Tensor, ...]:
-        """Of the parts' noises, side by side in the last axis."""
+        """Samples all parts. Their noises stand side by side in the last axis."""
         noises = tf.split(noise, self.noise_sizes, -1)
         return tuple(part.sample(own) for part, own in zip(self.parts, noises, strict=True))
 

@@ -1,4 +1,4 @@
-"""Refuses encoders that would act otherwise than they are learnt."""
+"""Refuses encoders that compute something else when acting than in training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rl_lnlstm.spaces import is_categorical, map_leaves
 
 ROWS = 4
 TOLERANCE = 1e-4
-WIDE = 1e4  # bounds further apart than this are no hint at what is observed
+WIDE = 1e4  # wider bounds say nothing about the actual observations
 HALF_PRECISION = ("float16", "bfloat16")
 
 
 @contextlib.contextmanager
 def keras_defaults() -> Iterator[None]:
-    """Builds layers in float32 and with channels last, whatever Keras' global settings are; they are given back."""
+    """Inside the block, Keras builds layers in float32 and with channels last; then its settings are restored."""
     policy, dtype, data_format = (
         keras.config.dtype_policy(),
         keras.config.floatx(),
@@ -41,7 +41,7 @@ def keras_defaults() -> Iterator[None]:
 
 
 def random_observations(space: gym.Space, batch: int, rng: np.random.Generator) -> Any:
-    """Observations of a space, `[batch, *shape]`, of ordinary size: not as far out as wide bounds allow."""
+    """Random observations `[batch, *shape]`; where bounds are very wide, values of ordinary size."""
 
     def draw(leaf: gym.Space) -> np.ndarray:
         shape = (batch, *(leaf.shape or ()))
@@ -61,16 +61,16 @@ def random_observations(space: gym.Space, batch: int, rng: np.random.Generator) 
 def chosen_encoder(
     policy: Any, base: Any, encoder: keras.Model | None, seed: int | None
 ) -> tuple[keras.Model | None, Iterator[int]]:
-    """The encoder that a policy is given, or that its class makes; and the seeds of all other weights.
+    """Chooses the encoder: the one given to the policy, or the one its class makes. Also seeds for other weights.
 
     Args:
         policy: the policy.
-        base: `RecurrentPolicy`, which makes none.
-        encoder: what it is given.
-        seed: the policy's.
+        base: `RecurrentPolicy`, which makes no encoder itself.
+        encoder: the encoder given to the policy, or None.
+        seed: the policy's seed.
 
     Raises:
-        UserError: both, or one that fails `check_encoder`.
+        UserError: there are both, or the encoder fails `check_encoder`.
     """
     seeds, make = seed_sequence(seed), type(policy).make_encoder
     if encoder is not None and make.__func__ is not base.make_encoder.__func__:
@@ -79,7 +79,7 @@ def chosen_encoder(
     if encoder is None:
         encoder = policy.make_encoder(policy.observation_space, policy.options, seeds)
         seeds = seed_sequence(next(seeds)) if encoder is not None else seeds
-    # What a saved policy describes is first built in a graph, where nothing can be run.
+    # A saved policy is first built in a graph to check its description. Nothing can be run there.
     if encoder is not None and of_the_user and tf.executing_eagerly():
         check_encoder(encoder, policy.observation_space)
     return encoder, seeds
@@ -89,12 +89,13 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
     """Runs an encoder on random observations.
 
     Raises:
-        UserError: it computes in half precision; its output is not `[batch, features]`; it differs from call to call,
-            between training and inference, or with the other rows of the batch; or a call changes its variables.
+        UserError: the encoder computes in half precision; its output is not `[batch, features]`; a call changes its
+            variables; or its output differs from call to call, between training and inference, or with other rows in
+            the batch.
     """
     observations = random_observations(space, ROWS, np.random.default_rng(0))
     inputs = map_leaves(as_floats, space, map_leaves(lambda _, part: tf.convert_to_tensor(part), space, observations))
-    first = _run(encoder, inputs)  # builds what is not built
+    first = _run(encoder, inputs)  # builds layers that are not built yet
     _check_precision(encoder)
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in encoder.variables]
     problem = None
@@ -116,15 +117,15 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
         problem = f"a call changes its variable {changed[0].path}"
     if problem is not None:
         raise UserError(
-            f"encoder: {problem}{_suspects(encoder)}, but a policy must act as it is learnt. Leave such layers out: "
-            "LayerNormalization can replace BatchNormalization, and a penalty such as kernel_regularizer can replace "
-            "Dropout"
+            f"encoder: {problem}{_suspects(encoder)}, but a policy must compute the same in acting and training. Leave "
+            "such layers out: LayerNormalization can replace BatchNormalization, and a penalty such as "
+            "kernel_regularizer can replace Dropout"
         )
     rows = [_run(encoder, map_leaves(lambda _, part, i=i: part[i : i + 1], space, inputs)) for i in range(ROWS)]
     if not _close(first, np.concatenate(rows)):
         raise UserError(
-            "encoder: the features of an observation depend on the other observations of the batch, but a policy must "
-            "act as it is learnt, in batches of other sizes"
+            "encoder: the features of an observation depend on the other observations in the batch, but a policy must "
+            "compute the same in acting and training, whose batches differ"
         )
 
 
@@ -147,13 +148,13 @@ def _check_precision(encoder: Any) -> None:
     for layer in encoder._flatten_layers():
         if layer.compute_dtype in HALF_PRECISION:
             raise UserError(
-                f"encoder: layer {layer.name} computes in {layer.compute_dtype}, in which acting and learning differ "
-                "by rounding, and losses are not scaled; build it with dtype='float32'"
+                f"encoder: layer {layer.name} computes in {layer.compute_dtype}, but half precision makes acting and "
+                "training differ by rounding, and PPO does not scale losses; build it with dtype='float32'"
             )
 
 
 def _suspects(encoder: Any) -> str:
-    """The layers that have something to do with training, for an error."""
+    """Names the layers that behave differently in training, for an error message."""
     names = [
         f"{layer.name} ({type(layer).__name__})"
         for layer in encoder._flatten_layers()

@@ -1,4 +1,4 @@
-"""From observations of any space to features: one small network for each leaf of the space, side by side."""
+"""Encoders: networks from observations of any space to features, one small network for each leaf of the space."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from rl_lnlstm.policies.normalization import RunningStatistics
 from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, map_leaves, width
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
-# Those of keras.activations that work elementwise. Not all that module has: a saved policy names one.
+# Only the elementwise functions of keras.activations. A saved policy names one, and must not name anything else.
 ACTIVATIONS = (
     *("celu", "elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "leaky_relu", "linear", "log_sigmoid", "mish"),
     *("relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "swish", "tanh"),
 )
 VECTOR_LAYERS, IMAGE_LAYERS = (64,), (512,)
 
-# Filters, size of the kernel and stride. The first is that of Mnih et al. (2015), "Human-level control through deep
-# reinforcement learning"; the last is for grids of symbols, such as MiniGrid's 7 x 7.
+# Filters, kernel size and stride. The first network is from Mnih et al. (2015), "Human-level control through deep
+# reinforcement learning". The last one is for grids of symbols, such as MiniGrid's 7 x 7.
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 CONVOLUTIONS = {48: NATURE, 16: ((32, 4, 2), (64, 3, 2), (64, 3, 1)), 5: ((32, 3, 1), (64, 3, 1))}
 SMALLEST_IMAGE, SMALLEST_PHOTOGRAPH = 5, 16  # sides, in pixels
-IMAGE_CLIP = 5.0  # of normalised pixels
+IMAGE_CLIP = 5.0  # normalised pixels are clipped to +/- this
 SYMBOL_WIDTH = 8
 
 
 def seed_sequence(seed: int | None) -> Iterator[int]:
-    """Endlessly many seeds that follow from one."""
+    """An infinite sequence of seeds that is derived from one seed."""
     generator = np.random.default_rng(seed)
     while True:
         yield int(generator.integers(2**31))
 
 
 def check_activation(activation: str) -> None:
-    """Raises `UserError` for an activation that is none of `ACTIVATIONS`."""
+    """Raises `UserError` unless the activation is one of `ACTIVATIONS`."""
     if activation not in ACTIVATIONS:
         raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
@@ -58,7 +58,7 @@ def dense(units: int, activation: str, seed: int, name: str) -> keras.layers.Den
 
 
 def as_floats(space: gym.Space, values: Any) -> Any:
-    """What an encoder gets of a leaf's values `[n, *shape]`: float32, one-hot where they are categories."""
+    """Converts a leaf's values `[n, *shape]` to the input of an encoder: float32, categories one-hot."""
     if is_categorical(space):
         component, value = categories(space)
         flat = tf.reshape(tf.cast(values, tf.int64), [-1, int(component[-1]) + 1])
@@ -67,18 +67,18 @@ def as_floats(space: gym.Space, values: Any) -> Any:
 
 
 def flat_floats(space: gym.Space, structure: Any) -> Any:
-    """All leaves' values `[n, *shape]` side by side, as `as_floats` gives them: `[n, features]`."""
+    """Converts the values `[n, *shape]` of all leaves with `as_floats`, and concatenates them to `[n, features]`."""
     parts = flatten(space, map_leaves(as_floats, space, structure))
     return tf.concat([tf.reshape(part, [-1, int(np.prod(part.shape[1:]))]) for part in parts], -1)
 
 
 def input_shape(space: gym.Space) -> tuple[int, ...]:
-    """The shape, without the batch, of what `as_floats` gives for a leaf."""
+    """The shape of the result of `as_floats` for a leaf, without the batch axis."""
     return (width(space),) if is_categorical(space) else space.shape or ()
 
 
 def is_image(space: gym.Space) -> bool:
-    """A leaf that convolutions are the first choice for: bytes, or floats from 0 to 1 that are many."""
+    """Whether convolutions suit a leaf: an image of bytes, or a large one of floats from 0 to 1."""
     if not isinstance(space, gym.spaces.Box) or not 2 <= len(space.shape) <= 4:
         return False
     side, low, high = _smaller_side(space.shape), space.low, space.high
@@ -89,17 +89,17 @@ def is_image(space: gym.Space) -> bool:
 
 
 def running_statistics(space: gym.Space) -> RunningStatistics | None:
-    """What a leaf can be normalised by; None if it is not made of quantities.
+    """The statistics that normalise a leaf; None if its values are no quantities.
 
-    An image's pixels each have their own, as in Burda et al. (2018), "Exploration by random network distillation": what
-    never changes becomes 0, and what moves stands out. Without, a bright background that no weight has any use for is
-    most of what the first layer sees, and many of its units die of it.
+    Each pixel of an image has its own statistics, as in Burda et al. (2018), "Exploration by random network
+    distillation". Pixels that never change become 0, and moving objects stand out. Without this, a bright background
+    dominates the input of the first layer, and many of its units die.
     """
     if not isinstance(space, gym.spaces.Box) or (is_image(space) and _is_symbols(space)):
         return None
     if is_image(space) or _is_bytes(space):
         unit = 255.0 if _is_bytes(space) else 1.0
-        # Where a pixel hardly ever changes, noise of a hundredth is not to be made a signal.
+        # A large epsilon, so that noise of 1/100 in a pixel that hardly ever changes is not amplified.
         return RunningStatistics(space.shape, IMAGE_CLIP, unit, (unit / 100) ** 2)
     return RunningStatistics(space.shape) if np.issubdtype(space.dtype, np.floating) else None
 
@@ -112,7 +112,7 @@ def perceptron(
     normalized: bool,
     prefix: str = "encoder",
 ) -> list[keras.layers.Layer]:
-    """The layers for a leaf that is flattened, `normalized` by its `running_statistics` or not."""
+    """The layers for a flattened leaf. `normalized`: its `running_statistics` are applied before."""
     widths = VECTOR_LAYERS if widths is None else widths
     layers = [dense(units, activation, next(seeds), f"{prefix}_{i}") for i, units in enumerate(widths)]
     return [*_bytes_to_fractions(space, normalized), keras.layers.Flatten(), *layers]
@@ -121,12 +121,12 @@ def perceptron(
 def convolutions(
     space: gym.Space, widths: Sequence[int] | None, seeds: Iterator[int], normalized: bool, prefix: str = "encoder"
 ) -> list[keras.layers.Layer]:
-    """The layers for a leaf that is an image: convolutions, then dense layers, all of them ReLU.
+    """The layers for an image: convolutions, then dense layers, all with ReLU.
 
-    `normalized` by its `running_statistics` or not.
+    `normalized`: its `running_statistics` are applied before.
 
     Raises:
-        UserError: it is too small.
+        UserError: the image is too small.
     """
     side = _smaller_side(space.shape or ())
     if side < SMALLEST_IMAGE:
@@ -137,7 +137,7 @@ def convolutions(
     stack = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
     layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
     if _is_symbols(space):
-        # So few pixels are symbols, of which a value's distance from another says nothing.
+        # So few pixels are symbols, and the distance between two symbols means nothing.
         rows, columns, channels = _size(space.shape or ())
         initializer = keras.initializers.RandomNormal(stddev=1.0, seed=next(seeds))
         layers += [
@@ -158,14 +158,14 @@ def convolutions(
 
 
 def stack(space: gym.Space, layers: Sequence[keras.layers.Layer]) -> keras.Model:
-    """The encoder of observations that are a single leaf."""
+    """The encoder for observations that are a single leaf."""
     return keras.Sequential([keras.Input(input_shape(space)), *layers], name="encoder")
 
 
 def multi_input(
     space: gym.Space, widths: Sequence[int] | None, activation: str, seeds: Iterator[int], normalized: bool
 ) -> keras.Model:
-    """A network for each leaf: convolutions for images, perceptrons for others. Their features are concatenated."""
+    """A network for each leaf: convolutions for images, perceptrons for all others. Features are concatenated."""
     inputs = _inputs(space)
     features = []
     for number, (leaf, tensor) in enumerate(zip(leaves(space), flatten(space, inputs), strict=True)):
@@ -183,7 +183,7 @@ def multi_input(
 
 
 def _inputs(space: gym.Space, name: str | None = None) -> Any:
-    """Symbolic inputs in the structure of the space; Keras wants the names of a dict's to be its keys."""
+    """Symbolic inputs in the structure of the space. Keras expects the inputs of a dict to be named like its keys."""
     if isinstance(space, gym.spaces.Dict):
         return {key: _inputs(inner, None if name or "/" in key else key) for key, inner in space.spaces.items()}
     if isinstance(space, gym.spaces.Tuple):
@@ -196,7 +196,7 @@ def _is_bytes(space: gym.Space) -> bool:
 
 
 def _is_symbols(image: gym.Space) -> bool:
-    """An image, of bytes up to 255 or fewer, of so few pixels that they are symbols."""
+    """Whether an image has so few pixels, of byte values, that they are treated as symbols."""
     return image.dtype == np.uint8 and _smaller_side(image.shape or ()) < SMALLEST_PHOTOGRAPH
 
 
@@ -205,7 +205,7 @@ def _bytes_to_fractions(space: gym.Space, normalized: bool) -> list[keras.layers
 
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels, those of stacked frames together."""
+    """Height, width and channels. The channels of stacked frames are merged."""
     if len(shape) == 2:
         return *shape, 1
     if len(shape) == 4:
@@ -220,7 +220,7 @@ def _smaller_side(shape: tuple[int, ...]) -> int:
 
 
 def _channels_last(shape: tuple[int, ...]) -> list[keras.layers.Layer]:
-    """Layers to `[height, width, channels]`, which is what convolutions on a CPU take."""
+    """Layers that convert to `[height, width, channels]`, which convolutions on a CPU need."""
     size = _size(shape)
     if len(shape) == 4:
         order = (2, 3, 1, 4) if _size(shape[1:]) == shape[1:] else (3, 4, 1, 2)

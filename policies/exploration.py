@@ -1,4 +1,4 @@
-"""Where the noise comes from that actions are sampled with."""
+"""The noise for sampling actions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Generators = np.random.Generator | Sequence[np.random.Generator]
 
 
 class Exploration:
-    """Draws noise for a policy's action head, and holds what `std="gsde"` holds.
+    """Draws the noise for a policy's action head. With `std="gsde"`, keeps it for several steps.
 
-    `step` and `predict` each hold noise of their own, so that an evaluation does not disturb a rollout.
+    `step` and `predict` keep separate noise, so that an evaluation does not disturb a rollout.
 
     Args:
         head: the policy's action head.
-        generator: what draws, unless a call brings generators of its own.
+        generator: the random generator, unless a call passes its own.
     """
 
     def __init__(self, head: ActionHead, generator: np.random.Generator) -> None:
@@ -29,7 +29,7 @@ class Exploration:
         self._held: dict[str, np.ndarray | None] = {"step": None, "predict": None}
 
     def reset(self, batch_size: int) -> None:
-        """Draws the noise again that `step` holds for each of `batch_size` environments; `predict` will do so too."""
+        """Draws new noise for the `batch_size` environments of `step`. `predict` then draws new noise too."""
         self._held = {"step": self._head.noise(self.generator, batch_size), "predict": None}
 
     def for_step(self, batch_size: int) -> np.ndarray:
@@ -43,7 +43,7 @@ class Exploration:
         return noise
 
     def for_predict(self, batch_size: int, rng: Generators | None, episode_starts: np.ndarray) -> np.ndarray:
-        """Noise for `predict`. Generators that are given draw held noise again at the start of each episode."""
+        """Noise for `predict`. With `rng`, noise that is kept is drawn again at the start of each episode."""
         noise = self._draw(batch_size, rng)
         if self._columns.any():
             held = self._held["predict"]
@@ -65,9 +65,9 @@ class Exploration:
         return np.concatenate([self._head.noise(one, 1) for one in rng]) if rng else self._head.no_noise(0)
 
     def get_state(self) -> dict[str, Any]:
-        """The generator and the held noise, for `set_state`."""
+        """Returns the state of the generator and the noise that is kept, for `set_state`."""
         return {"generator": self.generator, "held": self._held}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where `get_state` was called."""
+        """Continues from where `get_state` was called."""
         self.generator, self._held = state["generator"], state["held"]

@@ -1,4 +1,4 @@
-"""The policy classes that make an encoder of their own, and which of them suits which observations."""
+"""The policy classes that make their own encoder, and the choice between them."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class MlpLnLstmPolicy(RecurrentPolicy):
 class CnnLnLstmPolicy(RecurrentPolicy):
     """A recurrent policy whose encoder is a convolutional network.
 
-    From 48 x 48 pixels on it is the network of Mnih et al. (2015): 32 filters of 8 x 8 with stride 4, 64 of 4 x 4 with
-    stride 2, 64 of 3 x 3. Smaller images get smaller kernels and strides. In images of bytes with fewer than 16 x 16
-    pixels every value is taken for a symbol, and embedded. The bytes of larger images are scaled by 1 / 255.
+    Images of at least 48 x 48 pixels get the network of Mnih et al. (2015): 32 filters of 8 x 8 with stride 4, 64 of 4
+    x 4 with stride 2, 64 of 3 x 3. Smaller images get smaller kernels and strides. In byte images of fewer than 16 x 16
+    pixels, every value is treated as a symbol and embedded. The bytes of larger images are divided by 255.
 
     Args:
         observation_space: of a single environment: a `Box` `[height, width]`, `[height, width, channels]`,
@@ -49,7 +49,7 @@ class CnnLnLstmPolicy(RecurrentPolicy):
         **options: as below; `encoder_layers` are the ReLU layers between the convolutions and the LSTM.
 
     Raises:
-        UserError: the observation is no image, or too small a one.
+        UserError: the observation is not an image, or the image is too small.
     """
 
     @classmethod
@@ -65,9 +65,10 @@ class CnnLnLstmPolicy(RecurrentPolicy):
 
 @with_options
 class MultiInputLnLstmPolicy(RecurrentPolicy):
-    """A recurrent policy with an encoder for each entry of the observation, whose features are concatenated.
+    """A recurrent policy with an encoder for each entry of the observation.
 
-    Entries that are images get the network of `CnnLnLstmPolicy`, all others that of `MlpLnLstmPolicy`.
+    Images get the network of `CnnLnLstmPolicy`, all other entries that of `MlpLnLstmPolicy`. The features are
+    concatenated.
 
     Args:
         observation_space: of a single environment, `Dict` and `Tuple` in any nesting.
@@ -77,7 +78,7 @@ class MultiInputLnLstmPolicy(RecurrentPolicy):
 
     @classmethod
     def make_encoder(cls, observation_space: gym.Space, options: PolicyOptions, seeds: Iterator[int]) -> keras.Model:
-        """An encoder for each entry, side by side."""
+        """Makes an encoder for each entry and concatenates their features."""
         widths, normalized = options.encoder_layers, options.normalize_observations
         return multi_input(observation_space, widths, options.activation, seeds, normalized)
 
@@ -88,7 +89,7 @@ POLICIES: dict[str, type[RecurrentPolicy]] = {
 
 
 def policy_for(observation_space: gym.Space) -> type[RecurrentPolicy]:
-    """The policy class that suits observations."""
+    """The policy class that suits an observation space."""
     if isinstance(observation_space, gym.spaces.Dict | gym.spaces.Tuple):
         return MultiInputLnLstmPolicy
     return CnnLnLstmPolicy if is_image(observation_space) else MlpLnLstmPolicy

@@ -1,4 +1,4 @@
-"""From features to a distribution of actions, by the kind of action space."""
+"""Action heads: layers from features to a distribution of actions, one class for each kind of action space."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from rl_lnlstm.policies.distributions import (
 )
 from rl_lnlstm.spaces import leaves
 
-# Small, so that the first policy is close to uniform (Andrychowicz et al., 2021, "What matters in on-policy RL?").
+# A small gain makes the first policy nearly uniform (Andrychowicz et al., 2021, "What matters in on-policy RL?").
 POLICY_GAIN = 0.01
-CERTAIN = 1e9  # a logit of probability 1; with infinity, log-probabilities would be NaN
-UNBOUNDED = 1e30  # a larger bound stands for none, such as the largest float32
+CERTAIN = 1e9  # the logit of a certain action; infinity would make log-probabilities NaN
+UNBOUNDED = 1e30  # larger bounds, such as the largest float32, mean no bound
 
 
 class _ActionHead(keras.layers.Layer):
-    """Base of the heads: features `[..., f]` to a distribution over `[...]`.
+    """Base class of the heads: maps features `[..., f]` to a distribution over `[...]`.
 
     Actions have two forms. The distribution's form is flat and counts from 0. The space's form has the structure, the
     shape and the numbering of the action space; it is what `RecurrentPolicy.step` returns.
 
     Attributes:
-        in_kernel: the compiled step has this head as well.
-        noise_size: columns of the noise that the distribution's `sample` takes.
-        features_size: columns of `features`.
+        in_kernel: whether the compiled step implements this head.
+        noise_size: number of columns of the noise for the distribution's `sample`.
+        features_size: number of columns that `features` returns.
         projection: the layer from the features to the parameters of the distribution.
     """
 
@@ -49,7 +49,7 @@ class _ActionHead(keras.layers.Layer):
     projection: keras.layers.Dense
 
     def noise(self, generator: np.random.Generator, batch_size: int) -> np.ndarray:
-        """The noise to sample a batch of actions with."""
+        """Draws the noise for sampling a batch of actions."""
         return self.distribution.noise(generator, (batch_size, self.noise_size))
 
     def no_noise(self, batch_size: int) -> np.ndarray:
@@ -57,11 +57,11 @@ class _ActionHead(keras.layers.Layer):
         return np.zeros((batch_size, self.noise_size), np.float32)
 
     def held(self) -> np.ndarray:
-        """Which columns of the noise stay the same until exploration is drawn again, `[noise_size]` bool."""
+        """Which columns of the noise are kept until `reset_noise` is called, `[noise_size]` bool."""
         return np.zeros(self.noise_size, bool)
 
     def clip(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment takes them: elements of the action space."""
+        """Converts sampled actions to elements of the action space."""
         return actions
 
 
@@ -83,11 +83,11 @@ class CategoricalHead(_ActionHead):
         return Categorical(logits if action_masks is None else tf.where(action_masks, logits, -np.inf))
 
     def to_distribution(self, actions: Any) -> Any:
-        """From the space's numbering to one that counts from 0."""
+        """Converts the space's numbering to one that counts from 0."""
         return tf.cast(actions, tf.int64) - int(self.space.start)
 
     def to_space(self, actions: np.ndarray) -> np.ndarray:
-        """From a numbering that counts from 0 to the space's, in its dtype."""
+        """Converts a numbering that counts from 0 to the space's, in its dtype."""
         return (actions + int(self.space.start)).astype(self.space.dtype)
 
     def features(self, actions: Any) -> Any:
@@ -96,7 +96,7 @@ class CategoricalHead(_ActionHead):
 
 
 class MultiCategoricalHead(_ActionHead):
-    """For `MultiDiscrete`: a categorical for each component, all as wide as the widest."""
+    """For `MultiDiscrete`: a categorical for each component, padded to the largest number of values."""
 
     distribution = MultiCategorical
 
@@ -109,7 +109,7 @@ class MultiCategoricalHead(_ActionHead):
         self.projection = _projection(self.noise_size, seed, "logits")
         columns = np.arange(self.shape[1])
         self.exists = columns < sizes[:, np.newaxis]
-        # Where masks, which leave out what does not exist, have the mask of each logit.
+        # The position of each logit in a mask. Masks do not contain the padding.
         self.positions = np.where(self.exists, (np.cumsum(sizes) - sizes)[:, np.newaxis] + columns, 0)
 
     def call(self, features: Any, action_masks: Any = None) -> MultiCategorical:
@@ -121,11 +121,11 @@ class MultiCategoricalHead(_ActionHead):
         return MultiCategorical(tf.where(legal, logits, -np.inf))
 
     def to_distribution(self, actions: Any) -> Any:
-        """From the space's shape and numbering to one flat axis that counts from 0."""
+        """Converts the space's shape and numbering to one flat axis that counts from 0."""
         return _flatten_last(tf.cast(actions, tf.int64) - self.space.start.astype(np.int64), self.space.shape)
 
     def to_space(self, actions: np.ndarray) -> np.ndarray:
-        """From one flat axis that counts from 0 to the space's shape, numbering and dtype."""
+        """Converts one flat axis that counts from 0 to the space's shape, numbering and dtype."""
         return (actions.reshape(*actions.shape[:-1], *self.space.shape) + self.space.start).astype(self.space.dtype)
 
     def features(self, actions: Any) -> Any:
@@ -146,7 +146,7 @@ class BernoulliHead(_ActionHead):
         self.projection = _projection(self.noise_size, seed, "logits")
 
     def call(self, features: Any, action_masks: Any = None) -> Bernoulli:
-        """`action_masks`, `[..., 2 * n]` bool, are false where 0 or 1 is illegal: those of a bit stand side by side."""
+        """`action_masks` are `[..., 2 * n]` bool: for each bit, whether 0 is legal and whether 1 is legal."""
         logits = self.projection(features)
         if action_masks is not None:
             legal = _split_last(action_masks, (self.noise_size, 2))
@@ -169,9 +169,9 @@ class BernoulliHead(_ActionHead):
 class GaussianHead(_ActionHead):
     """For `Box`: a Gaussian with independent components.
 
-    With `rescale_actions`, [-1, 1] stands for the bounds of every component that has two finite ones. Actions and
-    log-probabilities are of what was sampled; only `clip` brings actions within bounds and into the environment's
-    units.
+    With `rescale_actions`, components with two finite bounds are scaled, so that [-1, 1] covers the range between the
+    bounds. Sampled actions are neither scaled nor clipped, and log-probabilities refer to them. Only `clip` converts
+    actions to the environment's units and clips them to its bounds.
     """
 
     def __init__(self, space: gym.spaces.Box, seed: int, options: PolicyOptions, **kwargs: Any) -> None:
@@ -182,7 +182,7 @@ class GaussianHead(_ActionHead):
         self.size = self.noise_size = self.features_size = int(np.prod(space.shape))
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
-        # Bounds of -1 and 1 need no scaling, and stay exact without it.
+        # Bounds of -1 and 1 are not scaled, so that actions stay exact.
         self.rescaled = bounded & ((low != -1) | (high != 1)) & options.rescale_actions
         self.low, self.high = np.where(self.rescaled, low, 0.0), np.where(self.rescaled, high, 0.0)
         self.projection = _projection(self.size, seed, "mean")
@@ -190,7 +190,7 @@ class GaussianHead(_ActionHead):
             self.log_std = _projection(self.size, seed + 1, "log_std", bias=options.log_std_init)
 
     def build(self, features_shape: Sequence[int]) -> None:
-        """Makes the standard deviations that are weights."""
+        """Makes the weights: log standard deviations, if they are weights."""
         shape = (features_shape[-1], self.size) if self.std == "gsde" else (self.size,)
         self.noise_size = int(np.prod(shape))
         if self.std != "network":
@@ -204,12 +204,12 @@ class GaussianHead(_ActionHead):
             return DiagonalGaussian(mean, self.log_std(features))
         log_std = tf.convert_to_tensor(self.log_std)
         if self.std == "gsde":
-            # Only the mean trains the features, as in the paper's implementation.
+            # As in the paper's implementation, no gradient of the standard deviation reaches the features.
             return StateDependentGaussian(mean, log_std, tf.stop_gradient(features))
         return DiagonalGaussian(mean, log_std)
 
     def held(self) -> np.ndarray:
-        """All or none."""
+        """All columns with gSDE, otherwise none."""
         return np.full(self.noise_size, self.std == "gsde")
 
     def to_distribution(self, actions: Any) -> Any:
@@ -221,23 +221,23 @@ class GaussianHead(_ActionHead):
         return actions.reshape(*actions.shape[:-1], *self.space.shape)
 
     def features(self, actions: Any) -> Any:
-        """The actions, clipped to what stands for the bounds."""
+        """The actions, clipped to their bounds, `[..., n]`."""
         low = np.where(self.rescaled, -1.0, self.space.low).astype(np.float32)
         high = np.where(self.rescaled, 1.0, self.space.high).astype(np.float32)
         return tf.clip_by_value(actions, low.ravel(), high.ravel())
 
     def clip(self, actions: np.ndarray) -> np.ndarray:
-        """Actions in the environment's units, within bounds, of the space's dtype."""
+        """Converts actions to the environment's units and the space's dtype, and clips them to the bounds."""
         if self.rescaled.any():
             unit = np.clip(actions, -1, 1).astype(np.float64)
-            # Neither product overflows, as high - low might.
+            # high - low could overflow; these two products cannot.
             scaled = 0.5 * (1 - unit) * self.low + 0.5 * (1 + unit) * self.high
             actions = np.where(self.rescaled, scaled, actions)
         return np.clip(actions, self.space.low, self.space.high).astype(self.space.dtype)
 
 
 class CompositeHead(_ActionHead):
-    """For `Dict` and `Tuple`: a head for each of what they hold, independent of each other given the features."""
+    """For `Dict` and `Tuple`: one head for each entry. Given the features, the entries are independent."""
 
     def __init__(
         self, space: gym.spaces.Dict | gym.spaces.Tuple, seeds: Iterator[int], options: PolicyOptions, **kwargs: Any
@@ -256,12 +256,12 @@ class CompositeHead(_ActionHead):
 
     @property
     def noise_size(self) -> int:  # type: ignore[override]
-        """Of all parts, whose noises are side by side."""
+        """Number of columns of the noise of all parts, side by side."""
         return sum(part.noise_size for part in self.parts)
 
     @property
     def features_size(self) -> int:  # type: ignore[override]
-        """Of all parts, whose features are side by side."""
+        """Number of columns of the features of all parts, side by side."""
         return sum(part.features_size for part in self.parts)
 
     def noise(self, generator: np.random.Generator, batch_size: int) -> np.ndarray:
@@ -281,7 +281,7 @@ class CompositeHead(_ActionHead):
         return self._structured([part.to_space(own) for part, own in zip(self.parts, actions, strict=True)])
 
     def features(self, actions: tuple[Any, ...]) -> Any:
-        """Those of all parts, side by side."""
+        """The features of all parts, side by side."""
         return tf.concat([part.features(own) for part, own in zip(self.parts, actions, strict=True)], -1)
 
     def clip(self, actions: Any) -> Any:
@@ -296,7 +296,7 @@ ActionHead = CategoricalHead | MultiCategoricalHead | BernoulliHead | GaussianHe
 
 
 def has_box(space: gym.Space) -> bool:
-    """Whether an action space has a `Box` in it, which has standard deviations."""
+    """Whether an action space contains a `Box`; only then are there standard deviations."""
     return any(isinstance(leaf, gym.spaces.Box) for leaf in leaves(space))
 
 
@@ -304,11 +304,11 @@ def action_head(space: gym.Space, options: PolicyOptions, seed: int) -> ActionHe
     """The head for an action space.
 
     Raises:
-        UserError: a space that no head is for, or `std="gsde"` for a space without a `Box`.
+        UserError: no head supports the space, or `std="gsde"` was given for a space without a `Box`.
     """
     head = _head(space, itertools.count(seed, 2), options, "action_head")
     if options.std == "gsde" and not has_box(space):
-        raise UserError(f"std='gsde' explores in Box actions, but the action space is {space}")
+        raise UserError(f"std='gsde' needs Box actions, but the action space is {space}")
     return head
 
 

@@ -1,4 +1,4 @@
-"""What the LSTM sees of the last action and of the reward that it earned."""
+"""The last action and its reward as inputs of the LSTM."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class LastActionRewardState(NamedTuple):
 
 
 class LastActionReward:
-    """Makes the inputs of the LSTM that come from the last action and reward.
+    """Converts the last action and reward to inputs of the LSTM.
 
-    Actions are one-hot, or clipped to their bounds; a reward r is sign(r) log(1 + |r|). Everything is computed here,
-    in TensorFlow, for acting and for the update alike.
+    Discrete actions are one-hot, continuous actions are clipped to their bounds. A reward r becomes sign(r) log(1 +
+    |r|). Acting and the update both use this code.
 
     Args:
-        head: the policy's action head, which has the features of actions.
-        options: `previous_action` and `previous_reward` decide which of the two there are.
+        head: the policy's action head, which converts actions to features.
+        options: the policy's options; `previous_action` and `previous_reward` say which inputs there are.
     """
 
     def __init__(self, head: ActionHead, options: PolicyOptions) -> None:
@@ -36,39 +36,39 @@ class LastActionReward:
 
     @property
     def size(self) -> int:
-        """How many numbers the LSTM sees; 0 if it sees neither."""
+        """The number of inputs; 0 if the policy sees neither action nor reward."""
         return (self._head.features_size if self._action else 0) + self._reward
 
     def after(self, actions: Any, rewards: Any) -> Any:
-        """What a state keeps after `actions` `[...]`, in the distribution's form, earned `rewards` `[...]`."""
+        """The state's `last_action_reward` after `actions` `[...]`, in the distribution's form, and their rewards."""
         parts = [self._head.features(actions)] if self._action else []
         parts += [tf.cast(rewards, tf.float32)[..., tf.newaxis]] if self._reward else []
         return tf.concat(parts, -1)
 
     def sequence(self, first: Any, actions: Any, rewards: Any) -> Any:
-        """What the states of a time-major sequence kept, `[time, batch, size]`.
+        """The `last_action_reward` before each step of a time-major sequence, `[time, batch, size]`.
 
         Args:
-            first: what the state before the sequence kept, `[batch, size]`.
-            actions: those of the sequence, in the distribution's form.
-            rewards: `[time, batch]`, what these actions earned.
+            first: the `last_action_reward` before the sequence, `[batch, size]`.
+            actions: the actions of the sequence, in the distribution's form.
+            rewards: `[time, batch]`, the reward of each action.
 
         Raises:
-            UserError: rewards are needed and missing.
+            UserError: `previous_reward` is on and there are no rewards.
         """
         if self._reward and rewards is None:
-            raise UserError("rewards: a policy with previous_reward needs those of the sequences, got None")
+            raise UserError("rewards: a policy with previous_reward needs the rewards of the sequences, got None")
         return tf.concat([tf.convert_to_tensor(first)[tf.newaxis], self.after(actions, rewards)[:-1]], 0)
 
     def inputs(self, kept: Any) -> Any:
-        """What the LSTM sees of that: the reward is squashed."""
+        """The inputs of the LSTM: the same, with the reward squashed."""
         if not self._reward:
             return kept
         rewards = kept[..., -1:]
         return tf.concat([kept[..., :-1], tf.sign(rewards) * tf.math.log1p(tf.abs(rewards))], -1)
 
     def rewarded(self, state: Any, rewards: Any) -> Any:
-        """The state with the last rewards, `[batch]`, in it; the same state if the policy does not see them."""
+        """Adds the last rewards `[batch]` to the state, if the policy sees rewards."""
         if not self._reward:
             return state
         kept = np.array(state[2])

@@ -1,4 +1,4 @@
-"""Loading saved policies; see `saving` for what a folder holds and who may have made it."""
+"""Loading saved policies. `saving.py` describes the files, which need not be trusted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rl_lnlstm.policies.saving import (
 from rl_lnlstm.spaces import Budget, space_from_json
 
 ARRAYS_OF_DENSE, ARRAYS_OF_LSTM = 2, len(Weights._fields)
-MAX_REPLACED = 100  # times, while it is opened
+MAX_REPLACED = 100  # attempts to open a policy that keeps being replaced
 MAX_MESSAGE = 2000  # characters
 
 
@@ -47,12 +47,13 @@ def load_policy(
     """Loads a policy from a policy folder or a run directory.
 
     Args:
-        path: what was saved to. In a run directory without a finished policy the best one so far is taken.
-        encoder: an encoder built as the saved policy's was, if it was handed in: code is never saved.
-        policy_class: the class of the policy, if it is none of this package.
+        path: the folder. In the directory of an unfinished run, this loads the best policy so far.
+        encoder: needed if the policy was made with an encoder of your own, because code is never saved. Build it in the
+            same way.
+        policy_class: the class of the policy, if it is a class of your own.
 
     Raises:
-        UserError: there is no saved policy, it is damaged, or it needs an encoder or a class.
+        UserError: there is no saved policy, it is damaged, or `encoder` or `policy_class` is missing.
     """
     folder = _find(Path(path))
     try:
@@ -65,7 +66,7 @@ def load_policy(
             if description["custom_encoder"] != (encoder is not None):
                 if encoder is None:
                     raise UserError(
-                        f"{folder} was saved with an encoder of its own: hand one that is built alike to "
+                        f"{folder} was saved with an encoder of its own: pass one that is built in the same way to "
                         "load_policy(path, encoder=...)"
                     )
                 raise UserError(f"{folder} was saved without an encoder of its own")
@@ -86,7 +87,7 @@ def load_policy(
             policy.env_id = env_id if isinstance(env_id, str) else None
     except UserError as error:
         raise UserError(printable(error, MAX_MESSAGE)) from None
-    except Exception as error:  # whatever a file that somebody made up leads to, it is the file that is wrong
+    except Exception as error:  # a malicious file can cause any error; blame the file
         raise UserError(
             f"{folder} holds no policy that can be loaded, {type(error).__name__}: {printable(error)}"
         ) from error
@@ -98,7 +99,7 @@ def _class_of(name: Any, policy_class: type[RecurrentPolicy] | None) -> type[Rec
     if policy_class is None:
         if not isinstance(name, str) or name not in known:
             raise UserError(
-                f"the policy is a {name}, which is no class of this package ({', '.join(known)}): hand its class to "
+                f"the policy is a {name}, which is no class of this package ({', '.join(known)}): pass its class to "
                 "load_policy(path, policy_class=...)"
             )
         return known[name]
@@ -111,7 +112,7 @@ def _class_of(name: Any, policy_class: type[RecurrentPolicy] | None) -> type[Rec
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[tuple[Any, zipfile.ZipFile]]:
-    """The description and the archive of the same policy, also when another one takes its place at that moment."""
+    """Opens the description and the archive of one policy, even if another policy replaces it at that moment."""
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_REPLACED):
             opened = _identity(folder)
@@ -125,7 +126,7 @@ def _opened(folder: Path) -> Iterator[tuple[Any, zipfile.ZipFile]]:
             if _identity(folder) == opened:
                 break
         else:
-            raise UserError(f"{folder} is replaced all the time: it cannot be read")
+            raise UserError(f"{folder} cannot be read, because another process keeps replacing it")
         yield description, archive
 
 
@@ -143,21 +144,21 @@ def _find(path: Path) -> Path:
 
 
 def _check_sizes(arguments: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
-    """Refuses arguments that no policy with these weights can have, before anything is built with them."""
+    """Before anything is built, refuses arguments that do not fit the sizes of the weights."""
     numbers = sum(math.prod(header.shape) for header in headers.values())
     for name, value in arguments.items():
         values = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, bool | int | float | str) for part in values):
             raise ValueError(f"{name} must be a number, a word, or a list of these")
         if len(values) > max(1, len(headers) // ARRAYS_OF_DENSE):
-            raise ValueError(f"{name} is longer than the weights are for")
+            raise ValueError(f"{name} is too long for the weights")
         most = len(headers) // ARRAYS_OF_LSTM if name == "num_layers" else numbers
         if any(isinstance(part, int) and part > most for part in values):
-            raise ValueError(f"{name} is more than the weights are for")
+            raise ValueError(f"{name} is too large for the weights")
 
 
 def _outline(build: Callable[[], RecurrentPolicy], encoder: keras.Model | None) -> dict[str, Header]:
-    """Names, shapes and dtypes of the weights that `build` makes; in a graph, where nothing is allocated for them."""
+    """Names, shapes and dtypes of the weights that `build` makes. Building in a graph allocates no memory."""
     with tf.Graph().as_default():
         own = [(weight, tf.zeros(weight.shape, weight.dtype)) for weight in (encoder.variables if encoder else ())]
         with keras.StatelessScope(own):
@@ -171,7 +172,7 @@ def _outline(build: Callable[[], RecurrentPolicy], encoder: keras.Model | None) 
 def _check_headers(got: Mapping[str, Header], expected: Mapping[str, Header], path: Path) -> None:
     if got.keys() != expected.keys():
         differing = ", ".join(sorted(got.keys() ^ expected.keys())[:5])
-        raise UserError(f"{path}: its weights are not those of the policy it describes: {differing}")
+        raise UserError(f"{path}: the weights do not match the policy's description: {differing}")
     for name, (shape, dtype) in expected.items():
         if got[name] != (shape, dtype):
             raise UserError(f"{path}: {name} must be {dtype} {shape}, got {got[name].dtype} {got[name].shape}")

@@ -1,4 +1,4 @@
-"""The network of a policy: an encoder, LSTM layers, and the heads of actor and critic."""
+"""The network of a policy: an encoder, LSTM layers, and heads for actor and critic."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats
 from rl_lnlstm.policies.heads import action_head
 from rl_lnlstm.spaces import map_leaves
 
-# Normalised sums with a gain of 1 saturate the gates, and gradients vanish: Cooijmans et al. (2017), "Recurrent batch
-# normalization", section 4.
+# With a gain of 1, normalised sums saturate the gates and gradients vanish. See Cooijmans et al. (2017), "Recurrent
+# batch normalization", section 4.
 LSTM_GAIN = 0.3
 
 
 class Seen(NamedTuple):
-    """What the heads see: the outputs of the LSTM layers beside the encoded observations, `[..., features]`."""
+    """The inputs of the heads: LSTM outputs and encoded observations, concatenated, `[..., features]`."""
 
     actor: Any
     critic: Any
 
 
 class Outputs(NamedTuple):
-    """What the heads give."""
+    """The outputs of the heads."""
 
     distribution: Distribution
     values: Any  # [...]
@@ -46,8 +46,8 @@ class Network(keras.layers.Layer):
     Args:
         encoder: as for `RecurrentPolicy`.
         observation_space, action_space: of a single environment.
-        options: the policy's.
-        seeds: of the initial weights.
+        options: the policy's options.
+        seeds: seeds for the initial weights.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class Network(keras.layers.Layer):
 
     @property
     def is_convolutional(self) -> bool:
-        """Any layer of the encoder, however deep, convolves."""
+        """Whether the encoder contains a convolution, at any depth."""
         layers = [] if self.encoder is None else self.encoder._flatten_layers()
         return any("Conv" in type(layer).__name__ for layer in layers)
 
     def encode(self, frames: Any) -> Any:
-        """Observations `[n, *shape]`, normalised if they are to be, to features `[n, features]`, float32.
+        """Encodes observations `[n, *shape]`, already normalised, to features `[n, features]`, float32.
 
         Raises:
-            UserError: the encoder gives something else.
+            UserError: the encoder's output has another shape.
         """
         if self.encoder is None:
             return flat_floats(self.observation_space, frames)
@@ -117,14 +117,14 @@ class Network(keras.layers.Layer):
 
         Args:
             features: `[time, batch, features]`.
-            state: that before the first step.
+            state: the state before the first step.
             masks: `[time, batch]`, 0 where the state is reset before that step, otherwise 1.
             last_action_reward: `[time, batch, size]`, or None.
 
         Returns:
-            What the heads see of each step, and the state after the last one.
+            The inputs of the heads for each step, and the state after the last step.
         """
-        # Layer normalisation discards the magnitude of a layer's inputs, unless a constant stands beside them.
+        # Layer normalisation would discard the magnitude of the inputs. A constant beside them prevents this.
         constant = tf.ones_like(features[..., :1])
         last = [] if last_action_reward is None else [last_action_reward * masks[..., tf.newaxis]]
         inputs = tf.concat([features, *last, constant], -1)
@@ -136,22 +136,22 @@ class Network(keras.layers.Layer):
             output, h, c = layer(below, masks=masks, initial_state=list(before))
             outputs.append(output + outputs[-1] if self.residual and not lowest else output)
             states.append(State(h, c))
-        # The heads see the observation directly too: the LSTM is for what was before.
+        # The heads also see the observation directly, so that the LSTM only has to remember the past.
         seen = [tf.concat([output, features], -1) for output in outputs[self.num_layers - 1 :: self.num_layers]]
         return Seen(seen[0], seen[-1]), tuple(states)
 
     def split(self, h: Any, c: Any) -> list[State]:
-        """The state of a policy, `[batch, state_size]` each, as one of each LSTM layer."""
+        """Splits the state of a policy, h and c `[batch, state_size]`, into one `State` for each LSTM layer."""
         count = len(self.lstm_layers)
         return [State(*parts) for parts in zip(*(tf.split(part, count, -1) for part in (h, c)), strict=True)]
 
     def joined(self, states: Sequence[State]) -> State:
-        """The opposite of `split`."""
+        """The inverse of `split`."""
         hs, cs = zip(*states, strict=True)
         return State(tf.concat(hs, -1), tf.concat(cs, -1))
 
     def heads(self, seen: Seen, action_masks: Any = None) -> Outputs:
-        """Distributions of actions and values; action masks are those of `RecurrentPolicy.step`."""
+        """Computes distributions of actions, and values. Action masks are as for `RecurrentPolicy.step`."""
         actor, critic = seen
         for layer in self.actor_layers:
             actor = layer(actor)

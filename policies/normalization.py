@@ -1,4 +1,4 @@
-"""Running mean and variance, as weights: they are saved with whatever owns them."""
+"""Running mean and variance as Keras weights, so that they are saved with the policy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from rl_lnlstm.spaces import map_leaves
 
-PIECE = 2**20  # values that are taken in at once, so that float64 copies of images stay in the processor's cache
+PIECE = 2**20  # values processed at once, so that float64 copies of images fit in the processor's cache
 
 
 def update_each(space: gym.Space, statistics: Any, observations: Any, valid: np.ndarray) -> None:
-    """Takes in the observations of each leaf that has statistics, where `valid`, `[...]` bool, is true."""
+    """Updates the statistics of each leaf with the observations where `valid`, `[...]` bool, is true."""
 
     def update(_: gym.Space, own: RunningStatistics | None, values: np.ndarray) -> None:
         if own is not None:
@@ -26,7 +26,7 @@ def update_each(space: gym.Space, statistics: Any, observations: Any, valid: np.
 
 
 def normalize_each(space: gym.Space, statistics: Any, frames: Any) -> Any:
-    """Observations in the structure of the space; those leaves normalised that have statistics."""
+    """Normalises the observations of each leaf that has statistics. The structure stays the same."""
     return map_leaves(
         lambda _, own, values: values if own is None else own.normalize(values), space, statistics, frames
     )
@@ -35,13 +35,13 @@ def normalize_each(space: gym.Space, statistics: Any, frames: Any) -> Any:
 class RunningStatistics(keras.layers.Layer):
     """Mean and variance of everything seen so far, each of shape `shape`, in float64.
 
-    Merged batch by batch by Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing
-    sample variances". Before the first batch they are 0 and the square of `unit`.
+    Batches are merged as in Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing
+    sample variances". Before the first batch, the mean is 0 and the variance is the square of `unit`.
 
     Args:
-        shape: of what is seen.
-        clip: no normalised value is larger, nor smaller than its negative.
-        unit: what a standard deviation is taken for before the first batch.
+        shape: the shape of a single value.
+        clip: normalised values are clipped to +/- `clip`.
+        unit: the standard deviation before the first batch.
         epsilon: added to the variance.
     """
 
@@ -61,7 +61,7 @@ class RunningStatistics(keras.layers.Layer):
         self.built = True
 
     def update(self, batch: np.ndarray) -> None:
-        """Take in `batch`, `[n, *shape]`."""
+        """Updates the statistics with `batch`, `[n, *shape]`."""
         if not len(batch):
             return
         mean, variance, count = self.mean.numpy(), self.variance.numpy(), float(self.count.numpy())
@@ -70,7 +70,7 @@ class RunningStatistics(keras.layers.Layer):
             piece = batch[first : first + rows].astype(np.float64)
             added = len(piece)
             total, difference = count + added, piece.mean(0) - mean
-            # The variance before the first batch is a placeholder: count is 0, so it has no weight.
+            # The variance before the first batch is only a placeholder. Its weight is 0, because count is 0.
             sum_of_squares = variance * count + piece.var(0) * added + difference**2 * (count * added / total)
             mean, variance, count = mean + difference * (added / total), sum_of_squares / total, total
         self.mean.assign(mean)
@@ -80,7 +80,7 @@ class RunningStatistics(keras.layers.Layer):
     def normalize(self, values: Any) -> Any:
         """(values - mean) / standard deviation, float32, clipped to +/- `clip`."""
         values = tf.convert_to_tensor(values)
-        # Bytes are exact in float32, which is half the work.
+        # Bytes are exact in float32, which takes half the work of float64.
         dtype = tf.float32 if values.dtype == tf.uint8 else tf.float64
         mean = tf.cast(tf.convert_to_tensor(self.mean), dtype)
         std = tf.cast(tf.sqrt(tf.convert_to_tensor(self.variance) + self.epsilon), dtype)

@@ -30,7 +30,8 @@ from rl_lnlstm.spaces import batch_of, check_observation_space, flatten, map_lea
 
 
 @with_options
-# Its length is that of the documentation of its public methods; their bodies are in files of their own.
+# This file and its class are long because the public methods are documented in full. Their bodies are short: the work
+# is done in network.py, acting.py, sequences.py and saving.py.
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
@@ -44,27 +45,29 @@ class RecurrentPolicy(keras.layers.Layer):
             `Tuple` of these.
         action_space: of a single environment; `Discrete`, `MultiDiscrete`, `MultiBinary`, `Box` of floats, and
             `Dict` and `Tuple` of these.
-        encoder: a Keras model to `[batch, features]` from observations, in the structure of their space, float32: a
-            `Box` or `MultiBinary` as it is, `[batch, *shape]`; `Discrete` and `MultiDiscrete` one-hot, all components
-            side by side. None flattens them. The encoder must compute the same in training as in acting.
-        seed: decides the initial weights and the actions that are sampled. None draws one.
-        **options: as below.
+        encoder: a Keras model from observations to features `[batch, features]`. Observations come in the structure of
+            their space, as float32: `Box` and `MultiBinary` as `[batch, *shape]`, `Discrete` and `MultiDiscrete`
+            one-hot with all components side by side. The model must compute the same in training and acting. None
+            flattens the observations.
+        seed: determines the initial weights and the sampled actions. None draws a random seed.
+        **options: see the options below.
 
-    The state is `(h, c)`, each `[batch, state_size]`: the units of all LSTM layers side by side, the lowest first; when
-    actor and critic have layers of their own, the actor's columns first. With `previous_action` or `previous_reward` it
-    is `(h, c, last_action_reward)`: the features of the last action, and its reward.
+    The state is `(h, c)`, each `[batch, state_size]`. It holds the units of all LSTM layers side by side, the lowest
+    layer first. If actor and critic have separate layers, the actor's come first. With `previous_action` or
+    `previous_reward`, the state is `(h, c, last_action_reward)`; the third part holds the features of the last action,
+    and its reward.
 
     Attributes:
         options: the options, as `PolicyOptions`.
 
     Raises:
-        UserError: a space that is not supported, or an option that is unknown, of another type or out of its range.
+        UserError: a space is not supported, or an option is unknown, has the wrong type or is out of range.
     """
 
-    env_id: str | None = None  # of the environment that it was trained in, if PPO trained it
+    env_id: str | None = None  # the environment that PPO trained it in
 
     def __new__(cls, *args: Any, **kwargs: Any) -> RecurrentPolicy:
-        """Keeps the arguments, with which `copying` makes another policy; Keras must not track the encoder in them."""
+        """Keeps the arguments for copies of the policy, where Keras does not track the encoder among them."""
         policy = super().__new__(cls, *args, **kwargs)
         object.__setattr__(policy, "constructor_arguments", (args, kwargs))
         return policy
@@ -91,17 +94,17 @@ class RecurrentPolicy(keras.layers.Layer):
     def make_encoder(
         cls, observation_space: gym.Space, options: PolicyOptions, seeds: Iterator[int]
     ) -> keras.Model | None:
-        """The encoder of a policy that is given none. Policy classes override it; here there is none."""
+        """Makes the encoder if the user gave none. Policy classes override this method."""
         if options.encoder_layers is not None:
-            raise UserError(f"encoder_layers are of policies that make their own encoder, and {cls.__name__} does not")
+            raise UserError(f"encoder_layers needs a policy that makes its own encoder, and {cls.__name__} does not")
         return None
 
     def _build(self, encoder: keras.Model | None, seed: int | None) -> None:
         space, options = self.observation_space, self.options
         encoder, seeds = chosen_encoder(self, RecurrentPolicy, encoder, seed)
         generator = np.random.default_rng(next(seeds))
-        # In the structure of the space, None for a leaf that is not normalised. The order of these three attributes is
-        # the order of the weights in saved policies.
+        # Statistics in the structure of the space, None for leaves that are not normalised. The order of these three
+        # attributes is the order of the weights in saved policies: do not change it.
         self.observation_statistics = map_leaves(
             lambda leaf: running_statistics(leaf) if options.normalize_observations else None, space
         )
@@ -133,16 +136,18 @@ class RecurrentPolicy(keras.layers.Layer):
         """Acts: samples an action for each environment.
 
         Args:
-            observations: `[batch, *observation_space.shape]`; of `Dict` and `Tuple` spaces a structure of such arrays.
-            state: what the last step returned; None for `initial_state`.
-            episode_starts: `[batch]` bool, the observation is an episode's first: its state is reset before.
-            action_masks: false where an action is illegal, which then is never taken. `Discrete`: `[batch, n]`;
-                `MultiDiscrete`: `[batch, sum(nvec)]`, component after component; `MultiBinary`: `[batch, 2 * n]`, for
-                each bit whether 0 and whether 1 is legal, or `[batch, n, 2]`. None: all are legal.
+            observations: `[batch, *observation_space.shape]`; for `Dict` and `Tuple` spaces a structure of such arrays.
+            state: the state that the last step returned; None for `initial_state`.
+            episode_starts: `[batch]` bool, true where the observation is the first of an episode. There the state is
+                reset before the step.
+            action_masks: bool, true where an action is legal; illegal actions are never sampled. None: all are legal.
+                Shapes: `Discrete` `[batch, n]`; `MultiDiscrete` `[batch, sum(nvec)]`, one component after the other;
+                `MultiBinary` `[batch, 2 * n]` or `[batch, n, 2]`, for each bit whether 0 and whether 1 is legal.
 
         Returns:
-            Actions as sampled, in the action space's structure, each array `[batch, *shape]`: environments take
-            `clip_actions` of them. Values `[batch]`, log-probabilities `[batch]`, and the state after the step.
+            Actions, values `[batch]`, log-probabilities `[batch]`, and the state after the step. Actions have the
+            structure of the action space, each array `[batch, *shape]`. They are not clipped: send
+            `clip_actions(actions)` to the environments.
 
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
@@ -151,7 +156,7 @@ class RecurrentPolicy(keras.layers.Layer):
         return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
-        """The values `[batch]` of observations; arguments as for `step`. The state is not advanced."""
+        """The values `[batch]` of observations. Takes the arguments of `step`; the state does not change."""
         return self._actor.act(observations, state, episode_starts, self.action_head.no_noise(len(episode_starts)))[1]
 
     def predict(
@@ -163,15 +168,15 @@ class RecurrentPolicy(keras.layers.Layer):
         action_masks: Any = None,
         rng: Generators | None = None,
     ) -> tuple[Any, tuple[np.ndarray, ...]]:
-        """The actions to take, as `predict` of Stable-Baselines3.
+        """The actions to take, with the interface of Stable-Baselines3's `predict`.
 
         Args:
-            observation: a single observation, or a batch of them; of `Dict` and `Tuple` spaces a structure of such.
-            state: what the last call returned, None at the start. With `previous_reward` see `rewarded`.
-            episode_start: `[batch]` bool, the observation is an episode's first. None: no.
+            observation: a single observation, or a batch of them; for `Dict` and `Tuple` spaces a structure of arrays.
+            state: the state that the last call returned; None at the start. With `previous_reward`, see `rewarded`.
+            episode_start: `[batch]` bool, true where the observation is the first of an episode. None means false.
             deterministic: take the most probable action rather than sample.
             action_masks: as for `step`, without the batch axis for a single observation.
-            rng: what samples: a generator, or a list with one for each observation. None: the policy's own.
+            rng: a NumPy generator for sampling, or a list with one for each observation. None uses the policy's own.
 
         Returns:
             Elements of the action space, without the batch axis for a single observation, and the new state.
@@ -191,7 +196,7 @@ class RecurrentPolicy(keras.layers.Layer):
         actions, _, _, new_state = self._actor.act(batch, state, starts, noise, action_masks)
         actions = self.clip_actions(actions)
         if single:
-            # A `Box` without axes takes an array of none, and no scalar.
+            # An element of a `Box` of shape () is an array of shape (), and not a scalar.
             actions = map_leaves(
                 lambda leaf, part: part[0, ...] if isinstance(leaf, gym.spaces.Box) else part[0],
                 self.action_space,
@@ -202,7 +207,7 @@ class RecurrentPolicy(keras.layers.Layer):
     def distribution(
         self, observations: Any, state: Any, episode_starts: Any, action_masks: Any = None
     ) -> ActionDistribution:
-        """The distribution of the actions that `step` samples from; arguments as for `step`. The state stays."""
+        """The distribution from which `step` samples. Takes the arguments of `step`; the state does not change."""
         size = len(episode_starts)
         h, c, *kept = self._actor.checked_state(state, size)
         starts, masks = self._actor.checked_starts(episode_starts, size), self._actor.checked_masks(action_masks, size)
@@ -214,25 +219,27 @@ class RecurrentPolicy(keras.layers.Layer):
         return ActionDistribution(outputs.distribution, self.action_head)
 
     def rewarded(self, state: Any, rewards: Any) -> Any:
-        """The state that `step` or `predict` returned, after the environments answered with `rewards`, `[batch]`.
+        """Adds the rewards `[batch]` to the state that `step` or `predict` returned, and returns the new state.
 
-        Only a policy with `previous_reward` takes note of it. One that is not told acts as if the reward had been 0.
+        Call it after each step if the policy has `previous_reward`; otherwise the policy sees rewards of 0. Without
+        `previous_reward` it changes nothing.
         """
         return self.last_action_reward.rewarded(state, rewards)
 
     def clip_actions(self, actions: Any) -> Any:
-        """What to send to the environments for sampled `actions`: elements of the action space.
+        """Converts sampled `actions` to elements of the action space, which you can send to the environments.
 
-        Components with finite bounds are scaled from [-1, 1] to these bounds, with `rescale_actions`, and clipped.
+        Components with bounds are clipped to them. With `rescale_actions`, components with two finite bounds are first
+        scaled from [-1, 1] to these bounds.
         """
         return self.action_head.clip(actions)
 
     def seed(self, seed: int) -> None:
-        """Decides the actions that will be sampled from now on."""
+        """Seeds the generator that samples actions."""
         self.exploration.generator = np.random.default_rng(seed)
 
     def reset_noise(self, batch_size: int) -> None:
-        """With `std="gsde"`, draws the noise again that `step` holds for each of `batch_size` environments."""
+        """With `std="gsde"`, draws new exploration noise for each of `batch_size` environments."""
         self.exploration.reset(batch_size)
 
     def evaluate_actions(
@@ -244,47 +251,47 @@ class RecurrentPolicy(keras.layers.Layer):
         action_masks: Any = None,
         rewards: Any = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Computes again, differentiably, what acting recorded for sequences.
+        """Recomputes log-probabilities, entropies and values for recorded sequences, with gradients.
 
-        Afterwards `losses` holds the penalties of the encoder for these sequences, such as its regularizers.
+        After the call, `losses` holds the penalties of the encoder for these sequences, for example from regularizers.
 
         Args:
             observations: `[batch, time, *observation_space.shape]`, or a structure of such arrays.
-            actions: as `step` returned them, each array `[batch, time, *shape]`.
-            state: the state each sequence started from; None for `initial_state`.
-            episode_starts: `[batch, time]`, true or 1 where the observation was an episode's first.
-            action_masks: those that `step` was given, `[batch, time, size]`; None if there were none.
-            rewards: `[batch, time]`, what each action earned; only a policy with `previous_reward` needs them.
+            actions: the actions that `step` returned, each array `[batch, time, *shape]`.
+            state: the state at the start of each sequence; None for `initial_state`.
+            episode_starts: `[batch, time]`, true or 1 where the observation is the first of an episode.
+            action_masks: the masks that `step` was given, `[batch, time, size]`; None if there were none.
+            rewards: `[batch, time]`, the reward of each action. Only a policy with `previous_reward` needs them.
 
         Returns:
             Log-probabilities, entropies and values, each `[batch, time]`.
 
         Raises:
-            UserError: an argument of another shape; outside of a graph, also an illegal action.
+            UserError: an argument has the wrong shape or, outside of a graph, an action is illegal.
         """
         return evaluate_sequences(self, observations, actions, state, episode_starts, action_masks, rewards)
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:
-        """Takes in the observations `[..., *observation_space.shape]` where `valid`, `[...]` bool, is true."""
+        """Updates the normalisation with observations `[..., *shape]` where `valid`, `[...]` bool, is true."""
         update_each(self.observation_space, self.observation_statistics, observations, valid)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Saves the policy in the folder `path`, as JSON and arrays; `rl_lnlstm.load_policy` loads it."""
+        """Saves the policy in the folder `path` as JSON and arrays. `rl_lnlstm.load_policy` loads it."""
         save_policy(self, path)
 
     @property
     def encoder(self) -> keras.Model | None:
-        """The encoder, whoever made it."""
+        """The encoder, made by the user or by the policy class."""
         return self.network.encoder
 
     @property
     def action_head(self) -> ActionHead:
-        """The head that gives distributions of actions."""
+        """The head that computes distributions of actions."""
         return self.network.action_head
 
     @property
     def generator(self) -> np.random.Generator:
-        """What draws the noise that actions are sampled with."""
+        """The random generator for sampling actions."""
         return self.exploration.generator
 
     @property
@@ -294,7 +301,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
     @property
     def previous_reward(self) -> bool:
-        """Whether the policy wants to be told rewards; see `rewarded`."""
+        """Whether the policy sees the previous reward; see `rewarded`."""
         return self.options.previous_reward
 
     @property
@@ -304,17 +311,17 @@ class RecurrentPolicy(keras.layers.Layer):
 
     @property
     def is_convolutional(self) -> bool:
-        """Any layer of the encoder, however deep, convolves."""
+        """Whether the encoder contains a convolution, at any depth."""
         return self.network.is_convolutional
 
     def _encode(self, frames: Any) -> Any:
-        """Observations `[n, *shape]` to features `[n, features]`."""
+        """Normalises and encodes observations `[n, *shape]` to features `[n, features]`."""
         return self.network.encode(normalize_each(self.observation_space, self.observation_statistics, frames))
 
     def _forward(
         self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any = None, action_masks: Any = None
     ) -> tuple[Outputs, State]:
-        """A step: arguments as for `step`, `kept` is the third part of the state; what the heads give, and h and c."""
+        """One step on tensors; `kept` is the state's `last_action_reward`. Returns the heads' outputs, h and c."""
         sequences = map_leaves(lambda _, part: part[tf.newaxis], self.observation_space, observations)
         starts = tf.cast(episode_starts, tf.float32)[tf.newaxis]
         kept = None if kept is None else tf.convert_to_tensor(kept)[tf.newaxis]
@@ -330,9 +337,10 @@ class RecurrentPolicy(keras.layers.Layer):
         action_masks: Any = None,
         one_step: bool = False,
     ) -> tuple[Outputs, State]:
-        """Time-major sequences: what the heads give for each step, and h and c after the last one.
+        """Runs time-major sequences. Returns the heads' outputs for each step, and h and c after the last step.
 
-        With `one_step` the only step's outputs and action masks have no axis for time."""
+        With `one_step` there is a single step, and outputs and action masks have no time axis.
+        """
         self._clear_losses()  # the penalties of an earlier call
         first = flatten(self.observation_space, observations)[0]
         time, batch = tf.unstack(tf.shape(first)[:2])

@@ -1,7 +1,7 @@
-"""Saved policies: a folder with JSON and arrays, from which nothing is ever executed or imported.
+"""Saved policies: a folder with JSON and arrays. Loading executes and imports nothing from it.
 
-Who loads one need not trust who made it. Everything is checked against the size of the file before it is allocated: the
-JSON's claims against the arrays' headers, these against the archive's entries, and these against what the file holds.
+You need not trust whoever made the files. Sizes are checked before memory is allocated: the JSON against the headers of
+the arrays, the headers against the entries of the archive, and the entries against the size of the file.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from rl_lnlstm.spaces import space_to_json
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.npz"
-MAX_ARRAYS = 1000  # building a layer for each takes seconds
-MAX_DESCRIPTION = 2 << 20  # bytes; as Python's objects they are some 25 times as many
+MAX_ARRAYS = 1000  # building layers for more arrays takes too long
+MAX_DESCRIPTION = 2 << 20  # bytes; parsed to Python objects, they take about 25 times as much memory
 
 
 class Header(NamedTuple):
-    """What an array is said to be."""
+    """Shape and dtype of an array, from its header."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def save_policy(policy: Any, path: str | os.PathLike) -> None:
-    """Saves `policy` in the folder `path`, which is replaced if it is there."""
+    """Saves `policy` in the folder `path`, and replaces a policy that is there."""
     options = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(policy.options).items()
@@ -55,7 +55,7 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
     if len(text) > MAX_DESCRIPTION:
         raise UserError(
             f"a policy's spaces and options must be described in {MAX_DESCRIPTION:,} bytes to be saved, got "
-            f"{len(text):,}: a Box with the same bounds everywhere takes few"
+            f"{len(text):,}; a Box with the same bounds for all components takes few"
         )
     target = Path(path)
     if target.exists() and not (target / DESCRIPTION).is_file():
@@ -67,7 +67,7 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
 
 
 def _own_arguments(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a subclass that are none of the policy options, as far as they are data."""
+    """Arguments that a subclass adds to the policy options, if they are plain data."""
     _, keywords = policy.constructor_arguments
     known = {*options, "observation_space", "action_space", "encoder", "seed"}
     plain = bool | int | float | str | None
@@ -82,7 +82,7 @@ def weight_names(policy: Any) -> list[str]:
 
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The arrays' archive, which claims no more than the file holds: no compression, no entry over another."""
+    """Opens the archive of arrays, and refuses it if its entries claim more than the file holds."""
     with open_regular(path) as (file, size), zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len(entries) > MAX_ARRAYS:
@@ -97,12 +97,12 @@ def open_weights(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_headers(archive: zipfile.ZipFile) -> dict[str, Header]:
-    """What each array of the archive is said to be; no array is allocated."""
+    """Reads shape and dtype of each array in the archive, without allocating the arrays."""
     headers = {}
     for entry in archive.infolist():
         with archive.open(entry) as file:
             shape, dtype = _read_header(file)
-            # Python's integers: a product that overflows is how a small file claims a large array.
+            # Python integers, because a product that overflows could hide the size of an array.
             if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
                 raise ValueError(f"{entry.filename} must hold {dtype} {shape}, and is of another size")
         headers[entry.filename.removesuffix(".npy")] = Header(tuple(shape), dtype)
@@ -117,6 +117,6 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """The array of that name; never a pickle."""
+    """Reads an array. Pickles are refused."""
     with archive.open(f"{name}.npy") as file:
         return np.lib.format.read_array(file, allow_pickle=False)

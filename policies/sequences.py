@@ -1,4 +1,4 @@
-"""Computing again what acting recorded for sequences: the body of `RecurrentPolicy.evaluate_actions`."""
+"""Recomputing what acting recorded for sequences: the body of `RecurrentPolicy.evaluate_actions`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.network import Outputs
 from rl_lnlstm.spaces import flatten, map_leaves
 
-ILLEGAL = -1e8  # no log-probability of a legal action is as small
+ILLEGAL = -1e8  # log-probabilities of legal actions are larger
 
 
 def evaluate_sequences(
@@ -46,13 +46,13 @@ def evaluate_sequences(
 
 
 def _log_probs(outputs: Outputs, actions: Any) -> Any:
-    """Log-probabilities; outside of a graph an action that has none is named."""
+    """Log-probabilities of actions. Outside of a graph, an illegal action raises an error."""
     if not tf.executing_eagerly():
         return outputs.distribution.log_prob(actions)
     try:
         log_probs = outputs.distribution.log_prob(actions)
     except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"actions: one is not in the action space: {error.message}") from error
+        raise UserError(f"actions: one of them is not in the action space: {error.message}") from error
     illegal = np.argwhere(log_probs.numpy() < ILLEGAL)
     if len(illegal):
         t, row = map(int, illegal[0])
@@ -61,7 +61,7 @@ def _log_probs(outputs: Outputs, actions: Any) -> Any:
 
 
 def _swapped(sequence: Any) -> Any:
-    """Batch-major to time-major."""
+    """Converts a batch-major sequence to time-major."""
     sequence = tf.convert_to_tensor(sequence)
     if sequence.shape.rank is not None and sequence.shape.rank < 2:
         raise UserError(f"sequences must have shape [batch, time, ...], got {sequence.shape.as_list()}")

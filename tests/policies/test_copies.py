@@ -129,7 +129,7 @@ def test_options_are_checked_when_they_are_given():
         "log_std_init": (float("nan"), "log_std_init must be"),
         "activation": ("rélu", "activation must be one of"),
         "unit": (3, r"unknown option 'unit'; did you mean .*units"),
-        "encoder_layers": ((3,), "encoder_layers are of policies that make their own encoder"),
+        "encoder_layers": ((3,), "encoder_layers needs a policy that makes its own encoder"),
     }.items():
         with pytest.raises(UserError, match=expected):
             RecurrentPolicy(BOX, DISCRETE, **{name: value})
@@ -137,5 +137,5 @@ def test_options_are_checked_when_they_are_given():
     assert (policy.options.units, policy.options.head_layers, policy.options.log_std_init) == (3, (2,), -1.0)
     assert type(policy.options.units) is int
     assert "previous_reward (False):" in MlpLnLstmPolicy.__doc__
-    with pytest.raises(UserError, match="std='gsde' explores in Box actions, but the action space is Discrete"):
+    with pytest.raises(UserError, match="std='gsde' needs Box actions, but the action space is Discrete"):
         MlpLnLstmPolicy(BOX, DISCRETE, std="gsde")
