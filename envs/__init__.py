@@ -1,7 +1,7 @@
-"""Environments: one door through which every environment is let in, hidden velocities, and memory tasks.
+"""Environments: `make_vec`, which makes and checks all environments, and the environments of this package.
 
-Importing this registers with Gymnasium `CartPoleNoVel-v1`, `PendulumNoVel-v1`, `MountainCarContinuousNoVel-v0`,
-`LunarLanderNoVel-v3`, `TMaze-v0` and `RepeatPrevious-v0`.
+Importing this module registers these ids with Gymnasium: `CartPoleNoVel-v1`, `PendulumNoVel-v1`,
+`MountainCarContinuousNoVel-v0`, `LunarLanderNoVel-v3`, `TMaze-v0` and `RepeatPrevious-v0`.
 """
 
 from rl_lnlstm.envs.make_vec import make_vec, restore_snapshot, take_snapshot

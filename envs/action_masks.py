@@ -1,4 +1,4 @@
-"""Which actions an environment allows: where the masks come from, and what they have to be."""
+"""Action masks: where environments provide them, and checks of what they contain."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 
-KEY, METHOD = "action_mask", "action_masks"  # PettingZoo's, in infos, and that of sb3-contrib's MaskablePPO
+KEY, METHOD = "action_mask", "action_masks"  # named as in PettingZoo's infos and in sb3-contrib's MaskablePPO
 KINDS = "Discrete, MultiDiscrete and MultiBinary actions"
 
 
 def mask_sizes(space: gym.Space) -> np.ndarray | None:
-    """How many values each component of an action has, in the order in which a mask tells of them.
+    """The number of values of each component of an action, in the order in which a mask lists them.
 
     - A mask of `Discrete` is `[n]`.
-    - A mask of `MultiDiscrete` is `[sum(nvec)]`, component after component.
-    - A mask of `MultiBinary` is `[2 * n]`, component after component, each with its value 0 and then its value 1.
+    - A mask of `MultiDiscrete` is `[sum(nvec)]`, one component after the other.
+    - A mask of `MultiBinary` is `[2 * n]`: for each bit, whether 0 and whether 1 is legal.
 
-    None: other spaces have no masks.
+    Returns None for other spaces, which have no masks.
     """
     if isinstance(space, gym.spaces.Discrete):
         return np.array([space.n])
@@ -34,10 +34,10 @@ def mask_sizes(space: gym.Space) -> np.ndarray | None:
 
 
 def checked_masks(masks: Any, space: gym.Space, batch_size: int) -> np.ndarray:
-    """`masks` as bool `[batch_size, sum of the sizes]`.
+    """Converts `masks` to bool `[batch_size, sum of the sizes]`.
 
     Raises:
-        UserError: a space without masks, another shape, or a mask that allows no action.
+        UserError: the space has no masks, the shape is wrong, or a mask allows no action.
     """
     sizes = mask_sizes(space)
     if sizes is None:
@@ -48,18 +48,18 @@ def checked_masks(masks: Any, space: gym.Space, batch_size: int) -> np.ndarray:
     if masks.shape != shape:
         raise UserError(f"action_masks must have shape {list(shape)}, got {list(masks.shape)}")
     if not (allowing := _allowing(masks, sizes)).all():
-        raise UserError(f"action_masks must allow an action, got {masks[~allowing][0].astype(int)}")
+        raise UserError(f"action_masks must allow at least one action, got {masks[~allowing][0].astype(int)}")
     return masks
 
 
 def flat_mask(mask: Any, sizes: np.ndarray) -> np.ndarray:
-    """The mask that an environment gave, as a new bool array `[sum of the sizes]`.
+    """Converts an environment's mask to a new bool array `[sum of the sizes]`.
 
-    It may also come as a row for each component, `[components, size]`, or as a tuple of masks, one for each component,
-    as `MultiDiscrete.sample` takes them.
+    The mask may also have one row for each component, `[components, size]`, or be a tuple with a mask for each
+    component, as for `MultiDiscrete.sample`.
 
     Raises:
-        Fault: it has another shape.
+        Fault: the shape is wrong.
     """
     if isinstance(mask, tuple):
         mask = np.concatenate([np.ravel(part) for part in mask])
@@ -75,18 +75,18 @@ class MaskEntry:
     """The entry of a `Dict` observation that is the action mask, as in PettingZoo and RLlib.
 
     Args:
-        key: of the entry.
+        key: the key of the entry.
         observation_space, action_space: of a single environment.
 
     Raises:
-        UserError: there is no such entry, or it is no mask for the actions.
+        UserError: there is no such entry, or it does not fit the actions.
     """
 
     def __init__(self, key: str, observation_space: gym.Space, action_space: gym.Space) -> None:
         if not isinstance(observation_space, gym.spaces.Dict) or key not in observation_space.spaces:
-            raise UserError(f"mask_key={key!r}: the observation has no such entry, its space is {observation_space}")
+            raise UserError(f"mask_key={key!r}: the observation has no such entry; its space is {observation_space}")
         if len(observation_space.spaces) == 1:
-            raise UserError(f"mask_key={key!r}: the observation has no other entry, its space is {observation_space}")
+            raise UserError(f"mask_key={key!r}: the observation has no other entry; its space is {observation_space}")
         if not _could_be_mask(observation_space[key], action_space):
             raise UserError(f"mask_key={key!r}: {observation_space[key]} is no mask for the actions {action_space}")
         self.key = key
@@ -95,22 +95,22 @@ class MaskEntry:
         )
 
     def moved(self, observations: dict[str, Any], infos: dict[str, Any]) -> dict[str, Any]:
-        """The observations without the entry, which goes into the infos, where masks are read."""
+        """Moves the entry from the observations to the infos, and returns the other observations."""
         others = dict(observations)
         mask = others.pop(self.key)
         infos[KEY] = mask.reshape(len(mask), -1).astype(bool)
-        infos.pop(f"_{KEY}", None)  # of some environments only
+        infos.pop(f"_{KEY}", None)  # Gymnasium's marker of which environments have the key; here all have it
         return others
 
 
 def warn_of_mask_entry(observation_space: gym.Space, action_space: gym.Space, name: str) -> None:
-    """Warns if an entry of the observation seems to be an action mask, which nobody asked to take for one."""
+    """Warns if an entry of the observation looks like an action mask, but no `mask_key` was given."""
     if isinstance(observation_space, gym.spaces.Dict) and len(observation_space.spaces) > 1:
         for key in (KEY, METHOD):
             if key in observation_space.spaces and _could_be_mask(observation_space[key], action_space):
                 warn(
-                    f"{name}: the entry {key!r} of the observation is not taken as an action mask, so illegal actions "
-                    f"may be chosen; mask_key={key!r} (--mask-key {key}) takes it as one"
+                    f"{name}: the entry {key!r} of the observation is not used as an action mask, so illegal actions "
+                    f"may be chosen; mask_key={key!r} (--mask-key {key}) uses it as one"
                 )
 
 
@@ -121,10 +121,10 @@ def _could_be_mask(space: gym.Space, action_space: gym.Space) -> bool:
 
 
 class ActionMasks:
-    """Reads the masks of environments that have them; made by `find`.
+    """Reads the action masks of environments; use `find` to make it.
 
     Raises:
-        UserError: there are masks, but for an action space that has none.
+        UserError: the environments give masks, but their action space has none.
     """
 
     def __init__(self, envs: VectorEnv, method: Callable[[], Any] | None) -> None:
@@ -140,7 +140,7 @@ class ActionMasks:
 
     @classmethod
     def find(cls, envs: VectorEnv, infos: dict[str, Any]) -> ActionMasks | None:
-        """Where environments have their masks, going by the infos of a reset; None if they have none."""
+        """Finds out from the infos of a reset how environments give their masks; None if they give none."""
         method = None if getattr(envs, "mask_entry", None) is not None else _method(envs)
         return cls(envs, method) if method is not None or KEY in infos else None
 
@@ -148,11 +148,11 @@ class ActionMasks:
         """The masks for the next actions, bool `[num_envs, size]`.
 
         Args:
-            *told: infos, and the environments whose last word they are, `[num_envs]` bool. Environments that are in
-                none of these will ignore their actions, and get masks that allow everything.
+            *told: pairs of infos, and a bool array `[num_envs]` that says for which environments these infos are the
+                newest. An environment in none of them will ignore its action; its mask allows everything.
 
         Raises:
-            EnvironmentFailure: a mask is missing, is of another shape, or allows no action.
+            EnvironmentFailure: a mask is missing, has the wrong shape, or allows no action.
         """
         masks = np.ones(self._shape, bool)
         if self._method is not None:
@@ -198,18 +198,18 @@ class ActionMasks:
 
 
 def _allowing(masks: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which masks, `[..., sum(sizes)]`, allow a value for each component."""
+    """Whether each mask `[..., sum(sizes)]` allows at least one value for every component."""
     return np.all(np.logical_or.reduceat(masks, np.cumsum(sizes) - sizes, axis=-1), -1)
 
 
 def _method(envs: VectorEnv) -> Callable[[], Any] | None:
-    """The environments' `action_masks`, or that of the vector environment itself."""
+    """The method `action_masks` of the environments, or of the vector environment itself."""
     base = envs.unwrapped
     if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)):
-        # Asked first, because a call of what is not there ends the worker processes.
+        # Ask first, because calling a method that does not exist would end the worker processes.
         if not all(base.call("has_wrapper_attr", METHOD)):
             return None
-        # `make_vec`'s environments can: once a game is over, its method may have no answer.
+        # Environments from `make_vec` have this method. After the end of a game, `action_masks` may fail.
         if all(base.call("has_wrapper_attr", "call_unless_ended")):
             return lambda: base.call("call_unless_ended", METHOD)
         return lambda: base.call(METHOD)
@@ -218,5 +218,5 @@ def _method(envs: VectorEnv) -> Callable[[], Any] | None:
 
 
 def environment_name(envs: VectorEnv) -> str:
-    """What errors call `envs`."""
+    """The name of `envs` in error messages."""
     return getattr(envs, "name", None) or (envs.spec.id if envs.spec else type(envs.unwrapped).__name__)

@@ -25,7 +25,7 @@ class Episode(NamedTuple):
         environment: the index of its environment.
         episode_return: the undiscounted sum of its rewards, before a wrapper such as `ClipReward` clipped them.
         length: in frames.
-        info: the numbers that `make_vec(info_keys=...)` asked for, as far as the info of its last step had them.
+        info: the numbers that `make_vec(info_keys=...)` asked for, if the info of the last step had them.
     """
 
     environment: int
@@ -35,17 +35,17 @@ class Episode(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step of all environments did; arrays are `[num_envs]`.
+    """The result of a step in all environments; arrays are `[num_envs]`.
 
     Attributes:
         rewards: 0 where `valid` is false.
         terminations, truncations: which episodes ended in this step, and how.
-        valid: false where the step only reset the environment, or aborted its episode: there was no transition.
-        aborted: where the environment failed, or somebody else reset it. Its episode is over, does not count, and is
-            no `Episode`. None if there is no such environment.
-        final_observations: what ended the episodes, if no later step will see it; elsewhere it means nothing. None if
-            no episode ended, or a later step will see it.
-        episodes: those that ended.
+        valid: false where there was no transition, because the step only reset the environment or aborted its episode.
+        aborted: true where the environment failed, or other code reset it. Its episode is over, does not count, and is
+            not in `episodes`. None if there is no such environment.
+        final_observations: the last observations of the episodes that ended; undefined for other environments. None if
+            no episode ended, or if the next step returns these observations anyway (NEXT_STEP mode).
+        episodes: the episodes that ended.
     """
 
     rewards: np.ndarray
@@ -58,26 +58,26 @@ class Step(NamedTuple):
 
 
 class Stepper:
-    """Steps environments, and holds what acting has to know between steps.
+    """Steps environments, and keeps what acting needs between steps.
 
-    Environments that somebody else steps or resets in between (an evaluation in the same environments), or in which a
-    step was interrupted (by Ctrl-C), are noticed: the next step begins new episodes and reports all as aborted.
+    It notices if other code stepped or reset the environments in between (for example an evaluation), or if Ctrl-C
+    interrupted a step. The next step then begins new episodes and reports all old ones as aborted.
 
     Args:
-        envs: a vector environment; it is guarded, as by `make_vec`, unless it is already.
-        seed: of the first reset, or a seed for each environment.
-        reset_seeds: called in autoreset mode DISABLED with the rows `[num_envs]` that are about to begin new episodes;
-            returns the seeds of all environments. None leaves it to the environments.
+        envs: a vector environment. It gets the checks of `make_vec`, unless it has them already.
+        seed: the seed of the first reset, or a list with one for each environment.
+        reset_seeds: only for autoreset mode DISABLED. Called before new episodes begin, with a bool array `[num_envs]`
+            of where they begin; returns a seed for every environment. None lets the environments choose.
 
     Attributes:
         envs: the guarded environments.
-        observations: what to act on next, a structure of arrays `[num_envs, ...]`.
-        episode_starts: those that are an episode's first, `[num_envs]` bool.
-        action_masks: which actions are legal, bool `[num_envs, size]`; None if the environments do not say so.
+        observations: the current observations, a structure of arrays `[num_envs, ...]`.
+        episode_starts: `[num_envs]` bool, true where the observation is the first of an episode.
+        action_masks: which actions are legal, `[num_envs, size]` bool; None if the environments have no masks.
 
     Raises:
         UserError: `envs` does not state its autoreset mode.
-        EnvironmentFailure: an environment failed, or an action mask is wrong or allows nothing.
+        EnvironmentFailure: an environment failed, or an action mask has the wrong shape or allows no action.
     """
 
     _STATE = ("observations", "episode_starts", "action_masks", "_resetting", "_returns", "_lengths")
@@ -98,8 +98,8 @@ class Stepper:
         self.restart(seed)
 
     def restart(self, seed: int | Sequence[int] | None = None) -> None:
-        """Begins new episodes in all environments. It may be called at any time, also after an interrupted step."""
-        self._uses: int | None = -1  # of the environments when they were last used here; -1: this use is not over
+        """Begins new episodes in all environments. You may call it at any time, even after an interrupted step."""
+        self._uses: int | None = -1  # `uses` of the environments after our last call; -1 while a call runs
         self.observations, infos = self.envs.reset(seed=seed)
         self.episode_starts = np.ones(self.envs.num_envs, bool)
         self._masks = ActionMasks.find(self.envs, infos)
@@ -110,21 +110,21 @@ class Stepper:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Frames of the episodes that are running, `[num_envs]`."""
+        """The number of frames so far in each running episode, `[num_envs]`."""
         return self._lengths.copy()
 
     def get_state(self) -> dict[str, Any]:
-        """All but the environments, for `set_state` when these are what they are now."""
+        """Returns all state except the environments, for `set_state`."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where `get_state` was called."""
+        """Continues from where `get_state` was called. The environments must be as they were then."""
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(state[name]))
         self._uses = None  # unknown until the next step
 
     def step(self, actions: Any) -> Step:
-        """Takes `actions`, as the environments take them."""
+        """Takes a step with `actions`, which must be elements of the action space."""
         if self._uses not in (None, self.envs.uses):
             return self._begin_again()
         self._uses = -1
@@ -135,7 +135,7 @@ class Stepper:
         rewards = np.where(valid, rewards, 0.0)  # a wrapper may have given a reset step a reward
         final_observations, told = None, [(infos, np.ones_like(ends))]
         if self._mode is AutoresetMode.NEXT_STEP:
-            # The next step will see the final observation, its action will be ignored, and it will reset.
+            # The next step gets the final observation, ignores the action, and resets.
             self.episode_starts, self._resetting = self._resetting, ends
             told = [(infos, ~ends)]
         else:
@@ -154,7 +154,7 @@ class Stepper:
         elif KEY in infos:
             name = environment_name(self.envs)
             raise EnvironmentFailure(f"{name} gave info[{KEY!r}] in a step, but not in the reset")
-        if aborted is not None:  # the observation is already the next episode's first, in every mode
+        if aborted is not None:  # in every mode, the observation is already the first of the next episode
             self.episode_starts = self.episode_starts | aborted
             self._returns[aborted], self._lengths[aborted] = 0.0, 0
         episodes = self._ended_episodes(np.where(valid, scores(rewards, infos), 0.0), valid, ends, infos)
@@ -162,18 +162,18 @@ class Stepper:
         return Step(rewards, terminations, truncations, valid, aborted, final_observations, episodes)
 
     def _begin_again(self) -> Step:
-        """The step that begins new episodes, because those that were running are not what they were."""
+        """A step that only begins new episodes, because other code changed the environments."""
         if self._uses != -1:
             warn(
-                f"{environment_name(self.envs)}: somebody else used the environments, such as an evaluation in those "
-                "that are trained in; the episodes that were running are left out, and new ones begin"
+                f"{environment_name(self.envs)}: other code used the training environments, for example an evaluation. "
+                "The running episodes are left out, and new ones begin"
             )
         self.restart()
         nothing, everywhere = np.zeros(self.envs.num_envs, bool), np.ones(self.envs.num_envs, bool)
         return Step(np.zeros(self.envs.num_envs), nothing, nothing.copy(), nothing.copy(), everywhere, None, [])
 
     def begin_episodes(self, rows: np.ndarray) -> None:
-        """Begins new episodes where `rows` `[num_envs]` is true, in autoreset mode DISABLED only."""
+        """Begins new episodes where `rows` `[num_envs]` is true. Only for autoreset mode DISABLED."""
         self._uses = -1
         self.observations, infos = self._reset(rows)
         self.episode_starts = self.episode_starts | rows
@@ -209,10 +209,10 @@ class Stepper:
 
 
 def _numbers(infos: Any, keys: tuple[str, ...], index: int) -> dict[str, float]:
-    """The numbers named `key` or "key/..." that a vector environment's infos have of one environment.
+    """The numbers named `key` or "key/..." in a vector environment's infos, for one environment.
 
     Raises:
-        EnvironmentFailure: what they have there is no number.
+        EnvironmentFailure: the infos have something else there.
     """
     if not keys or not isinstance(infos, dict):
         return {}
@@ -233,7 +233,7 @@ def _numbers(infos: Any, keys: tuple[str, ...], index: int) -> dict[str, float]:
 
 
 def _arrays(key: str, value: Any, given: Any) -> list[tuple[str, Any, Any]]:
-    """The arrays, with their names and with the masks of who gave them, that are under a key of the infos."""
+    """The arrays under a key of the infos, with their names and masks of which environments gave them."""
     if not isinstance(value, dict):
         return [(key, value, given)]
     inner = [name for name in value if not (name.startswith("_") and name[1:] in value)]
@@ -241,7 +241,7 @@ def _arrays(key: str, value: Any, given: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _put_final(space: gym.Space, observations: Any, final: Any, ended: np.ndarray) -> None:
-    """Writes final observations, one object for each environment, into a batch of observations."""
+    """Writes final observations, given as one object for each environment, into a batch of observations."""
     for index in ended:
 
         def put(_: gym.Space, part: np.ndarray, value: Any, index: int = index) -> None:

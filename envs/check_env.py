@@ -1,4 +1,4 @@
-"""Trying an environment once, before a run trusts it."""
+"""Trying an environment once before a run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rl_lnlstm.spaces import map_leaves
 
 
 def check_env(env: Any, **arguments: Any) -> None:
-    """Makes an environment, resets it and takes one step with a random action; all that it returns is checked.
+    """Makes an environment, resets it, takes one step with a random action, and checks what it returns.
 
-    An id that has only a vector implementation, and a `VectorEnv`, are not tried.
+    A `VectorEnv`, and an id that has only a vector implementation, are not tried.
 
     Args:
         env: as for `make_vec`.
@@ -27,8 +27,8 @@ def check_env(env: Any, **arguments: Any) -> None:
 
     Raises:
         UserError: there is no such environment, or its spaces are not supported.
-        EnvironmentFailure: it failed, or returned something that breaks Gymnasium's rules or its own spaces. The
-            message says what was got and what was expected.
+        EnvironmentFailure: the environment failed, or returned something that breaks Gymnasium's rules or does not fit
+            its spaces. The message says what was returned and what was expected.
     """
     if isinstance(env, VectorEnv) or (
         isinstance(env, str) and env in gym.registry and not gym.registry[env].entry_point
@@ -51,7 +51,7 @@ def check_env(env: Any, **arguments: Any) -> None:
 
 
 def _warn_if_outside(envs: VectorEnv, observations: Any) -> None:
-    """A `RunWarning` for numbers outside of the bounds that the observation space states."""
+    """Gives a `RunWarning` if an observation is outside the bounds of its space."""
 
     def check(leaf: gym.Space, part: Any) -> None:
         if isinstance(leaf, gym.spaces.Box):
@@ -60,13 +60,13 @@ def _warn_if_outside(envs: VectorEnv, observations: Any) -> None:
                 where = tuple(int(index[0]) for index in np.nonzero(outside))
                 bounds = f"{leaf.low[where]:g} to {leaf.high[where]:g}"
                 got = f"{environment_name(envs)} returned {part[0][where]:g} in an observation"
-                warn(f"{got}, which is outside of the bounds of its space, {bounds}")
+                warn(f"{got}, which is outside the bounds of its space, {bounds}")
 
     map_leaves(check, envs.single_observation_space, observations)
 
 
 def _sample(envs: VectorEnv, masks: np.ndarray | None) -> Any:
-    """A random action that the masks allow, for the only environment."""
+    """A random legal action for the single environment."""
     space = envs.single_action_space
     space.seed(0)
     if masks is None:

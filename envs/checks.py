@@ -1,8 +1,8 @@
-"""What goes into an environment and what comes out of it: copies, of the type and shape that its spaces promise.
+"""Checks and copies of actions, observations, rewards, ends and infos.
 
-Functions for a single environment take and return what `gymnasium.Env` does. Those for a vector environment have names
-in the plural and take and return arrays `[num_envs, ...]`. Whatever they return shares no memory with what they were
-given. Where an environment breaks a rule, they raise a `Fault` that says what was got and what was expected.
+Functions for a single environment take and return what `gymnasium.Env` does. Functions for a vector environment have
+names in the plural, and take and return arrays `[num_envs, ...]`. Results never share memory with arguments. Where an
+environment breaks a rule, they raise a `Fault` that says what was returned and what was expected.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from rl_lnlstm.spaces import LEAVES, map_leaves
 
 ANSWERS = {"reset": "(observation, info)", "step": "5 values, (observation, reward, terminated, truncated, info)"}
 NUMBERS = "biuf"  # NumPy's kinds: bool, integers, floating point
-# Most spaces are one of these. To look a type up takes a tenth of the time of `isinstance(space, Dict)`, which asks an
-# abstract base class; these functions are called in every step.
+# Most spaces have one of these types. Looking a type up takes a tenth of the time of `isinstance(space, Dict)`, which
+# asks an abstract base class. These functions are called in every step.
 PLAIN = frozenset(LEAVES)
 
 # --------------------------------------------------------------------------------------------------------- actions
 
 
 def as_element(space: gym.Space, action: Any) -> Any:
-    """The action as an element of the space: a scalar of NumPy for `Discrete`, otherwise a new array."""
+    """Converts an action to an element of the space: a NumPy scalar for `Discrete`, otherwise a new array."""
     if isinstance(space, gym.spaces.Discrete):
         return space.dtype.type(np.asarray(action).item())
     return _leaf_element(space, action) if type(space) in PLAIN else map_leaves(_leaf_element, space, action)
@@ -41,7 +41,7 @@ def _leaf_element(leaf: gym.Space, part: Any) -> Any:
 
 
 def as_elements(space: gym.Space, actions: Any) -> Any:
-    """Actions of several environments, each part a new array of the dtype of its leaf of the single space."""
+    """Copies the actions of several environments, and converts each part to the dtype of its leaf."""
     if type(space) in PLAIN:
         return np.array(actions, dtype=space.dtype)
     return map_leaves(
@@ -57,10 +57,10 @@ def as_elements(space: gym.Space, actions: Any) -> Any:
 def checked_observation(
     space: gym.Space, observation: Any, batch: tuple[int, ...] = (), what: str = "observation"
 ) -> Any:
-    """A copy of an observation, in the structure, the shapes and the dtypes of the space.
+    """Copies an observation, and checks that it has the structure and shapes of the space.
 
-    Numbers are cast where nothing is lost but precision: any number to floating point, integers to other integers that
-    can hold them.
+    Numbers are cast to the space's dtype if only precision is lost: any number to floating point, and integers to other
+    integers that can hold them.
 
     Args:
         space: of a single observation.
@@ -69,7 +69,7 @@ def checked_observation(
         what: the name of the observation in messages.
 
     Raises:
-        Fault: another structure, shape or type.
+        Fault: the observation has another structure, shape or type.
     """
     if (
         type(space) in PLAIN
@@ -104,7 +104,7 @@ def checked_observation(
 def _as_array(value: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(value)
-    except ValueError as error:  # of parts that have different shapes
+    except ValueError as error:  # its parts have different shapes
         raise Fault(f"returned {_shown(value)} as {what}, which is no array: {error}", lasting=True) from error
 
 
@@ -115,7 +115,7 @@ def _cast(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, what: str)
     if array.dtype == dtype:
         return array.copy()
     if array.dtype.kind in NUMBERS and dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what becomes infinite is found with what is not finite
+        with np.errstate(over="ignore"):  # a later check finds values that became infinite
             return array.astype(dtype)
     if kinds[0] in "biu" and kinds[1] in "biu":
         cast = array.astype(dtype)
@@ -127,15 +127,15 @@ def _cast(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, what: str)
 
 
 class CheckedPart(NamedTuple):
-    """A part of an observation whose values are looked at in every step."""
+    """A part of an observation whose values are checked in every step."""
 
     what: str
-    path: tuple[Any, ...]  # the keys to get there
-    bounds: tuple[Any, Any] | None  # the lowest and the highest value; None: floating point, which has to be finite
+    path: tuple[Any, ...]  # the keys that lead to it
+    bounds: tuple[Any, Any] | None  # lowest and highest value; None for floating point, which must be finite
 
 
 def checked_parts(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[CheckedPart]:
-    """The parts of an observation that can hold what a network cannot take: NaN, infinity, or a value that is none."""
+    """The parts of an observation that can hold values a network cannot use: NaN, infinity, or unknown categories."""
     what = "observation" + "".join(f"[{key!r}]" for key in path)
     if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
         entries = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
@@ -153,12 +153,12 @@ def checked_parts(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[Chec
 
 
 def wrong_values(parts: list[CheckedPart], observations: Any, single: bool = False) -> dict[int, Fault]:
-    """The environments whose observations hold what they must not, and the first such number of each.
+    """The environments whose observations hold wrong values, with the first wrong value of each.
 
     Args:
-        parts: what `checked_parts` gave.
+        parts: the result of `checked_parts`.
         observations: a structure of arrays `[num_envs, ...]`.
-        single: it is the observation of one environment, without that axis.
+        single: whether it is the observation of one environment, without the first axis.
     """
     faults: dict[int, Fault] = {}
     for part in parts:
@@ -174,7 +174,8 @@ def wrong_values(parts: list[CheckedPart], observations: Any, single: bool = Fal
 
 def not_finite(values: np.ndarray, what: str) -> dict[int, Fault]:
     """The environments with NaN or infinity in `values`, `[num_envs, ...]`, and the first component of each."""
-    # The product is not finite if any value is not, at less than half the cost of the exact test; but it may overflow.
+    # A product with a value that is not finite is not finite. This costs less than half of the exact test, which
+    # follows because the product may also overflow.
     if isfinite(np.vdot(values, values)):
         return {}
     return _first_of_each(values, ~np.isfinite(values), what, "")
@@ -210,7 +211,7 @@ def checked_reward(reward: Any) -> float:
 
 
 def checked_end(end: Any, what: str) -> bool:
-    """Whether the episode was terminated, or truncated. It may be a scalar of any kind, or an array of one number."""
+    """The end of an episode as a bool. It may be a scalar of any kind, or an array of one number."""
     if type(end) is bool:
         return end
     value = _single(end, what, "a bool")
@@ -229,9 +230,9 @@ def _single(value: Any, what: str, expected: str) -> Any:
 
 
 def checked_info(info: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-    """The numbers that `keys` name in the info of an episode's last step; those of a dict as "key/inner key".
+    """The numbers that `keys` name in the info of an episode's last step.
 
-    What is absent or None is left out.
+    Numbers in a dict are named "key/inner key". Keys that are absent or None are left out.
     """
     for key in keys:
         value = info.get(key)
@@ -243,7 +244,7 @@ def checked_info(info: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[tup
 
 
 def checked_rewards(rewards: Any, num_envs: int) -> np.ndarray:
-    """The rewards of several environments, `[num_envs]`, of their own floating-point dtype or float64."""
+    """Copies the rewards `[num_envs]`; floating-point dtypes stay, others become float64."""
     if type(rewards) is np.ndarray and rewards.dtype.kind == "f" and rewards.shape == (num_envs,):
         return rewards.copy()
     array = _numbers(rewards, num_envs, "rewards")
@@ -251,7 +252,7 @@ def checked_rewards(rewards: Any, num_envs: int) -> np.ndarray:
 
 
 def checked_ends(ends: Any, num_envs: int, what: str) -> np.ndarray:
-    """Which environments' episodes were terminated, or truncated, `[num_envs]` bool."""
+    """Copies the ends of episodes, terminations or truncations, as bool `[num_envs]`."""
     if type(ends) is np.ndarray and ends.dtype.kind == "b" and ends.shape == (num_envs,):
         return ends.copy()
     array = _numbers(ends, num_envs, what)
@@ -264,7 +265,7 @@ def _numbers(values: Any, num_envs: int, what: str) -> np.ndarray:
     array = _as_array(values, what)
     if array.shape not in ((num_envs,), (num_envs, 1)):
         raise Fault(f"returned {what} of shape {list(array.shape)}, expected [{num_envs}]", lasting=True)
-    if array.dtype.kind == "O":  # such as one that holds arrays of one number
+    if array.dtype.kind == "O":  # for example an array of arrays with one number each
         array = np.array([_single(value, what, "numbers") for value in array.ravel()])
     if array.dtype.kind not in NUMBERS:
         raise Fault(f"returned {what} of {_dtype_name(array)}, expected numbers", lasting=True)
@@ -272,7 +273,7 @@ def _numbers(values: Any, num_envs: int, what: str) -> np.ndarray:
 
 
 def unpacked(answer: Any, count: int, method: str) -> tuple[Any, ...]:
-    """What `reset` or `step` returned, if it is a tuple of so many parts."""
+    """Returns the answer of `reset` or `step`, after checking that it is a tuple of the right length."""
     if isinstance(answer, tuple | list) and len(answer) == count:
         return tuple(answer)
     got = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"

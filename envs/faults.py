@@ -1,4 +1,4 @@
-"""What an environment did instead of answering. It is told as an entry of the infos, beside the others' answers."""
+"""Failures of single environments. They travel in the infos, beside the answers of the other environments."""
 
 import re
 import traceback
@@ -15,12 +15,12 @@ ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
 
 
 class Fault(Exception):
-    """What an environment did, in words that follow its name in a message.
+    """A failure of an environment, described in words that follow its name in a message.
 
-    Only the text of the cause's traceback is pickled, because not every exception can be.
+    Pickling keeps only the text of the cause's traceback, because some exceptions cannot be pickled.
 
     Args:
-        what: the words.
+        what: the description, such as "returned nan as reward".
         cause: the exception that the environment raised.
         lasting: the environment breaks a rule (such as the shape of its observations), and a new one would do so again.
     """
@@ -29,7 +29,7 @@ class Fault(Exception):
         super().__init__(what)
         self.__cause__ = cause
         self.lasting = lasting
-        self.index: int | None = None  # the environment's, where whoever raises it knows
+        self.index: int | None = None  # index of the environment, if it is known
 
     def __reduce__(self) -> tuple[Any, ...]:
         cause = self.__cause__
@@ -45,15 +45,15 @@ class WorkerTraceback(Exception):
 
 
 def raised(error: BaseException, when: str = "") -> str:
-    """The words for an exception that an environment raised."""
+    """Describes an exception that an environment raised."""
     return f"raised {type(error).__name__}{when}: {error}"
 
 
 def user_frames(error: BaseException | None) -> str:
-    """The part of a traceback that lies outside of this package and Gymnasium: "" if there is none.
+    """The part of a traceback that lies outside this package and Gymnasium; "" if there is none.
 
     Args:
-        error: what an environment raised, in this process or in another one.
+        error: the exception that an environment raised, in this process or in another one.
     """
     if error is None:
         return ""
@@ -64,7 +64,7 @@ def user_frames(error: BaseException | None) -> str:
 
 
 def forget(infos: Mapping[str, Any], index: int) -> None:
-    """Takes out of a vector environment's `infos` what one environment said."""
+    """Removes the entries of one environment from a vector environment's `infos`."""
     for key, value in infos.items():
         if isinstance(value, dict):
             forget(value, index)

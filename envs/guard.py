@@ -1,6 +1,6 @@
-"""The door through which a single environment is let in: `Guard` goes around each of them, in whatever process.
+"""`Guard`: a wrapper that checks and copies everything that goes into a single environment and comes out of it.
 
-`GuardedVectorEnv`, in `vector_guard.py`, is the door for a whole vector environment.
+`GuardedVectorEnv` in `vector_guard.py` does the same for a whole vector environment.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from rl_lnlstm.envs.scores import SCORE, find_score
 
 
 class Guard(gym.Wrapper):
-    """Lets an environment share nothing, checks what it returns, and answers also when it raises.
+    """Copies and checks everything that goes into an environment and comes out of it.
 
-    - The environment is given a copy of the action, an element of its action space.
-    - It returns a copy of its observation, in the shapes and dtypes of its observation space, a float as the reward,
-      and bools as the ends.
-    - Of its info only what somebody reads gets out: the action mask and, at an episode's end, the numbers that
-      `info_keys` ask for. (And what the reward was before a wrapper clipped it.)
-    - If it raises, or breaks one of these rules, the answer is empty, and the `Fault` is in the info.
+    - The environment gets a copy of the action, which is an element of its action space.
+    - The observation is copied. It must have the shapes and dtypes of the observation space. The reward becomes a
+      float, and the ends become bools.
+    - Only the parts of the info that are used get out: the action mask, the reward before a wrapper clipped it and, at
+      an episode's end, the numbers in `info_keys`.
+    - If the environment raises or breaks a rule, the result is empty, and the info holds a `Fault`.
 
     It also takes and restores snapshots.
 
     Args:
         env: the environment.
-        info_keys: which numbers of its info are wanted at an episode's end.
+        info_keys: names of the numbers to take from the info at an episode's end.
     """
 
     to_restore: bytes = b""
@@ -56,11 +56,11 @@ class Guard(gym.Wrapper):
         self._mask_sizes = mask_sizes(env.action_space)
         self._info_keys = info_keys
         self._score = find_score(env)
-        self._ended = False  # the episode: the vector environment keeps it to itself
+        self._ended = False  # whether the episode ended; the vector environment does not say
         self._reset_next = False
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's, but what it returns is checked, and a failure is an answer."""
+        """Steps the environment and checks the result. A failure is reported in the info."""
         if self._reset_next:
             observation, info = self.reset()
             return observation, 0.0, False, False, info
@@ -86,7 +86,7 @@ class Guard(gym.Wrapper):
             return self._nothing(), 0.0, False, False, {FAULT: Fault(raised(error), error)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's, but what it returns is checked, and a failure is an answer."""
+        """Resets the environment and checks the result. A failure is reported in the info."""
         self._ended = self._reset_next = False
         try:
             observation, info = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
@@ -97,7 +97,7 @@ class Guard(gym.Wrapper):
             return self._nothing(), {FAULT: Fault(raised(error, " in reset"), error)}
 
     def _read(self, info: Any) -> dict[str, Any]:
-        """What is read of an info. Nothing else reaches Gymnasium, whose infos must not change from step to step."""
+        """The parts of an info that are used. Nothing else may reach Gymnasium."""
         if not info or not isinstance(info, Mapping):
             return {}
         if self._ended:
@@ -108,14 +108,14 @@ class Guard(gym.Wrapper):
         return {KEY: True if self._mask_sizes is None else flat_mask(mask, self._mask_sizes)}
 
     def take_snapshot(self) -> bytes | str:
-        """The environment as bytes, or why there are none."""
+        """Returns the environment as bytes, or the reason why it cannot be pickled."""
         try:
             return snapshot.to_bytes((self._ended, self.env))
         except ValueError as error:
             return str(error)
 
     def restore_snapshot(self) -> str | None:
-        """Takes up the environment that `to_restore` holds, or says why it cannot."""
+        """Restores the environment from `to_restore`. Returns None, or the reason why it cannot."""
         try:
             self._ended, self.env = snapshot.from_bytes(self.to_restore)
             self._score = find_score(self.env)
@@ -125,12 +125,12 @@ class Guard(gym.Wrapper):
         return None
 
     def call_unless_ended(self, method: str) -> Any:
-        """What that method of the environment returns; None, and it is not called, once the episode has ended."""
+        """Calls a method of the environment and returns the result; after the episode's end, only returns None."""
         return None if self._ended else self.env.get_wrapper_attr(method)()
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]
-        """The environment's: the guard is no part of what `gymnasium.make` has to make again."""
+        """The specification of the environment, without the guard, which `gymnasium.make` must not add."""
         return self.env.spec
 
     def _nothing(self) -> Any:
@@ -139,17 +139,16 @@ class Guard(gym.Wrapper):
 
 
 class Copies(gym.Wrapper):
-    """Goes around an environment that somebody else put into a `SyncVectorEnv`.
+    """Wraps an environment in a `SyncVectorEnv` that was not made by `make_vec`.
 
-    It makes copies and checks as `Guard` does, but lets infos and errors pass, and raises a `Fault` that knows the
-    environment's index.
+    It copies and checks as `Guard` does, but passes infos and errors on. Its `Fault`s know the environment's index.
 
     Args:
         env: the environment.
         index: of the environment in its vector environment.
 
     Attributes:
-        calls: of `step` and `reset`, whoever made them.
+        calls: number of calls of `step` and `reset`, by any code.
     """
 
     def __init__(self, env: gym.Env, index: int) -> None:
@@ -160,13 +159,13 @@ class Copies(gym.Wrapper):
         self._score = find_score(env)
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever made the vector environment finds in it what was there before.
+        # Other code that looks into the vector environment still finds the attributes of the original.
         if name.startswith("__") or name == "env":
             raise AttributeError(name)
         return getattr(self.env, name)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's, with copies of the action and of the observation."""
+        """Steps the environment with a copy of the action, and returns a copy of the observation."""
         self.calls += 1
         observation_space, action_space = self._spaces
         answer = self.env.step(as_element(action_space, action))
@@ -181,7 +180,7 @@ class Copies(gym.Wrapper):
             )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's, with a copy of the observation."""
+        """Resets the environment, and returns a copy of the observation."""
         self.calls += 1
         answer = self.env.reset(seed=seed, options=options)
         with self._indexed():
@@ -198,17 +197,18 @@ class Copies(gym.Wrapper):
 
 
 def _without_gymnasiums(info: Any) -> dict[str, Any]:
-    """An info without the entries that the vector environment itself writes; empty if it is no dict."""
+    """An info without the entries that the vector environment itself writes; empty if it is not a dict."""
     if not isinstance(info, Mapping):
         return {}
     return {key: value for key, value in info.items() if key not in ("final_obs", "final_info")}
 
 
 def guard_environments_of(envs: VectorEnv) -> None:
-    """Puts `Copies` around the environments in a vector environment that somebody else made, where it can be done.
+    """Prepares a vector environment that was not made by `make_vec`.
 
-    In a `SyncVectorEnv` it can. In an `AsyncVectorEnv` they are in other processes. In both, infos that change their
-    types between environments, which make Gymnasium's fail, become arrays of objects.
+    In a `SyncVectorEnv`, it wraps the environments in `Copies`. It cannot do so in an `AsyncVectorEnv`, whose
+    environments are in other processes. In both, infos whose types differ between environments become arrays of
+    objects, because Gymnasium would raise an error.
     """
     if not isinstance(envs, SyncVectorEnv | AsyncVectorEnv):
         return
@@ -221,10 +221,10 @@ def guard_environments_of(envs: VectorEnv) -> None:
 
 
 def resynchronise(envs: VectorEnv) -> None:
-    """Takes the answers to an interrupted call out of the pipes of Gymnasium's `AsyncVectorEnv`.
+    """Clears the pipes of Gymnasium's `AsyncVectorEnv` after an interrupted call.
 
-    Some workers' answers may have been read before the interrupt. So each is asked something that it answers with a
-    bool, and whatever comes before that is thrown away.
+    Some answers may have been read before the interrupt. So each worker gets a question that it answers with a bool,
+    and everything that arrives before this answer is discarded.
     """
     if type(envs) is not AsyncVectorEnv or envs._state is AsyncState.DEFAULT:
         return
@@ -238,7 +238,7 @@ def resynchronise(envs: VectorEnv) -> None:
 def _add_any_info(
     add_info: Callable[..., dict[str, Any]], num_envs: int, infos: dict[str, Any], info: dict[str, Any], index: int
 ) -> dict[str, Any]:
-    """Gymnasium's `_add_info`, but where it fails the values are put into an array of objects."""
+    """Gymnasium's `_add_info`; where that fails, puts the values into an array of objects."""
     for key, value in info.items():
         try:
             infos = add_info(infos, {key: value}, index)

@@ -1,4 +1,4 @@
-"""Wrappers that learn while they are stepped: they are refused, because what they learn is not saved with a policy."""
+"""Refuses wrappers that learn statistics while they are stepped, because these are not saved with a policy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWra
 
 from rl_lnlstm.errors import UserError
 
-# The attributes of Gymnasium's wrappers that hold running means, and what to use instead of these wrappers
+# Attributes of Gymnasium's wrappers that hold running means -> what to use instead of these wrappers
 ADVICE = {
     "obs_rms": "--normalize-observations (normalize_observations=True)",
     "return_rms": "--normalize-rewards (normalize_rewards=True)",
 }
-SWITCHES = "update_running_mean", "training"  # false: the wrapper has stopped learning
+SWITCHES = "update_running_mean", "training"  # attributes; false means that the wrapper has stopped learning
 
 
 def refuse_learning_wrappers(env: gym.Env, name: str) -> None:
@@ -25,7 +25,7 @@ def refuse_learning_wrappers(env: gym.Env, name: str) -> None:
 
 
 def refuse_learning_vector_wrappers(envs: VectorEnv, name: str) -> None:
-    """As `refuse_learning_wrappers`, for a vector environment and, as far as they can be seen, those inside of it."""
+    """Like `refuse_learning_wrappers`, for a vector environment and the environments in it, if they are accessible."""
     layer = envs
     while isinstance(layer, VectorWrapper):
         _refuse(layer, name)
@@ -59,7 +59,7 @@ def _refuse(layer: Any, name: str) -> None:
 
 
 def _is_running_mean(value: Any) -> bool:
-    """An object such as the `RunningMeanStd` of Gymnasium, of Stable-Baselines3, and of code that follows them."""
+    """Whether an object looks like `RunningMeanStd` of Gymnasium, Stable-Baselines3 and similar code."""
     return type(value).__name__ == "RunningMeanStd" or all(
         hasattr(value, attribute) for attribute in ("mean", "var", "count", "update")
     )

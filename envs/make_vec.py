@@ -1,4 +1,4 @@
-"""`make_vec`: vector environments from Gymnasium ids, functions or `VectorEnv`s, all through the same door."""
+"""`make_vec`: checked vector environments from Gymnasium ids, functions or `VectorEnv`s."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.errors import UserError
 
-# Of infos with these keys the component itself reads, or Gymnasium writes, something else than a number.
+# Info keys that this package or Gymnasium uses for something other than a number.
 RESERVED = "action_mask", "final_obs", "final_info"
-# What Atari's vector implementation does by default and should not: it clips the rewards that scores are made of.
+# Arguments that turn off a default of Atari's vector implementation: it clips rewards, and scores would be wrong.
 UNLESS_GIVEN = {"reward_clipping": False, "episodic_life": False}
 
 
@@ -38,60 +38,59 @@ def make_vec(
     info_keys: Sequence[str] = (),
     mask_key: str | None = None,
 ) -> VectorEnv:
-    """Makes a vector environment that shares nothing, is checked, and names the environment and the step of a failure.
+    """Makes a vector environment that copies and checks its data, and replaces environments that fail.
 
     Args:
-        env: a Gymnasium id, "module:id" (the module, imported first, registers the id), or a function that makes a new
-            `gymnasium.Env` at each call. A `VectorEnv` is only guarded: of the other arguments only `info_keys` and
-            `mask_key` apply.
+        env: a Gymnasium id; "module:id", where importing the module registers the id; or a function that makes a new
+            `gymnasium.Env` at each call. A `VectorEnv` is only wrapped: apart from `info_keys` and `mask_key`, the
+            other arguments do not apply.
         num_envs: number of environments, at least 1.
         vectorization: how the environments are stepped.
 
             - "sync": one after the other in this process.
-            - "async": in a process each.
-            - "vector_entry_point": by the vector implementation that the id was registered with. Atari's clips
-              rewards by default; here it does so only if `env_kwargs` ask for it.
-            - "auto": by the vector implementation if there is one, it offers the autoreset mode, it takes the keyword
+            - "async": each in a process of its own.
+            - "vector_entry_point": by the vector implementation that the id was registered with. Atari's implementation
+              clips rewards by default; here it does so only if `env_kwargs` ask for it.
+            - "auto": by the vector implementation, if there is one that supports the autoreset mode and the keyword
               arguments, and there are no wrappers; otherwise "sync".
-        autoreset_mode: when an environment whose episode ended is reset, an `AutoresetMode` or its name or value.
+        autoreset_mode: when an environment is reset after an episode's end; an `AutoresetMode`, its name or its value.
         wrappers: applied to each environment, the first one innermost: functions, or names of Gymnasium's wrappers or
             "module:Name", with arguments in parentheses if they need any, such as "FrameStackObservation(4)".
-        render_mode: handed to each environment, unless it is None.
+        render_mode: passed to each environment, unless it is None.
         env_kwargs: keyword arguments for each environment.
-        max_failures: how often in a row, with fewer than 100 steps in between, an environment may fail and be replaced
-            by a new one. A vector implementation cannot replace its environments one by one, so it may never fail.
-        timeout: seconds that a step, a reset, the constructor or `close` may take with "async"; None for any time. A
-            constructor may always take 20 s, and a `close` never more than 60 s. Nothing can be interrupted safely in
-            this process, so an environment that hangs with "sync" makes everything hang.
-        info_keys: numbers or bools that are wanted of the info of an episode's last step, such as "is_success". The
-            `info` of each `Episode` of a `Stepper` has them. The numbers in a dict are named "key/inner key".
-        mask_key: the entry of a `Dict` observation that is the action mask. It is taken out of the observation (and of
-            its space) and goes where masks are read, `infos["action_mask"]`.
+        max_failures: the number of times in a row that an environment may fail and be replaced. Failures are in a row
+            if there are fewer than 100 steps between them. With "vector_entry_point" no failure is allowed, because
+            single environments cannot be replaced.
+        timeout: seconds that a step, a reset, the constructor or `close` may take with "async"; None for no limit. A
+            constructor may always take 20 s, and a `close` never more than 60 s. With "sync" there is no limit, because
+            nothing can be interrupted safely in this process.
+        info_keys: names of numbers or bools to take from the info of an episode's last step, such as "is_success". You
+            find them in the `info` of each `Episode` of a `Stepper`. Numbers in a dict are named "key/inner key".
+        mask_key: the entry of a `Dict` observation that is the action mask. It moves from the observation (and its
+            space) to `infos["action_mask"]`, from where masks are read.
 
     Returns:
-        A vector environment with `metadata["autoreset_mode"]`. Whatever the environment does:
+        A vector environment with `metadata["autoreset_mode"]`. It guarantees:
 
-        - It is given copies of actions, which are elements of its action space.
-        - Observations, rewards (floats) and ends (bools) are new arrays, of the shapes and dtypes that the spaces
-          promise.
-        - Of infos, only action masks, `info_keys`, `final_obs` and `final_info` pass.
+        - Environments get copies of actions, which are elements of their action space.
+        - Observations, rewards (floats) and ends (bools) are new arrays with the shapes and dtypes of the spaces.
+        - Infos contain only action masks, `info_keys`, `final_obs` and `final_info`.
 
         An environment fails if it raises, dies, takes longer than `timeout`, or returns NaN or infinity in a reward or
-        in a floating-point part of the observation. It also fails if it breaks a rule: another shape or dtype, or a
-        value outside of a `Discrete`, `MultiDiscrete` or `MultiBinary` space. Then a new one would do no better, and
-        so `max_failures` does not apply. `reset` and `step` raise `EnvironmentFailure` if one failed more often than it
-        may. The message names the environment and the step: the number of calls of `step` since the vector environment
-        was made.
+        in a floating-point part of the observation. It also fails if it breaks a rule: a wrong shape or dtype, or a
+        value outside a `Discrete`, `MultiDiscrete` or `MultiBinary` space. In this case a new environment would do the
+        same, so `max_failures` does not apply. `reset` and `step` raise `EnvironmentFailure` if an environment fails
+        too often. The message names the environment and the step, counted in calls of `step`.
 
-        A new environment is reset with a seed that follows from the seed of the last `reset` and the number of
-        replacements. The step in which the old one failed returns the first observation of the new episode, the info
-        of its reset, no reward and no end. There `infos["rl_lnlstm.aborted"]` is true if an episode was aborted: none
-        is if only the reset after an episode failed.
+        A new environment is reset with a seed that is derived from the seed of the last `reset` and the number of
+        replacements. The step in which the old one failed returns the first observation and the info of the new
+        episode, a reward of 0 and no end. `infos["rl_lnlstm.aborted"]` is true there if an episode was aborted. It is
+        not if the failure was in the reset after an episode.
 
     Raises:
-        UserError: an argument is not as described, no such id is known, a package that the environment needs is not
-            installed, or a wrapper learns statistics (such as `NormalizeObservation`), which would not be saved with
-            a policy.
+        UserError: an argument is not as described, the id is unknown, a package that the environment needs is not
+            installed, or a wrapper (such as `NormalizeObservation`) learns statistics, which would not be saved with a
+            policy.
         EnvironmentFailure: an environment raised while it was made, or took too long.
     """
     info_keys = _checked_keys(info_keys)
@@ -134,7 +133,7 @@ def make_vec(
 
 
 def take_snapshot(envs: VectorEnv) -> list[bytes]:
-    """What `envs`, made by `make_vec`, is at this moment, random generators included; pickled by cloudpickle.
+    """Pickles the current state of `envs`, made by `make_vec`, including random generators, with cloudpickle.
 
     Raises:
         ValueError: an environment cannot be pickled; the message says why.
@@ -144,10 +143,10 @@ def take_snapshot(envs: VectorEnv) -> list[bytes]:
 
 
 def restore_snapshot(envs: VectorEnv, parts: Sequence[bytes]) -> None:
-    """Makes `envs` what it was when `take_snapshot` returned `parts`. Unpickling executes what they say.
+    """Restores the state of `envs` from the result of `take_snapshot`. Unpickling can execute code from it.
 
     Raises:
-        ValueError: it cannot; the message says why. Reset the environments before they are stepped again.
+        ValueError: it cannot be restored; the message says why. Reset the environments before you step them again.
     """
     assert isinstance(envs, GuardedVectorEnv)
     envs.restore_snapshot(parts)
@@ -166,8 +165,8 @@ def _check_as_made(env: GuardedVectorEnv, info_keys: tuple[str, ...], mask_key: 
     made_with = None if env.mask_entry is None else env.mask_entry.key
     if info_keys not in ((), env.info_keys) or mask_key not in (None, made_with):
         raise UserError(
-            f"give info_keys={info_keys!r} and mask_key={mask_key!r} to the call of make_vec that made the "
-            f"environments; it was given {env.info_keys!r} and {made_with!r}"
+            f"pass info_keys={info_keys!r} and mask_key={mask_key!r} to the call of make_vec that made the "
+            f"environments; it got {env.info_keys!r} and {made_with!r}"
         )
 
 

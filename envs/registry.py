@@ -1,4 +1,4 @@
-"""Gymnasium's ids: what one stands for, which package registers it, and which known ids are near an unknown one."""
+"""Gymnasium's ids: finding their specifications, the packages that register them, and similar ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
 
-# Packages that do not register their ids with Gymnasium by themselves: how the ids begin, what to import, and what to
+# Packages that do not register their ids by themselves: the start of the ids, the module to import, and the package to
 # install
 REGISTERED_BY = {"ALE/": ("ale_py", "atari"), "MiniGrid-": ("minigrid", "minigrid")}
 
@@ -34,10 +34,10 @@ EXTRAS = {
 
 
 def find_spec(env_id: str) -> EnvSpec:
-    """The specification that an id, or "module:id", is registered with.
+    """The specification of an id, or of "module:id".
 
     Raises:
-        UserError: the module cannot be imported, a package is not installed, or no such id is known.
+        UserError: the module cannot be imported, a package is not installed, or the id is unknown.
     """
     module, _, registered_id = env_id.rpartition(":")
     if module:
@@ -66,7 +66,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
 @contextlib.contextmanager
 def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Turns what goes wrong while an environment is made into an error that names it.
+    """A context manager that turns exceptions while an environment is made into errors that name it.
 
     Raises:
         UserError: a package is not installed, or the environment does not take `kwargs`.
@@ -87,7 +87,7 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def offers_vector_entry_point(source: EnvSource, mode: AutoresetMode, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an id has a vector implementation that takes the mode and the arguments; makes no environment."""
+    """Whether an id has a vector implementation that supports the mode and the arguments. Makes no environment."""
     if not isinstance(source, EnvSpec) or source.vector_entry_point is None:
         return False
     with construction(source.id, kwargs):
@@ -105,7 +105,7 @@ def vector_creator(source: EnvSpec) -> Any:
 
 
 def portable(spec: EnvSpec) -> EnvSpec:
-    """A specification that also works in another process, which has not run the user's script."""
+    """A specification that also works in another process, where the user's script has not run."""
     if isinstance(spec.entry_point, str) and spec.entry_point.startswith("__main__:"):
         creator: Any = load_env_creator(spec.entry_point)
         return dataclasses.replace(spec, entry_point=creator)

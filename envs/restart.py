@@ -1,4 +1,4 @@
-"""How environments are made, and what puts a new one in the place of one that failed."""
+"""Making environments, and replacing those that failed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rl_lnlstm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EnvMaker:
-    """Makes an environment, as often as one is needed, in whatever process.
+    """A function object that makes one environment, again if needed, in this or another process.
 
     Raises:
-        UserError: the environment cannot be what was asked for, such as for want of a package.
+        UserError: the environment cannot be made as asked for, for example because a package is missing.
         EnvironmentFailure: the environment raised while it was made.
     """
 
@@ -35,10 +35,10 @@ class EnvMaker:
     kwargs: dict[str, Any]
     wrappers: tuple[Wrapper, ...]
     info_keys: tuple[str, ...] = ()
-    registrations: Mapping[str, EnvSpec] = dataclasses.field(default_factory=dict)  # that another process lacks
+    registrations: Mapping[str, EnvSpec] = dataclasses.field(default_factory=dict)  # that another process needs
 
     def __call__(self) -> gym.Env:
-        """The environment, with its wrappers and its guard."""
+        """Makes the environment with its wrappers and its guard."""
         for env_id, spec in self.registrations.items():
             gym.registry.setdefault(env_id, spec)
         with construction(self.name, self.kwargs):
@@ -59,10 +59,10 @@ class EnvMaker:
 
 
 class RestartingSyncVectorEnv(SyncVectorEnv):
-    """Gymnasium's, in which a new environment can be put in the place of one that failed."""
+    """Gymnasium's `SyncVectorEnv`, with a method that replaces an environment."""
 
     def restart(self, index: int, seed: int | None) -> tuple[Any, dict[str, Any]]:
-        """Makes an environment anew and resets it; returns the observations of all environments, and its info."""
+        """Replaces an environment by a new one and resets it. Returns all observations, and its info."""
         envs: list[gym.Env] = self.envs
         with contextlib.suppress(Exception):
             envs[index].close()
@@ -74,15 +74,17 @@ class RestartingSyncVectorEnv(SyncVectorEnv):
 
 
 def make_sync(makers: Sequence[Callable[[], gym.Env]], mode: AutoresetMode) -> VectorEnv:
-    """Environments that are stepped one after the other in this process."""
+    """Makes environments that are stepped one after the other in this process."""
     vector_env = RestartingSyncVectorEnv(makers, autoreset_mode=mode)
     if len({id(env.unwrapped) for env in vector_env.envs}) < len(makers):
-        raise UserError("env: expected a function that makes a new environment at each call, got the same one twice")
+        raise UserError(
+            "env: expected a function that makes a new environment at each call, but it returned the same one twice"
+        )
     return vector_env
 
 
 def make_async(makers: Sequence[EnvMaker], name: str, mode: AutoresetMode, timeout: float | None) -> VectorEnv:
-    """Environments in a process each."""
+    """Makes environments that run in a process each."""
     registrations = {env_id: portable(spec) for env_id, spec in gym.registry.items()}
     makers = [
         dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The score of a game whose rewards are clipped for learning: what it gave before they were clipped."""
+"""Scores of games whose rewards are clipped for learning: rewards from before the clipping."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CLIPPING = "ClipReward", "ClipRewardEnv"  # the classes' names in Gymnasium and 
 
 
 class Score(gym.Wrapper):
-    """Keeps the last reward of an environment, beneath the wrapper that clips it."""
+    """A wrapper that keeps the last reward of an environment, inside the wrapper that clips it."""
 
     reward = 0.0
 
     def step(self, action: Any) -> Any:
-        """As the environment's."""
+        """Steps the environment and keeps the reward."""
         answer = self.env.step(action)
         self.reward = checked_reward(answer[1])
         return answer
 
 
 def find_score(env: gym.Env) -> Score | None:
-    """Puts a `Score` beneath the innermost wrapper that clips rewards; None if there is no such wrapper."""
+    """Inserts a `Score` inside the innermost wrapper that clips rewards; None if there is no such wrapper."""
     score, layer = None, env
     while isinstance(layer, gym.Wrapper):
         if type(layer).__name__ in CLIPPING:
@@ -42,7 +42,7 @@ def find_score(env: gym.Env) -> Score | None:
 
 
 def scores(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
-    """The rewards `[num_envs]` as the environments gave them before they were clipped, where infos tell."""
+    """The rewards `[num_envs]` from before the clipping, where infos hold them."""
     for told in (infos, infos.get("final_info")):
         if isinstance(told, dict) and SCORE in told:
             rewards = np.where(told[f"_{SCORE}"], told[SCORE], rewards)
@@ -50,7 +50,7 @@ def scores(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
 
 
 def warn_of_clipped_scores(envs: VectorEnv, name: str) -> None:
-    """Warns if a wrapper of a vector environment clips rewards, because then their scores cannot be seen."""
+    """Warns if a wrapper of a vector environment clips rewards, because the original rewards are not accessible."""
     layer = envs
     while isinstance(layer, VectorWrapper):
         if type(layer).__name__ in CLIPPING:

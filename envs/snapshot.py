@@ -1,4 +1,4 @@
-"""Environments as bytes, and back: the one place where something is pickled."""
+"""Environments to bytes and back. This is the only module that pickles anything."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gymnasium.utils import EzPickle
 class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, EzPickle) and type(obj).__getstate__ is EzPickle.__getstate__:
-            # It would come back as it was made, at the beginning of some other episode, without a word.
+            # Unpickling would silently give a new object, at the beginning of another episode.
             raise pickle.PicklingError(f"{type(obj).__name__} is pickled as its arguments only (gymnasium's EzPickle)")
         if type(obj).__module__.partition(".")[0] == "pygame":
-            return type(None), ()  # screens and clocks: Gymnasium's environments make them anew where there are none
+            return type(None), ()  # screens and clocks, which Gymnasium's environments make again when they need them
         return super().reducer_override(obj)
 
 
 def to_bytes(env: Any) -> bytes:
-    """All that `env` holds, random generators included.
+    """Pickles everything in `env`, including random generators.
 
     Raises:
         ValueError: it cannot be pickled; the message says why.
@@ -35,7 +35,7 @@ def to_bytes(env: Any) -> bytes:
 
 
 def from_bytes(content: bytes) -> Any:
-    """What `to_bytes` was given. This executes what `content` says: only for what one wrote oneself.
+    """The inverse of `to_bytes`. It can execute code in `content`: use it only for your own files.
 
     Raises:
         ValueError: it cannot be restored; the message says why.

@@ -1,4 +1,4 @@
-"""The door through which a vector environment is let in: `GuardedVectorEnv`."""
+"""`GuardedVectorEnv`: checks and copies everything that goes into a vector environment and comes out of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEPS_TO_RECOVER = 100
 
 
 class Uses:
-    """How often a vector environment was stepped or reset, through whichever guards of it."""
+    """Counts the steps and resets of a vector environment, over all guards of it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,19 +46,20 @@ class Uses:
 _USES: weakref.WeakKeyDictionary[VectorEnv, Uses] = weakref.WeakKeyDictionary()
 
 
+# Longer than most classes: checking, counting and replacing share the same counters, and read better together.
 class GuardedVectorEnv(VectorWrapper):
-    """Checks and copies what goes in and out, names environment and step of each failure, and replaces what failed.
+    """Checks and copies data, names environment and step of each failure, and replaces environments that failed.
 
-    See `make_vec`. Values are checked here, once for all environments, because here it costs least.
+    See `make_vec`. Values are checked here for all environments at once, because this is fastest.
 
     Args:
-        env: what is guarded.
-        name: of the environments, in messages.
+        env: the vector environment.
+        name: the name of the environments in messages.
         max_failures, info_keys, mask_key: as for `make_vec`.
 
     Attributes:
-        failures: how many there were.
-        info_keys: as given.
+        failures: number of failures so far.
+        info_keys: the argument.
         mask_entry: the entry of the observation that is the action mask, or None.
     """
 
@@ -95,23 +96,23 @@ class GuardedVectorEnv(VectorWrapper):
         self._all_fail_at_once = False
         self._ended: Any = np.zeros((2, env.num_envs), bool)  # terminations and truncations of the last step
         self._seeds: list[int | None] = [None] * env.num_envs
-        # By environment: how often it was made anew, failures in a row, and the step of the last one.
+        # For each environment: number of replacements, failures in a row, and the step of the last failure.
         self._restarts, self._in_a_row, self._failed_at = np.zeros((3, env.num_envs), int)
 
     def __getattr__(self, attribute: str) -> Any:
-        # `envs`, `call`, `get_attr` and the like, which VectorWrapper does not pass on
+        # VectorWrapper does not pass on `envs`, `call`, `get_attr` and similar attributes.
         if attribute.startswith("_") or attribute == "env":
             raise AttributeError(attribute)
         return getattr(self.env, attribute)
 
     def __del__(self) -> None:
-        """Leaves the environments open: they may be somebody else's. (Gymnasium 1.1 closes them here.)"""
+        """Leaves the environments open, because other code may use them. (Gymnasium 1.1 closes them here.)"""
 
     @property
     def uses(self) -> int:
-        """Grows whenever the environments are stepped or reset, by whomever, as far as that can be seen.
+        """A count that grows whenever any code steps or resets the environments, if that can be noticed.
 
-        Calls of other guards of the same environments are seen, and all calls of a `SyncVectorEnv`.
+        Calls through another guard of the same environments are noticed, and so are all calls in a `SyncVectorEnv`.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
         return self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
@@ -139,7 +140,7 @@ class GuardedVectorEnv(VectorWrapper):
         return (self._without_mask(result[0], infos), *result[1:])
 
     def _checked(self, answer: Any) -> Any:
-        """What the environments returned from `step`, in new arrays of the right shapes and dtypes."""
+        """Checks the result of `step`, and copies it to new arrays of the right shapes and dtypes."""
         observations, rewards, terminations, truncations, infos = unpacked(answer, 5, "step")
         observations = checked_observation(self._inner_spaces[0], observations, self._batch)
         (num_envs,) = self._batch
@@ -152,9 +153,10 @@ class GuardedVectorEnv(VectorWrapper):
         return observations, rewards, terminations, truncations, infos
 
     def _final_observations(self, infos: dict[str, Any], ends: np.ndarray) -> np.ndarray:
-        """Copies of the observations that ended episodes, an array `[num_envs]` of objects, None elsewhere.
+        """Copies of the last observations of the episodes that ended: an array `[num_envs]` of objects, None elsewhere.
 
-        Environments give them as one object for each environment, or as a batch that is structured as observations.
+        Vector environments return them as one object for each environment, or as a batch with the structure of
+        observations.
         """
         given = infos.get("final_obs")
         final = np.full(self.num_envs, None, object)
@@ -167,7 +169,7 @@ class GuardedVectorEnv(VectorWrapper):
             try:
                 if observation is None:
                     raise Fault(
-                        "gave no info['final_obs'] for an episode that ended, which autoreset mode SAME_STEP demands",
+                        "gave no info['final_obs'] for an episode that ended, which autoreset mode SAME_STEP requires",
                         lasting=True,
                     )
                 final[index] = checked_observation(self._inner_spaces[0], observation, (), "info['final_obs']")
@@ -180,7 +182,7 @@ class GuardedVectorEnv(VectorWrapper):
         return observations if self.mask_entry is None else self.mask_entry.moved(observations, infos)
 
     def _survive(self, result: Any, faults: dict[int, Fault], final_faults: dict[int, Fault]) -> Any:
-        """What `step` returns instead of `result`."""
+        """Replaces the environments that failed, and returns what `step` returns instead of `result`."""
         observations, rewards, terminations, truncations, infos = result
         aborted = ~self._began(terminations | truncations)
         aborted[list(final_faults)] = True
@@ -214,11 +216,11 @@ class GuardedVectorEnv(VectorWrapper):
         return self._without_mask(observations, infos), infos
 
     def get_state(self) -> dict[str, Any]:
-        """What it has counted, for `set_state`; `take_snapshot` has the environments."""
+        """Returns the counters, for `set_state`. The environments themselves are in `take_snapshot`."""
         return {name: getattr(self, name) for name in self._STATE}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on counting from where `get_state` was called."""
+        """Restores the counters from `get_state`."""
         for name in self._STATE:
             setattr(self, name, state[name])
 
@@ -242,7 +244,7 @@ class GuardedVectorEnv(VectorWrapper):
             vars(self.env).clear()
             vars(self.env).update(attributes)
             return
-        self.env.reset()  # the vector environment's own notes of which episodes ended are void
+        self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
         for problem in self.env.call("restore_snapshot"):  # type: ignore[attr-defined]
             if problem is not None:
@@ -252,7 +254,7 @@ class GuardedVectorEnv(VectorWrapper):
         return isinstance(self.env, RestartingSyncVectorEnv | WorkerVectorEnv)
 
     def _began(self, ends: np.ndarray) -> np.ndarray:
-        """The environments that were reset in the last step."""
+        """Which environments were reset in the last step."""
         if self._mode is AutoresetMode.NEXT_STEP:
             return np.logical_or(*self._ended)
         return ends if self._mode is AutoresetMode.SAME_STEP else np.zeros_like(ends)
@@ -265,7 +267,7 @@ class GuardedVectorEnv(VectorWrapper):
         return faults
 
     def _final_faults(self, rewards: np.ndarray, infos: dict[str, Any]) -> dict[int, Fault]:
-        """What is wrong with a step even if its environment was reset well after it."""
+        """Faults in the final observations of a step, which count even if the reset afterwards succeeded."""
         faults = not_finite(rewards, "reward")
         if self._mode is AutoresetMode.SAME_STEP and "_final_obs" in infos:
             for index in np.flatnonzero(infos["_final_obs"]):
@@ -274,7 +276,7 @@ class GuardedVectorEnv(VectorWrapper):
         return faults
 
     def _restart(self, index: int, fault: Fault | None, infos: dict[str, Any], when: str) -> Any:
-        """Has an environment made anew, until one works or too many have failed; returns the observations of all."""
+        """Replaces an environment, until one works or too many have failed. Returns the observations of all."""
         while fault is not None:
             self._count(index, fault, when)
             self._restarts[index] += 1
@@ -290,7 +292,7 @@ class GuardedVectorEnv(VectorWrapper):
         return observations
 
     def _count(self, index: int, fault: Fault, when: str) -> None:
-        """Reports a failure, or raises it if it is one too many, or if a new environment would fail alike."""
+        """Logs a failure, or raises it if there were too many, or if a new environment would fail in the same way."""
         if self._steps - self._failed_at[index] >= STEPS_TO_RECOVER:
             self._in_a_row[index] = 0
         self._in_a_row[index] += 1
@@ -328,14 +330,14 @@ class GuardedVectorEnv(VectorWrapper):
 
 
 def guarded(env: VectorEnv) -> GuardedVectorEnv:
-    """The vector environment with a guard, unless it has one."""
+    """Puts a guard around a vector environment, unless it has one."""
     return env if isinstance(env, GuardedVectorEnv) else GuardedVectorEnv(env, type(env.unwrapped).__name__)
 
 
 def _uses_of(env: VectorEnv) -> Uses:
     try:
         return _USES.setdefault(env, Uses())
-    except TypeError:  # it cannot be a key, and so only this guard's calls are counted
+    except TypeError:  # it cannot be a key, so only the calls of this guard are counted
         return Uses()
 
 

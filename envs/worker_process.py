@@ -1,4 +1,4 @@
-"""What runs in a worker's process."""
+"""The code that runs in the process of a worker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.vector.async_vector_env import _async_worker
 
-STARTED = "started"  # a worker's first message: it is there, and begins to make its environment
+STARTED = "started"  # a worker's first message: it has started, and begins to make its environment
 
 
 class Description(NamedTuple):
-    """What a vector environment has to know of its environments before it can make room for their observations."""
+    """What a vector environment must know about its environments before it allocates memory for observations."""
 
     metadata: dict[str, Any]
     render_mode: str | None
@@ -30,9 +30,9 @@ class Description(NamedTuple):
 
 
 def describe(env_fn: Callable[[], gym.Env], pipe: Connection) -> None:
-    """Makes an environment, sends its `Description`, pickled by cloudpickle, and closes it.
+    """Makes an environment, sends its `Description`, pickled by cloudpickle, and closes the environment.
 
-    This happens here and not in the parent, because a constructor that hangs could not be ended there.
+    This runs in a process of its own, because the parent could not stop a constructor that hangs.
     """
     answers = _begin(pipe)
     try:
@@ -48,7 +48,7 @@ def describe(env_fn: Callable[[], gym.Env], pipe: Connection) -> None:
 
 
 def run_worker(index: int, env_fn: Callable[[], gym.Env], pipe: Any, parent_pipe: Any, buffer: Any, *rest: Any) -> None:
-    """Makes an environment, and lets Gymnasium's worker answer the parent's commands with it."""
+    """Makes an environment, and runs Gymnasium's worker, which answers the parent's commands."""
     answers = _begin(pipe)
     try:
         env = env_fn()
@@ -62,8 +62,8 @@ def run_worker(index: int, env_fn: Callable[[], gym.Env], pipe: Any, parent_pipe
 
 def _begin(pipe: Connection) -> Answers:
     _end_with_parent()
-    # Ctrl-C in a terminal reaches the whole process group, and so does SIGTERM from a scheduler, but when to stop is
-    # for the parent to decide.
+    # Ctrl-C in a terminal and SIGTERM from a scheduler reach the whole process group. Workers ignore them, because the
+    # parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
@@ -73,10 +73,10 @@ def _begin(pipe: Connection) -> Answers:
 
 
 class Answers:
-    """Stands for both the pipe and the queue of errors that Gymnasium's worker is given.
+    """Replaces both the pipe and the queue of errors that Gymnasium's worker expects.
 
-    The answer to a failure is the error itself. A queue is shared by all workers, and a worker that is killed while it
-    writes would leave it locked.
+    After a failure, the answer is the error itself. A queue would not be safe: all workers share it, and a worker that
+    is killed while it writes would leave it locked.
     """
 
     def __init__(self, pipe: Connection) -> None:
@@ -84,7 +84,7 @@ class Answers:
         self._error: tuple[BaseException, str] | None = None
 
     def put(self, failure: tuple[int, type, BaseException, str]) -> None:
-        """Keeps the error, as something that can be pickled, for the answer that follows."""
+        """Keeps the error in a form that can be pickled, for the next answer."""
         *_, error, text = failure
         try:
             pickle.loads(pickle.dumps(error))
@@ -93,14 +93,14 @@ class Answers:
         self._error = error, text
 
     def send(self, answer: tuple[Any, bool]) -> None:
-        """Sends the answer; one that is no success with the error."""
+        """Sends the answer, or the error if there was a failure."""
         self._pipe.send(answer if answer[1] else (self._error, False))
 
 
 def _end_with_parent() -> None:
-    """Has the kernel kill this process when its parent ends, in whatever way, and whatever this process is doing.
+    """Makes the operating system kill this process when its parent ends, however it ends.
 
-    The parent is the process that started the worker, which holds the other end of a pipe, and not the fork server.
+    The parent here is the training process, which holds the other end of a pipe, and not the fork server.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -111,7 +111,7 @@ def _end_with_parent() -> None:
         fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-        if wait([sentinel], 0):  # it ended before
+        if wait([sentinel], 0):  # it has already ended
             os._exit(1)
-    else:  # a thread; an environment that never releases the interpreter's lock would stop it
+    else:  # only a thread, which cannot run if the environment never releases the interpreter's lock
         threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()

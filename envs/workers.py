@@ -1,4 +1,4 @@
-"""Environments in a process each. That one dies, hangs or raises is an answer beside the others' answers."""
+"""Environments that run in a process each. If one dies, hangs or raises, the others still answer."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from rl_lnlstm.envs.faults import FAULT, Fault, WorkerTraceback
 from rl_lnlstm.envs.worker_process import STARTED, Description, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
-# Seconds that a worker may take even if the timeout is less:
-START_SECONDS = 180.0  # for its process to start, which may have to import a simulator, beside many others
-CONSTRUCTION_SECONDS = 20.0  # for the constructor of its environment and the first command
-CALL_SECONDS = 60.0  # for a command that is no step or reset
-CLOSE_SECONDS = 60.0  # and never more for closing, because closing has to end
+# Seconds that a worker may always take, even if the timeout is shorter:
+START_SECONDS = 180.0  # to start its process, which may import a simulator while many others do the same
+CONSTRUCTION_SECONDS = 20.0  # for the environment's constructor and the first command
+CALL_SECONDS = 60.0  # for commands other than step and reset
+CLOSE_SECONDS = 60.0  # also the longest time for closing, which must end some time
 
 
 class WorkerVectorEnv(AsyncVectorEnv):
-    """Gymnasium's, but a worker that fails is told as a `Fault` in the infos, and can be replaced.
+    """Like Gymnasium's `AsyncVectorEnv`, but a failed worker becomes a `Fault` in the infos, and can be replaced.
 
     Args:
-        env_fns: make the environments. What they make has to answer also when it fails, unless its process dies.
-        name: for messages.
-        autoreset_mode: as Gymnasium's.
-        timeout: seconds that a worker may take for a step or a reset, None for any time.
+        env_fns: functions that make the environments. The environments must return failures (see `Guard`).
+        name: the name of the environments in messages.
+        autoreset_mode: as in Gymnasium.
+        timeout: seconds that a worker may take for a step or a reset; None for no limit.
 
     Raises:
-        UserError: `env_fns` cannot be sent to another process, or raise it.
-        EnvironmentFailure: `env_fns` raise it, or a worker dies or hangs while it makes its environment.
+        UserError: `env_fns` cannot be sent to another process, or raise this error.
+        EnvironmentFailure: `env_fns` raise this error, or a worker dies or hangs while it makes its environment.
     """
 
     def __init__(
@@ -57,13 +57,14 @@ class WorkerVectorEnv(AsyncVectorEnv):
             cloudpickle.dumps(env_fns)
         except Exception as error:
             raise UserError(f"{name}: cannot be sent to a worker process, {type(error).__name__}: {error}") from error
-        # Gymnasium's own constructor is not called: it does not keep what it takes to start another worker.
+        # Do not call Gymnasium's constructor, because it does not keep what is needed to start another worker.
         self.env_fns, self.num_envs, self.autoreset_mode = env_fns, len(env_fns), autoreset_mode
         self.shared_memory, self.copy, self.observation_mode = True, True, "same"
         self.parent_pipes, self.processes, self._state = [], [], AsyncState.DEFAULT
         self._name, self._timeout = name, timeout
-        # Not fork: a child of a process in which TensorFlow runs threads inherits locks that nobody will release. A
-        # fork server is started afresh, has no such threads, and forks workers as fast; it imports Gymnasium once.
+        # Do not use fork: TensorFlow runs threads, and a forked child would inherit locks that are never released. A
+        # fork server is a fresh process without such threads. It imports Gymnasium once, and forks workers just as
+        # fast.
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context = cast(Any, multiprocessing.get_context(method))
         if method == "forkserver":
@@ -90,7 +91,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
             raise
 
     def restart(self, index: int, seed: int | None) -> tuple[Any, dict[str, Any]]:
-        """Replaces a worker by a new one and resets its environment; returns the observations of all, and its info.
+        """Replaces a worker by a new one and resets its environment. Returns the observations of all, and its info.
 
         Raises:
             EnvironmentFailure: the process cannot be started.
@@ -103,13 +104,13 @@ class WorkerVectorEnv(AsyncVectorEnv):
         return copy.deepcopy(self.observations), info
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
-        """As Gymnasium's, but it may also follow a call that was interrupted."""
+        """Like Gymnasium's, but you may also call it after an interrupted call."""
         if self._state is not AsyncState.DEFAULT:
             self._resynchronise()
         super().reset_async(seed, options)
 
     def _resynchronise(self) -> None:
-        """Takes the answers to an interrupted call out of the pipes. Workers that may have sent half of one go."""
+        """Clears the pipes after an interrupted call. Ends workers whose pipe may hold half a message."""
         pipes: list[Any] = self.parent_pipes
         for index, pipe in enumerate(pipes):
             if not pipe.drained():
@@ -118,7 +119,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self._state = AsyncState.DEFAULT
 
     def _described(self) -> Description:
-        """What an environment says of itself, which is made in a process that ends at once."""
+        """The `Description` of an environment. A process makes the environment for this, and ends afterwards."""
         pipe, process = self._started_process("description", describe, self.env_fns[0])
         pipe.expect("describe")
         content, success = pipe.recv()
@@ -129,7 +130,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         return cloudpickle.loads(content)
 
     def _start(self, index: int) -> tuple[Any, Any]:
-        # Versions of Gymnasium differ in how many arguments their worker takes: the last one is a semaphore.
+        # Versions of Gymnasium differ in the number of arguments of their worker. The last one is a semaphore.
         last = (self._buffer, None, self.autoreset_mode, None)[: len(inspect.signature(_async_worker).parameters) - 4]
         return self._started_process(str(index), run_worker, self.env_fns[index], index, *last)
 
@@ -146,7 +147,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         return _WorkerPipe(ours, process, self._timeout), process
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        # Only for what is no step or reset, whose failures are answers. Gymnasium's raises the last one, and logs all.
+        # Only for commands other than step and reset. Gymnasium's method would log all errors and raise the last one.
         pipes: list[Any] = self.parent_pipes
         for index, (pipe, success) in enumerate(zip(pipes, successes, strict=True)):
             if not success:
@@ -160,8 +161,8 @@ class WorkerVectorEnv(AsyncVectorEnv):
         raise error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """As Gymnasium's, but a worker that is dead, busy or hangs does not keep it longer than a step may take."""
-        # A call that Ctrl-C interrupted has left answers in some of the pipes. Such workers are not asked to close.
+        """Like Gymnasium's, but it waits no longer than a step may take for a worker that is dead, busy or hanging."""
+        # After a call that Ctrl-C interrupted, some pipes still hold answers. Do not ask these workers to close.
         pipes: list[Any] = self.parent_pipes
         if self._state is AsyncState.DEFAULT and not terminate:
             limit = min(limit for limit in (timeout, self._timeout, CLOSE_SECONDS) if limit is not None)
@@ -177,32 +178,32 @@ class WorkerVectorEnv(AsyncVectorEnv):
 
 
 class _WorkerPipe:
-    """The parent's end of a worker's pipe. It answers in the worker's place if that fails, and ends it."""
+    """The parent's end of a worker's pipe. If the worker fails, it ends the worker and answers in its place."""
 
     def __init__(self, connection: Connection, process: Any, timeout: float | None) -> None:
-        self.error: BaseException | None = None  # what a command raised that is no step or reset
+        self.error: BaseException | None = None  # the error of a command other than step and reset
         self._connection, self._process, self._timeout = connection, process, timeout
         self._command = ""
-        self._allowed = self._deadline = float("inf")  # seconds for the answer, and when they are over
+        self._allowed = self._deadline = float("inf")  # seconds for the answer, and the time when they are over
         self._started = self._awaited = False
-        self._in_transfer = False  # a message is being sent or read; if this was interrupted, half of it is in the pipe
+        self._in_transfer = False  # true while a message is sent or read; if interrupted, the pipe holds half of it
 
     def send(self, message: tuple[str, Any], seconds: float | None = None) -> None:
-        """Sends a command, whose answer may take so many seconds, or as many as commands of its kind may."""
+        """Sends a command. Its answer may take `seconds`, or as long as commands of its kind usually may."""
         self.expect(message[0], seconds)
         self._in_transfer = True
-        with contextlib.suppress(OSError):  # it is dead, as `recv` will find
+        with contextlib.suppress(OSError):  # the worker is dead; `recv` will notice
             self._connection.send(message)
         self._in_transfer = False
 
     def expect(self, command: str, seconds: float | None = None) -> None:
-        """From now on an answer to that command is awaited."""
+        """Starts the time in which the answer to a command must arrive."""
         self._command, self._awaited = command, True
         least = 0.0 if command in ("step", "reset") else CALL_SECONDS
         self._allow(self._at_least(least) if seconds is None else seconds)
 
     def recv(self) -> tuple[Any, bool]:
-        """The answer, and whether it is one."""
+        """Returns the answer, and whether the command succeeded."""
         try:
             if not self._started:
                 self._await_start()
@@ -222,13 +223,13 @@ class _WorkerPipe:
             return (None, 0.0, False, False, {FAULT: _as_fault(error)}), True
         if self._command == "reset":
             return (None, {FAULT: _as_fault(error)}), True
-        if self._command == "reset-noop":  # a reset of others: the next step will tell
+        if self._command == "reset-noop":  # other environments are reset; the next step reports this failure
             return (None, {}), True
         self.error = error
         return None, False
 
     def drained(self) -> bool:
-        """Takes out the answer to an interrupted command; false if the pipe may hold half a message."""
+        """Discards the answer to an interrupted command. Returns false if the pipe may hold half a message."""
         if self._in_transfer:
             return False
         if self._awaited and not self._connection.closed:
@@ -236,13 +237,13 @@ class _WorkerPipe:
         return True
 
     def kill(self) -> None:
-        """Ends the worker, whatever it does, and the pipe."""
+        """Kills the worker and closes the pipe."""
         self._process.kill()
         self._process.join()
         self._connection.close()
 
     def _await_start(self) -> None:
-        """Waits for the process. Then the first command's time begins, in which the environment is made, too."""
+        """Waits for the process to start. Then the time for the constructor and the first command begins."""
         closing = self._command == "close"
         if not closing:
             self._allow(self._at_least(START_SECONDS))
@@ -260,7 +261,7 @@ class _WorkerPipe:
         self._allowed, self._deadline = seconds, time.monotonic() + seconds
 
     def _arrives(self) -> bool:
-        """Waits for something to read, until the time is over."""
+        """Waits until there is something to read, or the time is over."""
         while True:
             remaining = max(0.0, self._deadline - time.monotonic())
             if self._connection.poll(min(remaining, 3600.0)):
@@ -285,12 +286,12 @@ def _as_fault(error: BaseException) -> Fault:
 def _start_fork_server() -> None:
     """Starts the fork server with SIGTERM blocked.
 
-    A SIGTERM for the whole process group would otherwise end it, and with it all news of workers. It handles Ctrl-C
-    itself, and it ends with this process.
+    Otherwise a SIGTERM to the whole process group would end it, and nothing could be learnt about workers any more. The
+    fork server handles Ctrl-C itself, and it ends with this process.
     """
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # otherwise the other starts it, which unblocks the signal
+    resource_tracker.ensure_running()  # otherwise the fork server starts it, which unblocks the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()
@@ -300,9 +301,9 @@ def _start_fork_server() -> None:
 
 @contextlib.contextmanager
 def _main_not_imported() -> Iterator[None]:
-    # Except under fork, multiprocessing runs the user's script again in every worker, as a module: 12 s for 4 workers
-    # instead of 0.2 s if it imports TensorFlow, and an endless recursion if it has no `if __name__ == "__main__"`.
-    # Nothing needs it: what is defined in the script travels by value (cloudpickle), and so do its registrations.
+    # Without fork, multiprocessing imports the user's script again in every worker. That takes 12 s instead of 0.2 s
+    # for 4 workers if it imports TensorFlow, and never ends if it has no `if __name__ == "__main__"`. We do not need
+    # it: cloudpickle sends what the script defines by value, and registrations are sent too.
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     main.update(dict.fromkeys(hidden))

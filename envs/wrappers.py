@@ -1,4 +1,4 @@
-"""Wrappers by name, as a command line gives them."""
+"""Wrappers by name, as on the command line."""
 
 import ast
 import functools
@@ -18,7 +18,7 @@ def wrapper_from_name(text: str) -> Wrapper:
     """The wrapper that `text` names, such as "TimeLimit(100)" or "minigrid.wrappers:ImgObsWrapper".
 
     Raises:
-        UserError: there is none of that name, or its arguments are no literals.
+        UserError: there is no wrapper of that name, or its arguments are not literals.
     """
     qualified, parenthesis, rest = text.partition("(")
     module_name, _, name = qualified.strip().rpartition(":")
@@ -39,7 +39,7 @@ def _wrap(wrapper: Any, text: str, args: list[Any], kwargs: dict[str, Any], env:
     try:
         return wrapper(env, *args, **kwargs)
     except Exception as error:
-        raise UserError(f"wrapper {text!r} does not go around {env}, {type(error).__name__}: {error}") from error
+        raise UserError(f"wrapper {text!r} cannot wrap {env}, {type(error).__name__}: {error}") from error
 
 
 def _arguments(parentheses: str, text: str) -> tuple[list[Any], dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""What the memory tasks share: each is one class of dynamics over arrays of environments (`MemoryTask`).
+"""Base classes of the memory tasks. Each task is one class of dynamics for several environments (`MemoryTask`).
 
-A `gymnasium.Env` (`MemoryEnv`) holds dynamics of size 1, a `gymnasium.vector.VectorEnv` (`MemoryVectorEnv`) holds
-dynamics of size `num_envs`. So the two cannot differ.
+`MemoryEnv` is a `gymnasium.Env` with dynamics of size 1. `MemoryVectorEnv` is a `gymnasium.vector.VectorEnv` with
+dynamics of size `num_envs`. So both always behave in the same way.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ WALL, FLOOR, AGENT, GOOD, BAD = (40, 40, 40), (225, 225, 225), (40, 90, 220), (6
 
 
 class MemoryTask(Protocol):
-    """The dynamics of `num_envs` independent environments, state and all in arrays of that length."""
+    """The dynamics of `num_envs` independent environments, with their states in arrays of that length."""
 
     observation_space: gym.Space
     action_space: gym.Space
 
     def begin(self, index: int, rng: np.random.Generator) -> None:
-        """Starts an episode in environment `index`; all that is random in the episode is drawn from `rng` here."""
+        """Starts an episode in environment `index`, and draws everything random in it from `rng`."""
 
     def observe(self) -> np.ndarray:
         """Returns the observations, a new float32 array `[num_envs, n]`."""
@@ -57,7 +57,7 @@ class MemoryEnv(gym.Env):
         return self.task.observe()[0], {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Takes an action; gymnasium.error.InvalidAction if it is not in the action space."""
+        """Takes an action; raises gymnasium.error.InvalidAction if it is not in the action space."""
         rewards, terminated, truncated = self.task.act(_valid_actions([action], 1, self.action_space))
         return self.task.observe()[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
@@ -88,7 +88,7 @@ class MemoryVectorEnv(VectorEnv):
         self.single_observation_space, self.single_action_space = self.task.observation_space, self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        # A generator for each environment: an episode is the same whichever others run beside it.
+        # One generator for each environment, so that an episode does not depend on the others beside it.
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
         self._done = np.zeros(num_envs, bool)
@@ -106,7 +106,7 @@ class MemoryVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts episodes in all environments, or in those that `options["reset_mask"]`, bool `[num_envs]`, selects.
+        """Starts episodes in all environments, or only where `options["reset_mask"]`, bool `[num_envs]`, is true.
 
         Args:
             seed: an int s seeds environment i with `s + i`, a list gives each its own, None keeps the generators.
@@ -139,11 +139,13 @@ class MemoryVectorEnv(VectorEnv):
 
         Returns:
             Observations float32 `[num_envs, n]`, rewards float64, terminated and truncated bool, each `[num_envs]`, and
-            infos: empty, but for `final_obs` and `final_info` of the environments that ended, in SAME_STEP mode.
+            infos. Infos are empty, except in SAME_STEP mode: there they hold `final_obs` and `final_info` of the
+            environments that ended.
 
         Raises:
             gymnasium.error.InvalidAction: an action is not in the action space.
-            gymnasium.error.ResetNeeded: no reset before the first step, or, in DISABLED mode, after an episode's end.
+            gymnasium.error.ResetNeeded: there was no reset before the first step or, in DISABLED mode, after an
+                episode's end.
         """
         if None in self._generators:
             raise gym.error.ResetNeeded("step() before reset()")

@@ -1,4 +1,4 @@
-"""Environments with hidden velocities: the agent has to infer them from what it saw before."""
+"""Environments with hidden velocities. The agent has to infer them from earlier observations."""
 
 from collections.abc import Sequence
 
@@ -19,15 +19,15 @@ _NOVEL = {
 class HideVelocities(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     """Multiplies the given components of the observation by zero and changes nothing else.
 
-    The observation space keeps its shape, bounds and dtype, as with `MaskVelocityWrapper` of rl-baselines3-zoo, whose
-    published scores on the NoVel environments are therefore comparable.
+    The observation space keeps its shape, bounds and dtype. `MaskVelocityWrapper` of rl-baselines3-zoo does the same,
+    so its published scores on the NoVel environments are comparable.
 
     Args:
         env: an environment whose observations are a vector of floats, Box `[n]`.
         indices: the components to hide, each in `0..n-1`.
 
     Raises:
-        UserError: the observations are no vector of floats, or an index is outside of it.
+        UserError: the observations are not a vector of floats, or an index is out of range.
 
     Example:
         >>> env = HideVelocities(gym.make("Acrobot-v1"), indices=[4, 5])
@@ -59,8 +59,8 @@ def register_novel() -> None:
         if env_id in gym.registry:
             continue
         original = gym.spec(original_id)
-        # The wrapper is part of the spec rather than of an entry point of ours: a spec taken from an environment then
-        # makes the same environment again, and so do its JSON and its pickle.
+        # The wrapper is part of the spec, and not hidden in an entry point. So the spec of an environment, and its JSON
+        # and pickle, make the same environment again.
         gym.register(
             id=env_id,
             entry_point=original.entry_point,

@@ -18,19 +18,21 @@ from rl_lnlstm.envs.tasks.memory_task import (
 class RepeatPrevious:
     """Repeat-previous: in each step, name the symbol that was shown `delay` steps ago.
 
-    As the environment of that name in POPGym (Morad et al. 2023, "POPGym: Benchmarking Partially Observable
-    Reinforcement Learning"), but with symbols that are drawn independently and uniformly instead of dealt from a deck,
-    and without negative rewards. The action that answers the symbol of time t is right if it names the symbol of time
-    `t - delay`; in the first `delay` steps there is none and nothing is scored. A right action is worth
-    `1 / (episode_length - delay)`, a wrong one 0. The episode terminates after `episode_length` steps.
+    The task follows POPGym's environment of this name (Morad et al. 2023, "POPGym: Benchmarking Partially Observable
+    Reinforcement Learning"). Two things differ: symbols are drawn independently and uniformly instead of dealt from a
+    deck, and there are no negative rewards.
+
+    The action at time t is right if it names the symbol of time `t - delay`. The first `delay` steps are not scored,
+    because there is no such symbol yet. A right action earns `1 / (episode_length - delay)`, a wrong one 0. The episode
+    terminates after `episode_length` steps.
 
     Observation, float32 `[num_symbols]`: the symbol, one-hot. Action: a symbol, Discrete `num_symbols`.
-    The best return is 1 (with the defaults exactly so in floating point: 32 times 1/32).
+    The best return is 1. With the defaults it is exact in floating point, as 32 times 1/32.
 
-    A memoryless policy's expected return is exactly `1 / num_symbols`. Proof: what it does at time t depends on the
-    symbol of time t and on chance. The symbol of time `t - delay` is independent of both and uniform, so the action is
-    right with probability `1 / num_symbols`, and expectations add. The same holds for every policy that remembers
-    fewer than the last `delay` symbols, also one that counts steps.
+    A memoryless policy's expected return is exactly `1 / num_symbols`. Proof: its action at time t depends only on the
+    symbol of time t and on chance. The symbol of time `t - delay` is uniform and independent of both, so the action is
+    right with probability `1 / num_symbols`. Expectations add up. The same holds for every policy that remembers fewer
+    than the last `delay` symbols, even if it counts steps.
 
     Args:
         num_envs: number of environments.
@@ -39,7 +41,7 @@ class RepeatPrevious:
         episode_length: steps of an episode, more than `delay`.
 
     Raises:
-        UserError: an argument outside of what is said above.
+        UserError: an argument is out of range.
     """
 
     def __init__(self, num_envs: int, num_symbols: int = 4, delay: int = 4, episode_length: int = 36) -> None:
@@ -66,7 +68,7 @@ class RepeatPrevious:
 
     def act(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores the answers and shows the next symbols; see `MemoryTask.act`."""
-        # In the first steps the index is negative and reads a symbol from the end, which is not scored.
+        # In the first steps the index is negative. It reads a symbol from the end, but these steps are not scored.
         right = (self._times >= self.delay) & (actions == self._symbols[self._all, self._times - self.delay])
         self._answers = actions
         self._times += 1
@@ -84,12 +86,12 @@ class RepeatPrevious:
 
 
 class RepeatPreviousEnv(MemoryEnv):
-    """`RepeatPrevious-v0`, one environment; the arguments are those of `RepeatPrevious`, which describes the task."""
+    """`RepeatPrevious-v0` as a single environment; see `RepeatPrevious` for the task and the arguments."""
 
     task_class = RepeatPrevious
 
 
 class RepeatPreviousVectorEnv(MemoryVectorEnv):
-    """`RepeatPrevious-v0`, `num_envs` environments in arrays; the other arguments are those of `RepeatPrevious`."""
+    """`RepeatPrevious-v0` as a vector environment; see `RepeatPrevious` for the task and the arguments."""
 
     task_class = RepeatPrevious

@@ -19,25 +19,26 @@ FORWARD, LEFT, RIGHT = 0, 1, 2
 
 
 class TMaze:
-    """T-maze: a cue seen once, a corridor, and a junction at which the cue says where to turn.
+    """T-maze: a cue that is shown once, a corridor, and a junction where the cue says which way to turn.
 
-    After Bakker (2001), "Reinforcement Learning with Long Short-Term Memory", section 4. The agent starts in front of
-    the corridor and sees a cue, left or right with equal probability. Whatever it does there leads into the corridor;
-    from then on it may go forward, or bump into the wall by turning, which costs `bump_penalty` and does not move it.
-    After `corridor_length` moves it is at the junction, where going forward is a bump, and turning ends the episode:
-    reward 1 in the arm that the cue named, -1 in the other.
+    The task follows Bakker (2001), "Reinforcement Learning with Long Short-Term Memory", section 4. The agent starts in
+    front of the corridor and sees a cue, left or right with equal probability. Every action there leads into the
+    corridor. In the corridor, going forward moves the agent; turning bumps into the wall, which costs `bump_penalty`
+    and does not move it. After `corridor_length` moves it reaches the junction. There, going forward is a bump, and
+    turning ends the episode. The reward is 1 in the arm that the cue named and -1 in the other arm.
 
     Observation, float32 `[4]`, one-hot: cue left, cue right, corridor, junction. Actions: 0 forward, 1 left, 2 right.
     The best return is 1, in `corridor_length + 1` steps.
 
     A memoryless policy's expected return is never above 0. Proof: the cue changes only the first observation and the
-    sign of the last reward. The action that the first observation is answered with changes nothing, and no later
-    action of a memoryless policy depends on the first observation. So the trajectory up to and including the turn has
-    the same distribution under both cues and is independent of the cue, and the turn, if it comes before the time
-    limit, is right with probability 1/2: the expected reward for turning is 0. All other rewards are penalties. The
-    proof holds for every policy that does not carry the first observation past its first action, also one that counts
-    steps. (That the first action has no effect is our change to Bakker's task: could the agent dawdle when it sees one
-    of the cues, then its clock or the time limit would remember the cue for it.)
+    sign of the last reward. The first action has no effect, and no later action of a memoryless policy depends on the
+    first observation. So the trajectory up to and including the turn is independent of the cue. If the agent turns
+    before the time limit, the turn is right with probability 1/2, and its expected reward is 0. All other rewards are
+    penalties. The proof holds for every policy that forgets the first observation after its first action, even if it
+    counts steps.
+
+    In Bakker's task the first action can have an effect. Here it has none, because an agent that waits after one of the
+    cues could tell the cues apart by the time that has passed.
 
     Args:
         num_envs: number of environments.
@@ -47,7 +48,7 @@ class TMaze:
             None stands for `4 * (corridor_length + 1)`.
 
     Raises:
-        UserError: an argument outside of what is said above.
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ _ROW_AFTER = {LEFT: 0, FORWARD: 1, RIGHT: 2}
 
 
 class TMazeEnv(MemoryEnv):
-    """`TMaze-v0`, one environment; the arguments are those of `TMaze`, which describes the task."""
+    """`TMaze-v0` as a single environment; see `TMaze` for the task and the arguments."""
 
     task_class = TMaze
 
 
 class TMazeVectorEnv(MemoryVectorEnv):
-    """`TMaze-v0`, `num_envs` environments in arrays; the other arguments are those of `TMaze`."""
+    """`TMaze-v0` as a vector environment; see `TMaze` for the task and the arguments."""
 
     task_class = TMaze

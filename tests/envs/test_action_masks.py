@@ -265,7 +265,7 @@ def test_predict_takes_masks_for_one_or_many():
         assert one == 6
     with pytest.raises(UserError, match=r"action_masks must have shape \[3, 6\], got \[3, 5\]"):
         policy.predict(observations, action_masks=only[:, 1:])
-    with pytest.raises(UserError, match=r"action_masks must allow an action, got \[0 0 0 0 0 0\]"):
+    with pytest.raises(UserError, match=r"action_masks must allow at least one action, got \[0 0 0 0 0 0\]"):
         policy.predict(observations, action_masks=0 * only)
     box = MlpLnLstmPolicy(envs.single_observation_space, gym.spaces.Box(-1, 1, (2,)), **SMALL)
     with pytest.raises(
