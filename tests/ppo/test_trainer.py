@@ -39,7 +39,11 @@ def test_a_policy_class_is_used():
     assert plain.policy.units == 4
 
 
-@pytest.mark.parametrize("wrong", [42, None, object, int, lambda: None, ["MlpLnLstmPolicy"]], ids=repr)
+@pytest.mark.parametrize(
+    "wrong",
+    [42, None, object, int, lambda: None, ["MlpLnLstmPolicy"]],
+    ids=["number", "none", "object", "int", "function", "list"],
+)
 def test_what_is_no_policy_is_refused(wrong):
     with pytest.raises(UserError, match="policy must be"):
         PPO(wrong, "CartPole-v1", **SMALL)
