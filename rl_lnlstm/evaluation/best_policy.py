@@ -1,4 +1,4 @@
-"""`BestPolicy`: evaluates a policy while it is trained, and keeps the best that it was."""
+"""`BestPolicy`: evaluates a policy during training, and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rl_lnlstm.policies import RecurrentPolicy
 
 
 class BestPolicy:
-    """The weights under which a policy did best when it took its most probable actions.
+    """Keeps the weights with which a policy did best when it took its most probable actions.
 
     Args:
-        policy: what is trained.
-        envs: what it is evaluated in; episodes go on from one evaluation to the next.
-        n_eval_episodes: episodes of an evaluation.
-        seed: of the first reset.
+        policy: the policy that is trained.
+        envs: the environments for evaluations. Episodes continue from one evaluation to the next.
+        n_eval_episodes: number of episodes of an evaluation.
+        seed: seed of the first reset.
 
     Attributes:
-        mean_reward: of the last evaluation; NaN before the first.
+        mean_reward: the mean return of the last evaluation; NaN before the first one.
     """
 
     _STATE = ("mean_reward", "_seed", "_best", "_weights")
@@ -39,7 +39,7 @@ class BestPolicy:
         self._copied: list[np.ndarray] | None = None  # the weights that the copy has
 
     def evaluate(self) -> None:
-        """Evaluates the policy, and keeps its weights if none were better; of equals, the later ones."""
+        """Evaluates the policy, and keeps its weights if they are at least as good as the best ones so far."""
         self.mean_reward, _ = evaluate_policy(self.policy, self.envs, self.n_eval_episodes, seed=self._seed)
         self._seed = None
         if self.mean_reward >= self._best:
@@ -58,7 +58,7 @@ class BestPolicy:
 
     @contextlib.contextmanager
     def best_weights(self) -> Iterator[None]:
-        """While the block runs, the policy has the best weights, if there was an evaluation."""
+        """A context manager: inside its block, the policy has the best weights, if there was an evaluation."""
         if not self._weights:
             yield
             return
@@ -70,14 +70,14 @@ class BestPolicy:
             self.policy.set_weights(live)
 
     def restart(self, seed: int) -> None:
-        """Begins the next evaluation with a reset of all environments by `seed`."""
+        """Makes the next evaluation begin with a reset of all environments with `seed`."""
         self._seed = seed
 
     def get_state(self) -> dict[str, Any]:
-        """All but the policy and the environments, for `set_state` when these are what they are now."""
+        """Returns all state except the policy and the environments, for `set_state`."""
         return {name: getattr(self, name) for name in self._STATE}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where `get_state` was called."""
+        """Continues from where `get_state` was called. Policy and environments must be as they were then."""
         for name in self._STATE:
             setattr(self, name, state[name])

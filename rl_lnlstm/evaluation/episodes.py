@@ -20,18 +20,18 @@ from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.spaces import map_leaves
 
-MOST_ABORTED = 100  # episodes in a row; without a limit, an environment that always fails would never end
-MOST_SHOWN = 4  # actions on a picture
-MAX_STEPS = 10_000  # of an episode, if the environment has no time limit
+MOST_ABORTED = 100  # aborted episodes in a row; without a limit, an environment that always fails would run forever
+MOST_SHOWN = 4  # number of actions listed on a picture
+MAX_STEPS = 10_000  # limit of an episode's steps, if the environment has no time limit
 
 
 class PredictingPolicy(Protocol):
-    """What evaluation needs of a policy. Policies of Stable-Baselines3 have it too."""
+    """The method of a policy that evaluation needs. Policies of Stable-Baselines3 have it too."""
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
-        """Actions and the new state. Arguments `action_masks` and `rng` are given too, if the method has them."""
+        """Returns actions and the new state. Arguments `action_masks` and `rng` are optional."""
 
 
 class EvaluatedEpisode(NamedTuple):
@@ -42,8 +42,8 @@ class EvaluatedEpisode(NamedTuple):
         seed: the seed that its environment was reset with; None if environments cannot be seeded one by one.
         episode_return: sum of its rewards, undiscounted.
         length: in frames.
-        cut: whether it was cut by the limit of steps.
-        arrays: all that happened in it; empty unless it was recorded.
+        cut: whether the limit of steps cut it.
+        arrays: the recorded arrays; empty if it was not recorded.
     """
 
     number: int
@@ -55,16 +55,16 @@ class EvaluatedEpisode(NamedTuple):
 
 
 class EpisodeRunner:
-    """Runs the episodes of a plan, and gives each one as it ends.
+    """Runs the episodes of a plan, and yields each one when it ends.
 
     Args:
-        policy: what acts.
-        envs: in which environments.
-        plan: which episodes.
+        policy: the policy that acts.
+        envs: the environments to act in.
+        plan: which episodes to run.
         deterministic: take the most probable actions; otherwise sample.
         max_steps: limit of an episode's steps; None for `MAX_STEPS` if the environment has no time limit of its own.
-        record: record all that happens.
-        video: what records the pictures, if wanted. The plan must be `InOrder`.
+        record: whether to record the episodes as arrays.
+        video: records pictures; None for no videos. The plan must be `InOrder`.
 
     Raises:
         UserError: the environments have other spaces than the policy.
@@ -99,7 +99,7 @@ class EpisodeRunner:
             yield from self._advance()
 
     def _advance(self) -> Iterator[EvaluatedEpisode]:
-        """Steps all environments once, and gives the episodes that ended."""
+        """Steps all environments once, and yields the episodes that ended."""
         numbers, seeds = self.plan.numbers.copy(), list(self.plan.seeds)
         running = numbers >= 0
         if self.video is not None:
@@ -142,7 +142,7 @@ class EpisodeRunner:
             return
         warn(
             f"an episode of {environment_name(self.envs)} did not end within {self._limit:,} steps and was cut there: "
-            "its environment has no time limit, which gymnasium.wrappers.TimeLimit gives it (--wrappers "
+            "its environment has no time limit, which you can add with gymnasium.wrappers.TimeLimit (--wrappers "
             "'TimeLimit(1000)'); max_steps (--max-steps) allows longer episodes"
         )
         for index in np.flatnonzero(rows).tolist():
@@ -152,7 +152,7 @@ class EpisodeRunner:
         self.plan.give_up(self._stepper, rows, again=False)
 
     def _abort(self, rows: np.ndarray) -> None:
-        """The environment failed in these episodes, which do not count."""
+        """Leaves out the episodes in which the environment failed."""
         self._aborted += rows
         if self._recorder is not None:
             self._recorder.drop(rows)
@@ -170,10 +170,10 @@ class EpisodeRunner:
         self._lengths[index], self._returns[index], self._aborted[index] = 0, 0.0, 0
 
     def _add_pictures(self, rows: np.ndarray, video: VideoRecorder) -> None:
-        """Adds what the environments show before a step to their videos."""
+        """Adds the pictures before a step to the videos."""
         pictures: Any = self.envs.render()
         if pictures is None or pictures[0] is None:
-            raise UserError(f"{environment_name(self.envs)} gives no pictures with render_mode='rgb_array'")
+            raise UserError(f"{environment_name(self.envs)} returns no pictures with render_mode='rgb_array'")
         opinions = self._actor.opinions()
         for index in np.flatnonzero(rows).tolist():
             seed, step, episode_return = self.plan.seeds[index], self._lengths[index], self._returns[index]
@@ -181,7 +181,7 @@ class EpisodeRunner:
             video.add(int(self.plan.numbers[index]), seed, pictures[index], caption)
 
     def _add_last_pictures(self, rows: np.ndarray) -> None:
-        """Adds the end of the episodes, before their environments are reset."""
+        """Adds the last pictures of episodes to the videos, before their environments are reset."""
         if self.video is None:
             return
         pictures: Any = self.envs.render()
@@ -192,7 +192,7 @@ class EpisodeRunner:
 
 
 class _Actor:
-    """Asks the policy for actions, and holds its state."""
+    """Asks the policy for actions, and keeps its state."""
 
     def __init__(self, policy: Any, stepper: Stepper, plan: Plan, deterministic: bool) -> None:
         self.policy, self.stepper, self.plan, self.deterministic = policy, stepper, plan, deterministic
@@ -200,7 +200,8 @@ class _Actor:
         parameters = inspect.signature(policy.predict).parameters
         self._masked = stepper.action_masks is not None and "action_masks" in parameters
         self._seeded = plan.generators is not None and "rng" in parameters and not deterministic
-        # How TensorFlow computes a convolution depends on the number of rows. One by one, results do not.
+        # TensorFlow rounds a convolution differently for another number of rows. Row by row, results do not depend on
+        # it.
         held_noise = not deterministic and getattr(getattr(policy, "options", None), "std", None) == "gsde"
         self._one_by_one = plan.generators is not None and getattr(policy, "is_convolutional", False) and not held_noise
 
@@ -237,13 +238,13 @@ class _Actor:
         return map_leaves(lambda _, *parts: np.concatenate(parts), envs.single_action_space, *actions)
 
     def rewarded(self, rewards: np.ndarray) -> None:
-        """Tells a policy that sees them about the rewards."""
+        """Passes the rewards to a policy with `previous_reward`."""
         if getattr(self.policy, "previous_reward", False):
             self.state = self.policy.rewarded(self.state, rewards)
 
     def inputs(self) -> dict[str, Any]:
-        """What the next actions are chosen by and, for a policy of this package, its values and its state."""
-        # Copied, because a step may write into the arrays of the step before.
+        """The inputs of the next actions and, for a policy of this package, its values and its state."""
+        # Copy, because a step may overwrite the arrays of the step before.
         parts = {"observations": copy.deepcopy(self.stepper.observations)}
         if self._masked:
             parts["action_masks"] = self.stepper.action_masks
@@ -257,7 +258,7 @@ class _Actor:
         return parts
 
     def opinions(self) -> list[list[str]]:
-        """For each environment lines of text: the value of its state, and the probabilities of its actions."""
+        """Lines of text for each environment: the value of its state, and the probabilities of actions."""
         stepper, policy = self.stepper, self.policy
         count = stepper.envs.num_envs
         if not hasattr(policy, "initial_state"):  # of another package
@@ -279,7 +280,7 @@ def _rows(space: gym.Space, structure: Any, rows: slice) -> Any:
 
 
 def check_spaces(policy: Any, envs: VectorEnv) -> None:
-    """Raises `UserError` unless the policy was made for the environments' spaces."""
+    """Raises `UserError` unless the policy was made for the spaces of the environments."""
     for kind in ("observation", "action"):
         made_for, got = getattr(policy, f"{kind}_space"), getattr(envs, f"single_{kind}_space")
         if made_for != got:
@@ -287,7 +288,7 @@ def check_spaces(policy: Any, envs: VectorEnv) -> None:
 
 
 def has_time_limit(envs: VectorEnv) -> bool:
-    """Whether the environments' episodes are known to end: by their registration, or by a wrapper `TimeLimit`."""
+    """Whether the environments have a time limit: in their registration, or through a wrapper `TimeLimit`."""
     if envs.spec is not None and envs.spec.max_episode_steps is not None:
         return True
     base = envs.unwrapped

@@ -20,7 +20,7 @@ class Plan(Protocol):
     Attributes:
         numbers: the number of each environment's episode, `[num_envs]`; -1 where it does not count.
         seeds: the seed of each environment's episode, or None.
-        generators: what each environment's actions are sampled with; None if the policy's own generator is used.
+        generators: the generator that samples the actions of each environment; None for the policy's own.
     """
 
     numbers: np.ndarray
@@ -35,21 +35,21 @@ class Plan(Protocol):
         """Resets the environments for their first episodes."""
 
     def ended(self, index: int) -> None:
-        """That environment's episode is over."""
+        """Called when the environment's episode has ended."""
 
     def give_up(self, stepper: Stepper, rows: np.ndarray, again: bool) -> None:
-        """Leaves the episodes where `rows` is true, which have not ended; with `again` they are run once more."""
+        """Abandons the unfinished episodes where `rows` is true. With `again`, they are run again."""
 
 
 class InOrder:
-    """Each episode has a seed of its own, and an environment that is free takes the next episode.
+    """Each episode has its own seed, and an environment that becomes free takes the next episode.
 
-    Episodes, and the actions that are sampled in them, depend on their seeds only and not on the number of
-    environments. The environments must be in autoreset mode DISABLED.
+    Episodes and sampled actions depend only on the seeds of the episodes, and not on the number of environments. The
+    environments must be in autoreset mode DISABLED.
 
     Args:
         seeds: the seeds of all episodes.
-        num_envs: number of environments, at most that of the episodes.
+        num_envs: number of environments, not more than episodes.
     """
 
     def __init__(self, seeds: Sequence[int], num_envs: int) -> None:
@@ -67,15 +67,15 @@ class InOrder:
         return Stepper(envs, self.seeds, self._begin)
 
     def ended(self, index: int) -> None:
-        """Nothing: `_begin` has handed out the next episode."""
+        """Does nothing, because `_begin` has already assigned the next episode."""
 
     def give_up(self, stepper: Stepper, rows: np.ndarray, again: bool) -> None:
-        """Begins other episodes there; with `again` the same ones, with other seeds."""
+        """Begins new episodes where `rows` is true. With `again`, the same episode numbers with other seeds."""
         self._again = rows & again
         stepper.begin_episodes(rows)
 
     def _begin(self, rows: np.ndarray) -> list[int]:
-        """The seeds of all environments, when those where `rows` is true begin new episodes."""
+        """Assigns the next episodes where `rows` is true, and returns the seeds of all environments."""
         if self.before_reset is not None:
             self.before_reset(rows)
         for index in np.flatnonzero(rows):
@@ -85,7 +85,8 @@ class InOrder:
             else:
                 self._attempts[index] = 0
                 self.numbers[index] = self._next if self._next < len(self._all) else -1
-                seed = self._all[self.numbers[index]]  # the last one where no episode is left, which does not count
+                # If no episode is left, the number is -1: the last seed is used again, and the episode does not count.
+                seed = self._all[self.numbers[index]]
                 self._next += 1
             self._again[index] = False
             self.seeds[index], self.generators[index] = seed, _sampling(seed)
@@ -93,14 +94,15 @@ class InOrder:
 
 
 class EvenlySpread:
-    """Each environment runs its share of the episodes, whatever their seeds: for environments of somebody else.
+    """Each environment runs an equal share of the episodes. For a `VectorEnv` of the user, which cannot be seeded
+    freely.
 
-    Shares are fixed beforehand, because environments with short episodes would otherwise count more often.
+    Shares are fixed in advance, because otherwise short episodes would count more often.
 
     Args:
         n_eval_episodes: number of episodes.
         num_envs: number of environments.
-        seed: of the first reset.
+        seed: seed of the first reset.
     """
 
     def __init__(self, n_eval_episodes: int, num_envs: int, seed: int | None = None) -> None:
@@ -116,7 +118,7 @@ class EvenlySpread:
         return Stepper(envs, self._seed)
 
     def ended(self, index: int) -> None:
-        """Numbers are given in the order in which episodes end."""
+        """Numbers episodes in the order in which they end."""
         self._left[index] -= 1
         self._ended += 1
         self.numbers = np.where(self._left > 0, self._ended, -1)
@@ -125,15 +127,15 @@ class EvenlySpread:
         """With `again`, does nothing, because the environments have begun new episodes themselves.
 
         Raises:
-            EnvironmentFailure: without `again`, because somebody else's environments cannot be reset one by one.
+            EnvironmentFailure: without `again`, because these environments cannot be reset one by one.
         """
         if not again:
             raise EnvironmentFailure(
-                f"an episode of {environment_name(stepper.envs)} did not end within the limit of steps: give its "
-                "environments a time limit, with gymnasium.wrappers.TimeLimit, or allow more with max_steps"
+                f"an episode of {environment_name(stepper.envs)} did not end within the limit of steps: add a time "
+                "limit with gymnasium.wrappers.TimeLimit, or allow more steps with max_steps"
             )
 
 
 def _sampling(seed: int) -> np.random.Generator:
-    """What an episode's actions are sampled with."""
+    """The generator that samples the actions of an episode."""
     return np.random.default_rng(seed_sequence(seed, "sampling"))

@@ -1,4 +1,4 @@
-"""Whole episodes as NumPy arrays, with the recurrent state beside what was seen and done."""
+"""Whole episodes as NumPy arrays: observations, actions, rewards and the recurrent state."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ class Outcome(NamedTuple):
 
 
 class Recorder:
-    """Gathers the steps of several environments into episodes.
+    """Collects the steps of several environments into episodes.
 
     Args:
-        observation_space: of a single environment.
-        action_space: of a single environment.
-        num_envs: how many there are.
+        observation_space, action_space: of a single environment.
+        num_envs: number of environments.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, num_envs: int) -> None:
@@ -41,17 +40,17 @@ class Recorder:
         self._steps: list[list[EpisodeArrays]] = [[] for _ in range(num_envs)]
 
     def add(self, rows: np.ndarray, parts: Mapping[str, Any]) -> None:
-        """A step of the environments where `rows` `[num_envs]` is true; each part is `[num_envs, ...]`."""
+        """Adds a step of the environments where `rows` `[num_envs]` is true; each part is `[num_envs, ...]`."""
         columns = self._columns(parts)
         for index in np.flatnonzero(rows):
             self._steps[index].append({name: np.copy(values[index]) for name, values in columns.items()})
 
     def take(self, index: int, final_observations: Any, outcome: Outcome) -> EpisodeArrays:
-        """The episode of that environment, which has ended.
+        """Returns the episode of an environment after its end.
 
         Args:
-            index: of the environment.
-            final_observations: what the last actions led to, of all environments.
+            index: index of the environment.
+            final_observations: the final observations of all environments.
             outcome: how the episode ended.
         """
         steps, self._steps[index] = self._steps[index], []
@@ -64,7 +63,7 @@ class Recorder:
         }
 
     def drop(self, aborted: np.ndarray) -> None:
-        """Forgets the unfinished episodes of those environments, `[num_envs]` bool."""
+        """Drops the unfinished episodes where `rows` `[num_envs]` is true."""
         self._steps = [[] if dropped else steps for dropped, steps in zip(aborted, self._steps, strict=True)]
 
     def _columns(self, parts: Mapping[str, Any]) -> EpisodeArrays:
@@ -75,7 +74,7 @@ class Recorder:
 
 
 def save_episode(arrays: EpisodeArrays, path: Path) -> None:
-    """Writes an `.npz` for `numpy.load`, which needs no pickle for it.
+    """Writes an `.npz` file, which `numpy.load` reads without pickle.
 
     Raises:
         UserError: it cannot be written.

@@ -18,16 +18,16 @@ from rl_lnlstm.files import replacing_file
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found out: one entry for each episode, and their statistics.
+    """The result of `evaluate`: one entry for each episode, and their statistics.
 
-    Intervals hold the true value with 95% confidence. They come from the percentile bootstrap over episodes (Efron,
+    Intervals contain the true value with 95% confidence. They come from the percentile bootstrap over episodes (Efron,
     1979; 2000 resamples).
 
     Attributes:
         returns: the undiscounted return of each episode.
         lengths: the length of each episode, in frames.
         seeds: the seed of each episode; None if the environments could not be seeded one by one.
-        cut: whether the limit of steps cut the episode.
+        cut: for each episode, whether the limit of steps cut it.
         deterministic: whether the policy took its most probable actions; otherwise it sampled.
         seed: the seed that the episodes' seeds were derived from; None if they were given, or if there are none.
     """
@@ -136,7 +136,7 @@ class Evaluation:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """How many decimals values need: 1 if the largest is 100 or more, 2 from 0.1 on, otherwise more."""
+    """The number of decimals for values: 1 if the largest is at least 100, 2 if it is at least 0.1, otherwise more."""
     largest = max((abs(value) for value in values if np.isfinite(value)), default=0.0)
     if largest == 0 or largest >= 100:
         return 1

@@ -21,9 +21,9 @@ def mean(returns: np.ndarray) -> np.ndarray:
 
 
 def interquartile_mean(returns: np.ndarray) -> np.ndarray:
-    """The mean of the middle half, `[...]` of `[..., n]`. It ignores outliers, and varies less than a median.
+    """The mean of the middle half of `[..., n]`, as `[...]`. It ignores outliers, and varies less than a median.
 
-    Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice".
+    See Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice".
     """
     ordered = np.sort(returns, -1)
     cut = ordered.shape[-1] // 4
@@ -41,10 +41,10 @@ def bootstrap_interval(
 
     Args:
         returns: the returns of the episodes, `[n]`.
-        statistic: from `[..., n]` to `[...]`.
-        confidence: the probability that the interval holds the true value.
-        resamples: how often n episodes are drawn anew, with replacement.
-        seed: decides which episodes are drawn.
+        statistic: a function from `[..., n]` to `[...]`.
+        confidence: the probability that the interval contains the true value.
+        resamples: number of times that n episodes are drawn with replacement.
+        seed: seed of these draws.
     """
     returns = np.asarray(returns)
     drawn = np.random.default_rng(seed).integers(len(returns), size=(resamples, len(returns)))
@@ -65,9 +65,9 @@ def difference_interval(
 
 
 def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The probability that one of the first sample is larger than one of the second; ties count half.
+    """The probability that a value of the first sample is larger than one of the second. Ties count half.
 
-    Agarwal et al. (2021); `[...]` of `[..., n]` and `[..., m]`.
+    See Agarwal et al. (2021). Maps `[..., n]` and `[..., m]` to `[...]`.
     """
     pairs = np.sign(first[..., :, np.newaxis] - second[..., np.newaxis, :])
     return (pairs.mean((-1, -2)) + 1) / 2

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rl_lnlstm.errors import UserError
 
-LINES = 3  # of every caption, because all pictures of a video have one size
+LINES = 3  # of every caption, because all pictures of a video must have the same size
 MARGIN = 4  # pixels around the lines of a caption
 SMALLEST = 320  # pixels; smaller pictures are enlarged, or the caption would not fit
 
@@ -25,10 +25,10 @@ class _Film(NamedTuple):
 class VideoRecorder:
     """Writes a video of each episode, named by its number, seed and return.
 
-    Pictures are written as they come, so that long episodes need no memory.
+    Pictures are written at once, so that long episodes need no memory.
 
     Args:
-        folder: where the videos go.
+        folder: the folder for the videos.
         fps: pictures per second.
 
     Raises:
@@ -54,10 +54,10 @@ class VideoRecorder:
         """Adds a picture to the video of an episode.
 
         Args:
-            number: of the episode.
-            seed: of the episode.
+            number: number of the episode.
+            seed: seed of the episode.
             picture: RGB, `[height, width, 3]` uint8.
-            caption: lines of text for it, at most 3.
+            caption: lines of text below the picture, at most 3.
         """
         picture = captioned(picture, caption)
         if number not in self._films:
@@ -67,7 +67,7 @@ class VideoRecorder:
         self._films[number].writer.write_frame(picture)
 
     def end(self, number: int, episode_return: float) -> None:
-        """The episode is over: its video gets its name."""
+        """Ends the video of an episode, and gives the file its name."""
         film = self._films.pop(number)
         film.writer.close()
         seed = "" if film.seed is None else f"-seed-{film.seed}"
@@ -75,14 +75,14 @@ class VideoRecorder:
         film.path.rename(self.folder / f"episode-{number:05d}{seed}-return-{score}.mp4")
 
     def drop(self, number: int) -> None:
-        """The episode does not count: its video goes."""
+        """Deletes the video of an episode that does not count."""
         film = self._films.pop(number, None)
         if film is not None:
             film.writer.close()
             film.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Drops the videos of episodes that have not ended."""
+        """Deletes the videos of episodes that have not ended."""
         for number in list(self._films):
             self.drop(number)
 

@@ -1,9 +1,10 @@
 """The gradient of a whole sequence, derived by hand.
 
-The residuals of the forward loop give all local derivatives without a loop. So the backward loop holds only what is
-sequential, and each weight's gradient is one matmul over all steps after it.
+All local derivatives follow from the residuals of the forward pass without a loop. So the backward loop contains only
+the sequential part, and afterwards one matmul over all steps gives the gradient of each weight.
 
-`d_v` is the loss's gradient of v, `v_hat` a normalised v, `v_scale` the 1 / std that scaled it.
+Names: `d_v` is the gradient of the loss with respect to v, `v_hat` is v after normalisation, and `v_scale` is the 1 /
+std that scaled it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from rl_lnlstm.lstm.steps import lists, put, reader, rows, same_shape, time_and_
 
 
 class _Local(NamedTuple):
-    """The derivatives within each step, `[time, batch, ...]`: the backward loop only multiplies with them."""
+    """The derivatives within each step, `[time, batch, ...]`. The backward loop only multiplies by them."""
 
-    entering: State  # what entered each step, after its mask and dropout
+    entering: State  # the state that enters each step, after its mask and dropout
     f: Tensor
     c_hat: Tensor  # LN(c)
-    h_by_normed_c: Tensor  # of h by LN(c) * cell_gamma + cell_beta
-    by_z: Tensor  # of c, c, h and c, by the four parts of z
+    h_by_normed_c: Tensor  # dh / d(LN(c) * cell_gamma + cell_beta)
+    by_z: Tensor  # dc/dz_i, dc/dz_f, dh/dz_o, dc/dz_g
 
 
 def _local_derivatives(carry: Carry, w: Weights, residuals: Residuals) -> _Local:
@@ -41,10 +42,10 @@ def _local_derivatives(carry: Carry, w: Weights, residuals: Residuals) -> _Local
 
 
 class _LoopGradients(NamedTuple):
-    """What the backward loop makes: the gradients of the initial state, and of each step."""
+    """The results of the backward loop: the gradients of the initial state, and of each step."""
 
     initial: State
-    hs: Tensor  # [time, batch, U], of each h, from all that follows
+    hs: Tensor  # [time, batch, U], of each h, from all later uses
     z: Tensor  # [time, batch, 4U]
     along: Tensor  # [time, batch, 1], row_mean(d_r * h)
 
@@ -59,11 +60,11 @@ def _backward_loop(
     d_final: State,
     dtype: tf.DType,
 ) -> _LoopGradients:
-    """What is sequential of the backward pass."""
+    """The sequential part of the backward pass."""
     masks, padding, dropout = carry
     units, (time, batch) = w.cell_gamma.shape[0], time_and_batch(d_hs)
-    # LN(h @ R) does not change along r_hat, and so d_h has no part along h @ R @ transpose(R). Its size is a mean of
-    # d_r * h: seen from there, nothing in the loop is 4U wide but by_z.
+    # LN(h @ R) does not change along r_hat, so the part of d_r along h @ R @ transpose(R) must be subtracted from d_h.
+    # A mean of d_r * h gives the size of this part. In this form, only by_z is 4U wide in the loop.
     d_r_kernel = tf.cast(tf.transpose(w.recurrent_kernel * w.recurrent_gamma), dtype)
     gram = tf.matmul(w.recurrent_kernel, w.recurrent_kernel, transpose_b=True)
     along_r_hat = time_major(matmul(rows(local.entering.h), gram, dtype), time, batch) * along_scale
@@ -73,7 +74,7 @@ def _backward_loop(
         at = reader(t)
         d_h += at(d_hs)
         d_passing = None
-        if padding is not None:  # what passes a padded step reaches nothing in it
+        if padding is not None:  # gradients bypass a padded step, as the state does
             is_step, zero = at(padding), tf.zeros([], d_h.dtype)
             d_passing = State(tf.where(is_step, zero, d_h), tf.where(is_step, zero, d_c))
             d_h, d_c = tf.where(is_step, d_h, zero), tf.where(is_step, d_c, zero)
@@ -105,15 +106,15 @@ def backward(
     d_hs: Tensor,
     d_final: State,
 ) -> tuple[Tensor, State, Weights]:
-    """The loss's gradient of the inputs, the initial state and the weights.
+    """The gradients of the loss with respect to the inputs, the initial state and the weights.
 
-    `d_hs` and `d_final` are its gradients of the outputs and of the final state.
+    `d_hs` and `d_final` are its gradients with respect to the outputs and the final state.
     """
-    # A loss scale times 1 / std is more than float16 can hold, which ends at 65504.
+    # A loss scale times 1 / std can exceed 65504, the largest float16.
     dtype = wide(inputs.dtype) if inputs.dtype == tf.float16 else inputs.dtype
     local = _local_derivatives(carry, w, residuals)
     r_scale = residuals.r_scale
-    along_scale = r_scale * r_scale * r_scale / 4  # of U products of h and d_r, where r_hat has 4U
+    along_scale = r_scale * r_scale * r_scale / 4  # / 4: the mean is over U products, but r_hat has 4U entries
     loop = _backward_loop(carry, w, local, residuals, along_scale, d_hs, d_final, dtype)
 
     d_z = loop.z
@@ -139,9 +140,9 @@ def backward(
 def _projection_gradient(
     inputs: Tensor, centred_kernel: Tensor, gamma: Tensor, hat: Tensor, scale: Tensor, d_z: Tensor, dtype: tf.DType
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of inputs, kernel and gamma in z = LN(inputs @ kernel) * gamma + ..."""
+    """The gradients of inputs, kernel and gamma for z = LN(inputs @ kernel) * gamma + ..."""
     d_gain = d_z * hat
-    # No mean of d_z * gamma is subtracted: along it, a centred kernel is zero.
+    # The mean of d_z * gamma need not be subtracted, because the kernel is centred.
     d_product = tf.cast((d_z * gamma - hat * row_mean(d_gain, gamma)) * scale, dtype)
     d_inputs = time_major(matmul(d_product, tf.transpose(centred_kernel), dtype), *time_and_batch(inputs))
     x = tf.cast(rows(inputs), dtype)
@@ -152,7 +153,7 @@ def _projection_gradient(
 def _recurrent_weights_gradient(
     h: Tensor, centred_kernel: Tensor, gamma: Tensor, scale: Tensor, along: Tensor, d_z: Tensor, dtype: tf.DType
 ) -> tuple[Tensor, Tensor]:
-    """The same of the recurrent kernel and its gamma. The part along r_hat is subtracted after the sum over steps."""
+    """The gradients of the recurrent kernel and its gamma. Subtracts the part along r_hat after the sum."""
     h_transposed = tf.transpose(rows(h))
     d_gain = matmul(h_transposed, rows(d_z * scale), dtype)
     gram = matmul(h_transposed, rows(h * along), dtype)

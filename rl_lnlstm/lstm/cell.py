@@ -22,14 +22,14 @@ class MaskedLNLSTMCell(LNLSTMWeights, DropoutRNNCell):
 
     Args:
         units: width of the output and of the state.
-        **kwargs: the arguments of `MaskedLNLSTM` that concern weights and dropout. As in `keras.layers.LSTMCell`, one
-            draw of dropout serves a whole sequence; in a loop of your own, draw anew with `reset_dropout_mask()` and
-            `reset_recurrent_dropout_mask()`.
+        **kwargs: the arguments of `MaskedLNLSTM` that concern weights and dropout. As in `keras.layers.LSTMCell`, all
+            steps of a sequence share one dropout mask. In a loop of your own, call `reset_dropout_mask()` and
+            `reset_recurrent_dropout_mask()` for a new mask.
 
     Call arguments:
         inputs: `[batch, features]`.
         states: `[h, c]`, each `[batch, units]`.
-        training: whether dropout is applied.
+        training: whether to apply dropout.
 
     Returns:
         The output `[batch, units]` and the new `[h, c]`, in the compute dtype.

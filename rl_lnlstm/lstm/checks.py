@@ -1,4 +1,4 @@
-"""Checks of what `MaskedLNLSTM` is called with. Messages name the argument and speak of the caller's axes."""
+"""Checks of the arguments of a call of `MaskedLNLSTM`. Messages name the argument and use the caller's axes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rl_lnlstm.lstm.equations import Tensor
 
 
 class Expected(NamedTuple):
-    """What fits a layer."""
+    """The sizes that a layer expects."""
 
     layer: str  # its name
-    features: int | None  # None as long as the layer is not built
+    features: int | None  # None before the layer is built
     units: int
     time_major: bool
 
     @property
     def axes(self) -> str:
-        """The first two axes, as the caller has them."""
+        """The first two axes in the caller's order."""
         return "time, batch" if self.time_major else "batch, time"
 
     def batch(self, shape: Any) -> Any:
@@ -54,10 +54,10 @@ def check_inputs(expected: Expected, shape: Sequence[int | None]) -> None:
 
 
 def check_shapes(expected: Expected, inputs: Any, steps: dict[str, Any], initial_state: Any) -> None:
-    """Raises UserError for a shape that is wrong as far as it is known before the graph runs.
+    """Raises UserError for wrong shapes, as far as shapes are known before the graph runs.
 
     Args:
-        expected: what fits the layer.
+        expected: the sizes that the layer expects.
         inputs: `[batch, time, features]`.
         steps: `masks` and `mask`, each `[batch, time]` or None.
         initial_state: `[h, c]` or None.

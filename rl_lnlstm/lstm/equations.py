@@ -8,8 +8,8 @@ For each step t, with m_t the mask and LN(v) = (v - mean(v)) / sqrt(var(v) + 1e-
     c    = sigmoid(f) * c + sigmoid(i) * tanh(g)
     h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
-Sources: layer normalisation by Ba, Kiros and Hinton (2016), equations 20 to 22; masks and the order of the gates by
-OpenAI baselines, `lnlstm`.
+Sources: Ba, Kiros and Hinton (2016), equations 20 to 22, for layer normalisation; OpenAI baselines, `lnlstm`, for masks
+and the order of the gates.
 
 All functions work on rows, `[..., n]`. Under mixed precision only matrix products use the compute dtype. Everything
 else uses the `wide` dtype, float32.
@@ -29,7 +29,7 @@ Tensor = Any  # a tf.Tensor; TensorFlow ships no types
 
 
 class State(NamedTuple):
-    """What the recurrence carries from step to step: `h` and `c`, each `[batch, units]`."""
+    """The recurrent state: `h` and `c`, each `[batch, units]`."""
 
     h: Tensor
     c: Tensor
@@ -48,10 +48,11 @@ class Weights(NamedTuple):
 
 
 def step(inputs: Tensor, state: State, weights: Weights) -> State:
-    """One step without a mask. `inputs` `[batch, D]` and `state` have the compute dtype, and so has the result."""
+    """One step without a mask. `inputs` `[batch, D]`, `state` and the result have the compute dtype."""
     dtype = inputs.dtype
     weights = cast(weights, wide(dtype))
-    # For one step it is cheaper to centre the products. For many, `recurrence.unroll` centres the kernels once.
+    # For a single step it is cheaper to centre the products. `recurrence.unroll` centres the kernels once for all
+    # steps.
     x_hat = normalise(centre(matmul(inputs, weights.kernel, dtype)))
     r_hat = normalise(centre(matmul(state.h, weights.recurrent_kernel, dtype)))
     c = tf.cast(state.c, wide(dtype))
@@ -61,14 +62,14 @@ def step(inputs: Tensor, state: State, weights: Weights) -> State:
 
 def reset(state: State, mask: Tensor) -> State:
     """The state that enters a step: unchanged where `mask` `[batch, 1]` is 1, zeros where it is 0, even for NaN."""
-    # multiply_no_nan, because 0 * nan is nan: a broken episode must not reach into the next one.
+    # multiply_no_nan, because 0 * nan is nan, and NaN in one episode must not reach the next one.
     return State(tf.math.multiply_no_nan(state.h, mask), tf.math.multiply_no_nan(state.c, mask))
 
 
 def enter(state: State, mask: Tensor | None, dropout: Tensor | None) -> State:
-    """The state as a step sees it: reset by `mask` `[batch, 1]`, and h times the `dropout` factors `[batch, units]`.
+    """The state that enters a step: reset by `mask` `[batch, 1]`, and h multiplied by `dropout` `[batch, units]`.
 
-    The function is linear in the state, and diagonal. So it is also its own gradient.
+    The function is linear and diagonal in the state, so applying it to a gradient gives its own gradient.
     """
     if mask is not None:
         state = reset(state, mask)
@@ -97,7 +98,7 @@ def advance(sigmoids: Tensor, g: Tensor, c: Tensor, w: Weights) -> tuple[State, 
 
 
 def centre(v: Tensor) -> Tensor:
-    """Subtracts from each row its mean."""
+    """Subtracts the mean of each row."""
     return v - tf.reduce_mean(v, -1, keepdims=True)
 
 
@@ -112,13 +113,13 @@ def normalise(centred: Tensor) -> Tensor:
 
 
 def normalise_gradient(d: Tensor, hat: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of v from `d`, that of LN(v): Ba, Kiros and Hinton (2016), appendix. `scale` is 1 / std."""
+    """The gradient of v from `d`, the gradient of LN(v). (Ba, Kiros and Hinton, 2016, appendix); `scale` is 1 / std."""
     return (d - row_mean(d) - hat * row_mean(d * hat)) * scale
 
 
 def row_mean(v: Tensor, weights: Tensor | None = None) -> Tensor:
     """mean(v * weights) over the last axis of rows `[n, width]`, as `[n, 1]`."""
-    # As a product with a column: half the time of tf.reduce_mean over the last axis, on CPU and under XLA.
+    # A product with a column takes half the time of tf.reduce_mean over the last axis, on CPU and under XLA.
     width = v.shape[-1]
     column = (
         tf.constant(np.full([width, 1], 1 / width), v.dtype)
@@ -129,7 +130,7 @@ def row_mean(v: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def matmul(rows: Tensor, kernel: Tensor, dtype: tf.DType) -> Tensor:
-    """The product taken in `dtype`, and returned in the wide one."""
+    """A matrix product that is computed in `dtype` and returned in the wide dtype."""
     if dtype == tf.float16:
         return _half_matmul(tf.cast(rows, dtype), tf.cast(kernel, wide(dtype)))
     return tf.cast(tf.matmul(tf.cast(rows, dtype), tf.cast(kernel, dtype)), wide(dtype))
@@ -137,7 +138,7 @@ def matmul(rows: Tensor, kernel: Tensor, dtype: tf.DType) -> Tensor:
 
 @tf.custom_gradient
 def _half_matmul(rows: Tensor, kernel: Tensor) -> tuple[Tensor, Callable]:
-    """A product in float16 with a gradient in float32, because 1 / std times a loss scale is more than 65504."""
+    """A product in float16 whose gradient is in float32, because 1 / std times a loss scale can exceed 65504."""
 
     def gradient(d: Tensor) -> tuple[Tensor, Tensor]:
         d_rows = tf.matmul(d, kernel, transpose_b=True)
@@ -147,10 +148,10 @@ def _half_matmul(rows: Tensor, kernel: Tensor) -> tuple[Tensor, Callable]:
 
 
 def cast(weights: Weights, dtype: tf.DType) -> Weights:
-    """The weights in `dtype`."""
+    """Casts the weights to `dtype`."""
     return Weights(*(tf.cast(weight, dtype) for weight in weights))
 
 
 def wide(dtype: tf.DType) -> tf.DType:
-    """The dtype of everything but matrix products: float32 for half precision, otherwise `dtype`."""
+    """The dtype of everything except matrix products: float32 for half precision, otherwise `dtype`."""
     return tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype

@@ -1,7 +1,7 @@
-"""The loop forward: what a step does with the state that enters it, and what is stored for the backward pass.
+"""The forward loop over the steps, and the residuals that it stores for the backward pass.
 
-Everything is time-major. The input projection and its normalisation do not depend on the state: they are one matmul
-over all steps, before the loop.
+Everything is time-major. The input projection and its normalisation do not depend on the state, so they are computed
+for all steps at once before the loop.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from rl_lnlstm.lstm.steps import lists, put, reader, rows, same_shape, time_and_
 
 
 class Carry(NamedTuple):
-    """What happens to the state between two steps, besides being carried. A part that is None does nothing."""
+    """What changes the state between two steps. A part that is None changes nothing."""
 
     masks: Tensor | None = None  # [time, batch] or [time, batch, 1]: 0 resets the state before the step
-    padding: Tensor | None = None  # the same shape, bool: False leaves the step out, the state passes it unchanged
-    dropout: Tensor | None = None  # [batch, units], factors of h in the product with the recurrent kernel
+    padding: Tensor | None = None  # the same shape, bool: False skips the step, and the state stays unchanged
+    dropout: Tensor | None = None  # [batch, units], factors for h in the product with the recurrent kernel
 
 
 class Residuals(NamedTuple):
-    """What the forward loop stores for the backward one, `[time, batch, ...]`."""
+    """What the forward pass stores for the backward pass, `[time, batch, ...]`."""
 
     states: State  # [time + 1, batch, U], with the initial state
     sigmoids: Tensor  # [time, batch, 3U], the gates i, f and o
@@ -42,11 +42,11 @@ def project_inputs(inputs: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
 def forward(
     x_hat: Tensor, carry: Carry, initial: State, w: Weights, dtype: tf.DType, keep: bool
 ) -> tuple[Tensor, State, Any]:
-    """The loop forward: outputs, the final state and, if asked to `keep` them, the `Residuals` (otherwise None)."""
+    """The forward loop. Returns outputs, the final state and, if `keep`, the `Residuals` (otherwise None)."""
     masks, padding, dropout = carry
     recurrent_kernel = tf.cast(w.recurrent_kernel, dtype)
     units, (time, batch), from_inputs = w.cell_gamma.shape[0], time_and_batch(x_hat), input_part(x_hat, w)
-    kept_states = 2 if keep else 1  # h alone is the output
+    kept_states = 2 if keep else 1  # without residuals, only h is needed, as the output
     widths = (3 * units, units, 1, 1) if keep else ()
 
     def body(t: Tensor, h: Tensor, c: Tensor, *stored: Tensor) -> tuple[Tensor, ...]:

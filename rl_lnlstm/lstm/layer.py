@@ -20,6 +20,7 @@ from rl_lnlstm.lstm.weights import LNLSTMWeights, Shape
 BACKENDS = ("auto", "while_loop", "kernel")
 
 
+# Longer than most classes, because it is documented like the layers of Keras: arguments, calls, results and examples.
 @keras.saving.register_keras_serializable(package="rl_lnlstm")
 class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
     """Layer-normalised LSTM with per-step masks that reset its state, for sequences of any length.
@@ -32,57 +33,58 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         c    = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h    = sigmoid(o) * tanh(LN(c) * cell_gamma + cell_beta)
 
-    One trace serves every sequence length, and cost is linear in it. Under mixed precision, matrix products use the
-    compute dtype; statistics, gates and the cell use float32. The gradient is derived by hand: there is none of
-    `masks`, and no second derivative.
+    One trace works for every sequence length, and the cost is linear in the length. Under mixed precision, matrix
+    products use the compute dtype; statistics, gates and the cell use float32. The gradient is derived by hand. There
+    is no gradient of `masks`, and no second derivative.
 
-    The gates are in the order i, f, o, g (input, forget, output, candidate) wherever four of them are side by side.
-    `keras.layers.LSTM` has the order i, f, g, o; `from_keras_lstm` converts.
+    In weights, the gates have the order i, f, o, g (input, forget, output, candidate). `keras.layers.LSTM` has the
+    order i, f, g, o; `from_keras_lstm` converts it.
 
     Args:
         units: width of the output and of the state.
-        return_sequences: return the outputs of all steps, not only of the last one.
-        return_state: return the final h and c as well.
+        return_sequences: return the outputs of all steps instead of only the last one.
+        return_state: also return the final h and c.
         time_major: inputs, masks and outputs have time before batch.
-        backend: `"while_loop"` is the portable TensorFlow implementation. `"kernel"` is compiled for CPUs when it is
-            first used; it needs float32 and a C++ compiler, and knows neither `mask` nor `recurrent_dropout`. Where it
-            does not apply, `"while_loop"` takes its place. `"auto"` is the fastest one that applies. A model that is
-            exported gets `"while_loop"`. To save a `tf.function` that has run before, use `"while_loop"`.
-        go_backwards: process the sequence from its end, and return the outputs in that order. Not with `time_major`.
+        backend: `"while_loop"` is the portable TensorFlow implementation. `"kernel"` is C++ code for CPUs, compiled on
+            first use. It needs float32 and a C++ compiler, and does not support `mask` and `recurrent_dropout`; for
+            these the layer uses `"while_loop"`. `"auto"` chooses the fastest one that works. Exported models always get
+            `"while_loop"`. If you save a `tf.function` that has already run, choose `"while_loop"` yourself.
+        go_backwards: process the sequence from its end, and return the outputs in that order. Not allowed with
+            `time_major`.
         stateful: start each batch from the final state of the one before. The batch size must be known. See
             `reset_state`.
-        zero_output_for_mask: the output of a padded step is zero. Otherwise it repeats the output before it.
-        kernel_initializer: of `kernel [features, 4 * units]`.
-        recurrent_initializer: of `recurrent_kernel [units, 4 * units]`.
-        bias_initializer: of `bias [4 * units]`.
-        gamma_initializer: of the gains `kernel_gamma`, `recurrent_gamma [4 * units]` and `cell_gamma [units]`.
-        beta_initializer: of `cell_beta [units]`.
+        zero_output_for_mask: outputs of padded steps are zero. Otherwise they repeat the output before.
+        kernel_initializer: initialises `kernel [features, 4 * units]`.
+        recurrent_initializer: initialises `recurrent_kernel [units, 4 * units]`.
+        bias_initializer: initialises `bias [4 * units]`.
+        gamma_initializer: initialises the gains `kernel_gamma`, `recurrent_gamma [4 * units]`, `cell_gamma [units]`.
+        beta_initializer: initialises `cell_beta [units]`.
         unit_forget_bias: start the forget gate's bias at one.
         use_bias: whether there is a bias.
         kernel_regularizer, recurrent_regularizer, bias_regularizer: added to the losses.
         kernel_constraint, recurrent_constraint, bias_constraint: applied by the optimizer.
-        dropout: fraction of the input features that are dropped in training, the same ones at each step.
-        recurrent_dropout: fraction of h that is dropped in training where it enters the product with
-            `recurrent_kernel`, the same units at each step.
-        seed: of dropout.
-        **kwargs: those of `keras.layers.Layer`: `name`, `dtype`, `trainable`, `activity_regularizer`.
+        dropout: fraction of the input features to drop in training, the same features in each step.
+        recurrent_dropout: fraction of h to drop in training in the product with `recurrent_kernel`, the same units in
+            each step.
+        seed: seed of dropout.
+        **kwargs: arguments of `keras.layers.Layer`: `name`, `dtype`, `trainable`, `activity_regularizer`.
 
     Call arguments:
         inputs: `[batch, time, features]`.
         masks: `[batch, time]`, bool, int or float: 1 carries the state into that step, 0 resets it to zeros before
             that step. None carries it everywhere. With `go_backwards`, "before" is in the order of processing.
         initial_state: `[h, c]`, each `[batch, units]`. Zeros if None.
-        mask: `[batch, time]`, bool: Keras' padding mask, which Keras passes from layers such as `Masking` or
-            `Embedding(mask_zero=True)`. False leaves a step out: the state passes it unchanged (`masks` does not count
-            there), and its inputs do not matter.
-        training: whether dropout is applied.
+        mask: `[batch, time]`, bool: Keras' padding mask. Keras passes it on from layers such as `Masking` or
+            `Embedding(mask_zero=True)`. False skips a step: the state stays unchanged, and inputs and `masks` of this
+            step are ignored.
+        training: whether to apply dropout.
 
     Returns:
-        As `keras.layers.LSTM`: the last output `[batch, units]` or, with `return_sequences`, all
+        The same as `keras.layers.LSTM`: the last output `[batch, units]` or, with `return_sequences`, all
         `[batch, time, units]`; with `return_state`, h and c follow, each `[batch, units]`.
 
     Raises:
-        UserError: an argument does not fit. The message says what was got and what was expected.
+        UserError: an argument is wrong. The message says what was given and what was expected.
 
     Example:
 
@@ -107,7 +109,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         if backend not in BACKENDS:
             raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         if go_backwards and time_major:
-            # keras.layers.Bidirectional would reverse the outputs along the batch, without a word.
+            # keras.layers.Bidirectional would silently reverse the outputs along the batch axis.
             raise UserError("go_backwards needs time_major=False: reverse time-major inputs before the call instead")
         super().__init__(units, **kwargs)
         self.return_sequences = return_sequences
@@ -121,17 +123,18 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
 
     @classmethod
     def from_keras_lstm(cls, lstm: keras.layers.LSTM, **kwargs: Any) -> MaskedLNLSTM:
-        """A layer with the weights and options of a `keras.layers.LSTM`, its gates permuted to i, f, o, g.
+        """Makes a layer with the weights and options of a `keras.layers.LSTM`. The gates are reordered to i, f, o, g.
 
-        The outputs differ from the LSTM's: this layer normalises the two products and the cell, with gains of one.
-        Take the result as a start for training, not as a conversion. An LSTM that is not built gives only its options.
+        The outputs differ from those of the LSTM, because this layer normalises the two products and the cell. Use the
+        result as a starting point for training, not as an equivalent model. An LSTM that is not built yet passes on
+        only its options.
 
         Args:
-            lstm: with the activations tanh and sigmoid.
+            lstm: the LSTM, with the activations tanh and sigmoid.
             **kwargs: arguments of `MaskedLNLSTM` that replace those of `lstm`.
 
         Raises:
-            UserError: something else than an LSTM, or one of other activations.
+            UserError: `lstm` is not an LSTM, or has other activations.
 
         Example:
 
@@ -196,7 +199,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
     def _tensors(
         self, inputs: Any, masks: Any, initial_state: Any, mask: Any
     ) -> tuple[Tensor, Tensor | None, State, Tensor | None]:
-        """The arguments of a call, checked, in the dtypes and the order of time in which the steps are computed."""
+        """Checks the arguments of a call, and converts their dtypes and their order in time for the computation."""
         inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
         if initial_state is None and self.stateful:
             initial_state = self.states
@@ -207,7 +210,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
             for name, tensor in (("masks", masks), ("mask", mask))
         }
         check_shapes(self._expected, inputs, steps, initial_state)
-        if not self._is_compiled(inputs, steps["mask"]):  # the operation itself checks what is known when it runs
+        if not self._is_compiled(inputs, steps["mask"]):  # the operation checks sizes itself when it runs
             check_dynamic_shapes(self._expected, inputs, steps, initial_state)
         masks = None if masks is None else tf.cast(steps["masks"], inputs.dtype)
         mask = None if mask is None else tf.cast(steps["mask"], tf.bool)
@@ -222,21 +225,21 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         return is_plain and self.backend != "while_loop" and kernel.applies(inputs)
 
     def _dropout_factors(self, inputs: Tensor, width: int, rate: float) -> Tensor:
-        """`[batch, width]`: zeros for what is dropped, and 1 / (1 - rate) for the rest."""
+        """Dropout factors `[batch, width]`: 0 for dropped units, and 1 / (1 - rate) for the others."""
         ones = tf.ones([self._expected.batch(tf.shape(inputs)), width], inputs.dtype)
         return keras.random.dropout(ones, rate, seed=self.seed_generator)
 
     def _unroll(
         self, inputs: Tensor, masks: Tensor | None, state: State, padding: Tensor | None, dropout: Tensor | None
     ) -> tuple[Tensor, State]:
-        """Outputs and final state, in the layout of the inputs."""
+        """Computes outputs and the final state, in the layout of the inputs."""
         weights = self._weights
         if self._is_compiled(inputs, padding, dropout):
             return kernel.unroll(inputs, masks, state, weights, self.time_major)
         if not self.time_major:
             inputs = tf.transpose(inputs, [1, 0, 2])
             masks, padding = (None if part is None else tf.transpose(part) for part in (masks, padding))
-        if inputs.shape[0] == 1 and padding is None:  # acting: no loop
+        if inputs.shape[0] == 1 and padding is None:  # a single step, as in acting, needs no loop
             mask = None if masks is None else masks[0][:, tf.newaxis]
             state = equations.step(inputs[0], equations.enter(state, mask, dropout), weights)
             outputs = state.h[tf.newaxis]
@@ -245,7 +248,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         return (outputs if self.time_major else tf.transpose(outputs, [1, 0, 2])), state
 
     def _outputs(self, outputs: Tensor, last: Tensor, padding: Tensor | None) -> Tensor:
-        """The outputs to return. As in Keras, those of padded steps repeat the one before; at first there is none."""
+        """The outputs to return. As in Keras, padded steps repeat the output before, or zeros at the start."""
         if padding is None:
             return outputs if self.return_sequences else last
         axis = 0 if self.time_major else 1
@@ -255,7 +258,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         return tf.where(has_output[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
 
     def gates(self, inputs: Any, masks: Any = None, initial_state: Sequence[Any] | None = None) -> Gates:
-        """The gates and the cell at every step, to look into the memory. They are computed without a gradient.
+        """The gates and the cell at every step, for inspection. They are computed without a gradient.
 
         Args:
             inputs, masks, initial_state: as in a call.
@@ -282,9 +285,9 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
 
     @property
     def cell(self) -> MaskedLNLSTMCell:
-        """A `MaskedLNLSTMCell` that shares this layer's weights: train one, and the other has learnt as well."""
+        """A `MaskedLNLSTMCell` that shares the weights of this layer, so training one also trains the other."""
         if not self.built:
-            raise UserError(f"{self.name} has no weights yet: build or call it before you take its cell")
+            raise UserError(f"{self.name} has no weights yet: build or call it before you use its cell")
         config = LNLSTMWeights.get_config(self)
         cell = MaskedLNLSTMCell.from_config({**config, "name": f"{self.name}_cell"})
         for name in Weights._fields:
@@ -293,7 +296,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         return cell
 
     def __dir__(self) -> list[str]:
-        # Keras saves the weights of each layer that it finds in dir(): the cell's would be there twice.
+        # Keras saves the weights of every layer that it finds in dir(), so the cell's weights would be saved twice.
         return [name for name in super().__dir__() if name != "cell"]
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Keras expects of a recurrent layer besides `call`: shapes, padding masks, and a state between batches."""
+"""Methods that Keras expects of a recurrent layer besides `call`: for shapes, padding masks and stateful layers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RecurrentProtocol:
                 f"{self.name} is stateful and needs a known batch size, got inputs of shape {list(input_shape)}: "
                 "use keras.Input(batch_shape=[batch, time, features])"
             )
-        with tracking.DotNotTrackScope():  # as in Keras' RNN layers, the state is no weight
+        with tracking.DotNotTrackScope():  # as in Keras' RNN layers, the state is not a weight
             self.states = [
                 keras.Variable(zeros, trainable=False, dtype=self.variable_dtype, autocast=False, name=name)
                 for name, zeros in zip(State._fields, self.get_initial_state(batch), strict=True)
@@ -52,11 +52,11 @@ class RecurrentProtocol:
             variable.assign(keras.ops.zeros_like(variable))
 
     def reset_states(self) -> None:
-        """The same as `reset_state`, by the name of Keras 2."""
+        """The name of `reset_state` in Keras 2."""
         self.reset_state()
 
     def compute_output_shape(self, sequences_shape: Shape, initial_state_shape: Any = None) -> Any:
-        """The shapes of what a call returns."""
+        """The shapes of the results of a call."""
         state = (self._expected.batch(sequences_shape), self.units)
         output = (*sequences_shape[:2], self.units) if self.return_sequences else state
         return (output, state, state) if self.return_state else output
@@ -64,7 +64,7 @@ class RecurrentProtocol:
     def compute_output_spec(
         self, inputs: Any, masks: Any = None, initial_state: Any = None, mask: Any = None, training: bool = False
     ) -> Any:
-        """What a call in a symbolic model returns. The shapes are checked as in any other call."""
+        """The results of a call in a symbolic model. Shapes are checked as in any other call."""
         check_shapes(self._expected, inputs, {"masks": masks, "mask": mask}, initial_state)
         shapes = self.compute_output_shape(inputs.shape)
         if not self.return_state:
@@ -72,7 +72,7 @@ class RecurrentProtocol:
         return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
-        """The padding mask of the outputs, as Keras' RNN layers pass it on."""
+        """The padding mask of the outputs, with the same rules as in Keras' RNN layers."""
         mask = keras.tree.flatten(previous_mask)[0] if previous_mask is not None else None
         output_mask = mask if self.return_sequences else None
         return [output_mask, None, None] if self.return_state else output_mask

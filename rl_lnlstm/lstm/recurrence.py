@@ -1,14 +1,14 @@
 """A whole sequence of the masked layer-normalised LSTM, in portable TensorFlow, with a gradient derived by hand.
 
-`equations` has the formulas, `forward` and `backward` the two loops. Everything is time-major. Three facts make a
-sequence cheap:
+`equations.py` has the formulas, `forward.py` and `backward.py` have the two loops. Everything is time-major. Three
+facts make a sequence cheap:
 
-* The input projection and its normalisation do not depend on the state. They are one matmul over all steps, before the
-  loop.
-* A kernel whose rows have a mean of zero gives products with a mean of zero. So LN(v @ kernel) needs only a variance,
-  and its gradient needs no mean.
+* The input projection and its normalisation do not depend on the state. One matmul before the loop computes them for
+  all steps.
+* If the rows of a kernel have mean zero, so have its products. Then LN(v @ kernel) needs only a variance, and its
+  gradient needs no mean.
 * The forward loop stores states and gates (the residuals). All local derivatives follow from them without a loop. So
-  the backward loop holds only what is sequential, and each weight's gradient is one matmul over all steps after it.
+  the backward loop contains only the sequential part. One matmul over all steps then gives the gradient of each weight.
 """
 
 from __future__ import annotations
@@ -51,26 +51,28 @@ def unroll(
     """The whole sequence, differentiable in the inputs, the initial state and every weight.
 
     Args:
-        inputs: `[time, batch, D]`, of the compute dtype; `time` may be unknown until the graph runs, and may be 0.
-        masks: `[time, batch]`, of the compute dtype, or None, which is a mask of ones.
-        state: the initial state, of the compute dtype.
-        weights: of any float dtype.
-        padding: `[time, batch]`, bool; False leaves a step out. The state passes it unchanged.
-        dropout: `[batch, units]`, of the compute dtype: factors of h in the product with the recurrent kernel.
+        inputs: `[time, batch, D]`, in the compute dtype. `time` may be unknown until the graph runs, and may be 0.
+        masks: `[time, batch]`, in the compute dtype. None means a mask of ones.
+        state: the initial state, in the compute dtype.
+        weights: the weights, in any float dtype.
+        padding: `[time, batch]`, bool. False skips a step, and the state stays unchanged.
+        dropout: `[batch, units]`, in the compute dtype: factors for h in the product with the recurrent kernel.
 
     Returns:
-        The outputs `[time, batch, U]` and the final state, of the compute dtype. Masks get no gradient, and second
+        The outputs `[time, batch, U]` and the final state, in the compute dtype. Masks get no gradient, and second
         derivatives raise NotImplementedError.
     """
     carry = Carry(masks, padding, dropout)
-    if padding is not None:  # what is in a padded step must not matter, not even NaN
+    if padding is not None:  # inputs of padded steps must not matter, not even NaN
         inputs = tf.where(padding[..., tf.newaxis], inputs, tf.zeros([], inputs.dtype))
-    # Does a tape want a gradient? A function that was traced without one computes the residuals again if it needs them.
+    # Keep residuals if a tape needs a gradient. A function that was traced without a tape computes them again if
+    # needed.
     keep = record.could_possibly_record()
     if tf.inside_function():
         outputs, h, c = _unroll(keep, inputs, carry, *state, *weights)
     else:
-        # Called eagerly, a while_loop is a Python loop; as a function it is one graph, for every length and batch.
+        # In eager mode a while_loop would be a Python loop. As a function it is one graph for every length and batch
+        # size.
         given = tuple(part is not None for part in carry)
         run = _unroll_function(keep, inputs.dtype, given, tuple((w.shape, w.dtype) for w in weights))
         outputs, h, c = run(inputs, *(part for part in carry if part is not None), *state, *weights)
@@ -88,7 +90,7 @@ def gates_of_steps(inputs: Tensor, masks: Tensor | None, state: State, weights: 
 
 
 def _prepare(dtype: tf.DType, weights: Weights, carry: Carry, initial: State) -> tuple[Weights, Carry, State]:
-    """The same in the wide dtype, with centred kernels and `[time, batch, 1]` masks."""
+    """Converts the arguments to the wide dtype, centres the kernels, and gives masks the shape `[time, batch, 1]`."""
     masks, padding, dropout = carry
     masks = None if masks is None else tf.expand_dims(tf.cast(masks, wide(dtype)), -1)
     padding = None if padding is None else tf.expand_dims(padding, -1)
@@ -124,7 +126,7 @@ def _unroll(keep: bool, inputs: Tensor, carry: Carry, h: Tensor, c: Tensor, *wei
 
 
 def _refuse_second_derivative(*_: Tensor) -> None:
-    # TensorFlow would give one, and it would be wrong: it takes the residuals for constants.
+    # TensorFlow would return a wrong second derivative, because it treats the residuals as constants.
     raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
@@ -135,7 +137,7 @@ def _unroll_function(
     given: tuple[bool, ...],
     weights: tuple[tuple[tf.TensorShape, tf.DType], ...],
 ) -> Callable:
-    """`_unroll` as a `tf.function` for every length and batch. `given` says which parts of `Carry` there are."""
+    """`_unroll` as a `tf.function` for every length and batch size. `given`: which parts of `Carry` are not None."""
     features, units = weights[0][0][0], weights[-1][0][0]
     parts = (
         tf.TensorSpec([None, None], dtype),

@@ -1,8 +1,8 @@
-"""Makes the layers known to Keras by `import rl_lnlstm` alone, without importing Keras or TensorFlow.
+"""Registers the layers with Keras on `import rl_lnlstm`, without importing Keras or TensorFlow.
 
-Keras finds a saved layer by its registered name. The layers themselves register when they are imported, which takes
-seconds because it imports TensorFlow. So the names are registered here with stand-ins, which import the layer only when
-Keras asks for it. If Keras is not imported yet, that is done right after its import.
+Keras finds a saved layer by its registered name. The real layers register themselves when they are imported, but that
+imports TensorFlow, which takes seconds. So this module registers stand-ins, which import the layer only when Keras asks
+for it. If Keras is not imported yet, registration follows right after its import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAYERS = {"MaskedLNLSTM": "rl_lnlstm.lstm.layer", "MaskedLNLSTMCell": "rl_lnlstm
 
 
 class _StandIn:
-    """Takes the place of a layer's class in Keras' registry until the layer is imported and registers itself."""
+    """Replaces a layer's class in Keras' registry until the layer is imported and registers itself."""
 
     def __init__(self, name: str) -> None:
         self.__name__ = name
@@ -46,7 +46,7 @@ def _register_with(keras: ModuleType) -> None:
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):
-    """Sees the import of Keras, and registers the layers when it is done."""
+    """An import hook that waits for the import of Keras, and then registers the layers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,7 +56,7 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
         others = [finder for finder in sys.meta_path if finder is not self]
         specs = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
         spec = next(filter(None, specs), None)
-        # TensorFlow looks whether there is a Keras before it imports it: only what is executed is an import.
+        # TensorFlow also searches for Keras without importing it. So wait until the module is executed.
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 

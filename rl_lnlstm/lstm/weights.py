@@ -1,4 +1,4 @@
-"""The weights of the layer-normalised LSTM, and the arguments that the layer and the cell have in common."""
+"""The weights of the layer-normalised LSTM, and the arguments that layer and cell share."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class LNLSTMWeights(keras.layers.Layer):
         self.dropout = float(dropout)
         self.recurrent_dropout = float(recurrent_dropout)
         self.seed = seed
-        if self.dropout or self.recurrent_dropout:  # else the layer has no state but its weights
+        if self.dropout or self.recurrent_dropout:  # otherwise the layer needs no seed generator
             self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: Shape) -> None:
@@ -95,7 +95,8 @@ class LNLSTMWeights(keras.layers.Layer):
                 initializer=initializer,
                 regularizer=group and getattr(self, f"{group}_regularizer"),
                 constraint=group and getattr(self, f"{group}_constraint"),
-                # The recurrence casts: only matmuls run in the compute dtype, statistics stay in the variables' dtype.
+                # Turn Keras' autocast off. The recurrence casts only for matmuls, and statistics keep the variables'
+                # dtype.
                 autocast=False,
             )
 
@@ -124,7 +125,7 @@ class LNLSTMWeights(keras.layers.Layer):
         return tf.zeros([4 * self.units], self.variable_dtype)
 
     def get_initial_state(self, batch_size: int | Tensor | None = None) -> list[Tensor]:
-        """A state of zeros, `[h, c]`, each `[batch_size, units]`, of the compute dtype."""
+        """A state of zeros, `[h, c]`, each `[batch_size, units]`, in the compute dtype."""
         return [keras.ops.zeros((batch_size, self.units), dtype=self.compute_dtype) for _ in State._fields]
 
     def get_config(self) -> dict[str, Any]:

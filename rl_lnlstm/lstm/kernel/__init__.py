@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: `recurrence.unroll` as two TensorFlow operations, which are built when first used."""
+"""The compiled CPU kernel: `recurrence.unroll` as two TensorFlow operations, built on first use."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PAD = 16  # kPad of core.h
 
 
 def operations() -> Any:
-    """The module of the operations, or None where there are none; what was chosen is logged once."""
+    """The module of the operations, or None if they cannot be built. Logs the choice once."""
     return _loaded()[0]
 
 
 def path() -> Path:
-    """The library that `operations` are of."""
+    """The path of the library with the `operations`."""
     return _loaded()[1]
 
 
@@ -69,15 +69,15 @@ def _under_xla() -> bool:
 
 
 def available() -> bool:
-    """There are operations, and no GPU that tensors would have to leave for them."""
+    """Whether the operations can be built, and there is no GPU, from which tensors would have to be copied."""
     return not tf.config.list_logical_devices("GPU") and operations() is not None
 
 
 def _exporting() -> bool:
-    """The graph that is traced will be saved, and must load where there is no kernel."""
+    """Whether the graph being traced will be saved. It must then load on machines without the kernel."""
     if save_context.in_save_context():
         return True
-    # Keras traces before it saves, and nothing tells but who called.
+    # Keras traces before it saves. Only the call stack tells.
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
@@ -89,11 +89,11 @@ def _exporting() -> bool:
 def unroll(
     inputs: Tensor, masks: Tensor | None, state: State, weights: Weights, time_major: bool = True
 ) -> tuple[Tensor, State]:
-    """As `recurrence.unroll`, for what `applies`; unless `time_major`, inputs, masks and outputs are batch-major."""
+    """Like `recurrence.unroll`, if `applies`. Unless `time_major`, inputs, masks and outputs are batch-major."""
     masked = masks is not None
     weights = Weights(*(tf.cast(weight, tf.float32) for weight in weights))
     arguments = inputs, masks if masked else tf.zeros([0, 0]), *state, *weights
-    keep = tf.executing_eagerly()  # in a graph, the gradient says so, if there is one
+    keep = tf.executing_eagerly()  # in a graph, the gradient function sets it if it is called
     outputs, h, c, *_ = operations().rl_lnlstm_forward(*arguments, time_major=time_major, masked=masked, keep=keep)
     return outputs, State(h, c)
 
@@ -101,7 +101,8 @@ def unroll(
 @tf.RegisterGradient("RlLnlstm>Forward")
 def _gradient(operation: tf.Operation, *d_outputs: Tensor) -> tuple[Any, ...]:
     if not operation.get_attr("keep"):
-        # Only now is it known that there is a backward pass. TensorFlow's own while and cond change their nodes alike.
+        # Only now do we know that there is a backward pass. TensorFlow's own while and cond change their nodes in the
+        # same way.
         operation.outputs[0].op._set_attr("keep", attr_value_pb2.AttrValue(b=True))
     attributes = {name: operation.get_attr(name) for name in ("time_major", "masked")}
     backward = functools.partial(operations().rl_lnlstm_backward, **attributes)
@@ -109,14 +110,14 @@ def _gradient(operation: tf.Operation, *d_outputs: Tensor) -> tuple[Any, ...]:
 
 
 def padded(units: int) -> int:
-    """What a gate of so many units is wide where the operations keep it."""
+    """The padded width of a gate of `units` in the operations."""
     return -(-units // PAD) * PAD
 
 
 def _gradients(
     arguments: Sequence[Tensor], results: Sequence[Tensor], d_results: Sequence[Tensor], backward: Callable
 ) -> tuple[Any, ...]:
-    """The gradients of the forward operation's arguments: the `backward` operation, and the products over all steps."""
+    """The gradients of the forward operation's arguments: the `backward` operation, then products over all steps."""
     inputs, masks, h0, c0, *weights = arguments
     outputs, _, _, *kept = results
     w = Weights(*weights)
@@ -132,7 +133,7 @@ def _gradients(
     entering_h, along_h = (tf.reshape(v, [-1, width]) for v in (entering_h, along_h))
 
     def units_of(columns: Tensor) -> Tensor:
-        """Without the padding of each gate."""
+        """Removes the padding of each gate."""
         if units == width:
             return columns
         return tf.reshape(tf.reshape(columns, [-1, 4, width])[..., :units], [-1, 4 * units])

@@ -1,4 +1,4 @@
-"""Builds the operations of this folder with the system's C++ compiler, once for each user, TensorFlow and compiler."""
+"""Builds the operations in this folder with the system's C++ compiler, once per user, TensorFlow and compiler."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rl_lnlstm.errors import UserError
 LOGGER = logging.getLogger("rl_lnlstm")
 SOURCES = Path(__file__).parent
 LIBRARY = "rl_lnlstm_kernel.so"
-LOCK = "lock"  # held by who builds; holds the digest of what was built
+LOCK = "lock"  # a file: locked while a process builds; contains the digest of the library
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 ANOTHER_CACHE = "set RL_LNLSTM_CACHE to a folder that only you can write to"
 FLAGS = ("-O3", "-fPIC", "-std=c++17", "-DNDEBUG", "-fno-math-errno", "-w")
 
 
 class BuildError(UserError):
-    """The operations cannot be built or loaded here. The message says why, and what would help."""
+    """The operations cannot be built or loaded. The message says why, and what to do."""
 
 
 class Unit(NamedTuple):
@@ -39,26 +39,28 @@ class Unit(NamedTuple):
 
 
 def library(force: bool = False) -> Path:
-    """The shared library of the operations. It is built now if the cache of this user does not have it.
+    """The shared library of the operations. It is built if this user's cache does not contain it.
 
     The cache is `$RL_LNLSTM_CACHE`, or `rl_lnlstm` in `$XDG_CACHE_HOME` or in `~/.cache`. `$CXX` names the compiler,
-    `$RL_LNLSTM_CXXFLAGS` further flags, such as a sanitizer's.
+    `$RL_LNLSTM_CXXFLAGS` adds flags, for example for a sanitizer.
 
     Args:
-        force: build again what is there already.
+        force: build again even if the cache contains the library.
 
     Raises:
-        BuildError: no compiler and nothing in the cache, a compiler that fails, or a cache that others may write to.
+        BuildError: there is neither a compiler nor a library in the cache, the compiler fails, or other users may write
+            to the cache.
     """
     import tensorflow as tf
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     extra = tuple(_words("RL_LNLSTM_CXXFLAGS"))
     avx512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
-    # So named on Linux, where it has XLA's registry of custom calls.
+    # The name on Linux. Only there does it contain XLA's registry of custom calls.
     xla = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
     tensorflow = (*tf.sysconfig.get_compile_flags(), *["-DRL_LNLSTM_X86"] * x86)
-    # In this order: of an inline function that several units have, the linker keeps the first, which must run anywhere.
+    # The order matters. If several units contain the same inline function, the linker keeps the first one, which must
+    # run on every processor.
     units = [Unit(SOURCES / "tensorflow.cc", tensorflow)]
     if xla.exists():
         units.append(Unit(SOURCES / "xla.cc", (*tensorflow, f"-I{SOURCES / 'stubs'}", "-O1")))
@@ -74,30 +76,30 @@ def library(force: bool = False) -> Path:
 def build(
     units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], cache: Path, version: str, force: bool = False
 ) -> Path:
-    """Compiles `units` and what they have `included` to a library in `cache`, unless just this library is there.
+    """Compiles `units`, which include `included`, to a library in `cache`, unless the cache contains this library.
 
-    Several processes may do so at once: one builds, the others wait for it. A library that is damaged is built again.
-    Where there is no compiler, a library that any compiler made of these sources is used.
+    If several processes call it at once, one builds and the others wait. A damaged library is built again. Without a
+    compiler, a library that another compiler built from the same sources is used.
 
     Raises:
         BuildError: as `library` does.
     """
     try:
-        import fcntl  # where there is none, on Windows, the package must still be importable
+        import fcntl  # Windows does not have it, but must be able to import the package
     except ImportError:
         raise BuildError(f"not on {platform.system()}: the kernel is built on POSIX systems only") from None
 
-    cache = Path(os.path.realpath(cache))  # a link that somebody changes later does not matter
+    cache = Path(os.path.realpath(cache))  # so that changing a link later has no effect
     compiler, sources = _compiler(), _source_key(units, included, link, version)
     try:
         if compiler is None:
             return _built_by_any_compiler(cache, sources)
         folder = _private(_private(cache) / f"{sources}-{_compiler_key(compiler)}")
         path = folder / LIBRARY
-        if not force and _is_whole(folder):  # whoever holds the lock; the cache may even be read-only
+        if not force and _is_whole(folder):  # needs no lock, so the cache may be read-only
             return path
         with open(folder / LOCK, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system, however the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
             if not force and _is_whole(folder):
                 return path
             for left_behind in folder.glob("build-*"):
@@ -112,17 +114,17 @@ def build(
                 os.replace(built, path)
                 lock.truncate(0)
                 lock.write(digest)
-    except OSError as error:  # no space, a read-only file system, one without locks, sources that are missing
+    except OSError as error:  # for example a full disk, a read-only file system, no locks, or missing sources
         raise BuildError(f"the kernel's cache {cache} cannot be used: {error}") from None
     return path
 
 
 def _built_by_any_compiler(cache: Path, sources: str) -> Path:
-    """The library of these sources that is in the cache already."""
+    """A library in the cache that any compiler built from these sources."""
     built = [folder for folder in cache.glob(f"{sources}-*") if _is_whole(folder)]
     if not built:
         raise BuildError(
-            f"no C++ compiler found: neither $CXX, nor c++, g++ or clang++; and {cache} holds no kernel that was built "
+            f"no C++ compiler found (tried $CXX, c++, g++ and clang++), and {cache} holds no kernel that was built "
             "before with the same sources, TensorFlow and flags"
         )
     newest = max(built, key=lambda folder: (folder / LIBRARY).stat().st_mtime)
@@ -130,7 +132,7 @@ def _built_by_any_compiler(cache: Path, sources: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the library is as its builder left it: with the digest in the lock, and writable for nobody else."""
+    """Whether the library is undamaged: its digest matches the lock file, and other users cannot write to it."""
     path = folder / LIBRARY
     try:
         status = path.lstat()
@@ -147,7 +149,7 @@ def _digest(path: Path) -> str:
 
 
 def _source_key(units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], version: str) -> str:
-    """Differs for whatever makes another library, but for the compiler."""
+    """A key of everything that changes the library, except the compiler."""
     sources = sorted({*included, *(unit.source for unit in units)})
     try:
         texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources]
@@ -158,7 +160,7 @@ def _source_key(units: Sequence[Unit], included: Sequence[Path], link: Sequence[
 
 
 def _compiler_key(compiler: Sequence[str]) -> str:
-    """Differs for each compiler and version."""
+    """A key of the compiler and its version."""
     return _hash([*compiler, _run_all([[*compiler, "--version"]])[0]])
 
 
@@ -183,23 +185,26 @@ def _cache() -> Path:
     own, users = os.environ.get("RL_LNLSTM_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(own).absolute() if own else Path(users or Path.home() / ".cache").absolute() / "rl_lnlstm"
-    except RuntimeError as error:  # this user has no home
+    except RuntimeError as error:  # the user has no home directory
         raise BuildError(f"no place for the kernel's cache: {error}; set RL_LNLSTM_CACHE") from None
 
 
 def _private(folder: Path) -> Path:
-    """The folder, made if it is missing. What is loaded from it runs as this user, so nobody else may write there.
+    """Makes the folder if it is missing, and checks that nobody else may write to it, because its code runs as this
+    user.
 
-    Whoever may write to a folder above it could put another one in its place. So these must belong to this user or to
-    root, and be writable for no others, unless they are sticky as /tmp is: there one renames only what one owns.
+    Anybody who may write to a folder above could replace it. So these folders must belong to this user or to root, and
+    must not be writable for others. Sticky folders like /tmp are fine, because users can rename only their own files in
+    them.
     """
-    for place in (*reversed(folder.parents), folder):  # `parents=True` would leave the mode of the others to the umask
+    # Make each folder separately. With `parents=True`, the umask would set the mode of those above.
+    for place in (*reversed(folder.parents), folder):
         place.mkdir(mode=0o700, exist_ok=True)
         status = place.stat()
         is_above = place != folder
         if status.st_uid != os.geteuid() and not (is_above and status.st_uid == 0):
             raise BuildError(
-                f"the kernel's cache {folder} is not used, because {place} is another user's (its number is "
+                f"the kernel's cache {folder} is not used, because {place} belongs to another user (its number is "
                 f"{status.st_uid}): {ANOTHER_CACHE}"
             )
         is_open = status.st_mode & WRITABLE_BY_OTHERS and not (is_above and status.st_mode & stat.S_ISVTX)
@@ -212,7 +217,7 @@ def _private(folder: Path) -> Path:
 
 
 def _only_by_own_group(status: os.stat_result) -> bool:
-    """Whether the others are a group of this user alone, which many systems make for each user (not for root)."""
+    """Whether only the user's own group may write. Many systems make such a group for each user (not for root)."""
     import grp
     import pwd
 
@@ -226,7 +231,7 @@ def _only_by_own_group(status: os.stat_result) -> bool:
 
 
 def _compiler() -> list[str] | None:
-    """The compiler's command, or None if there is none. What $CXX names is taken without a look."""
+    """The command of the compiler, or None if there is none. $CXX is used without a check."""
     named = _words("CXX")
     if named:
         return named
@@ -235,7 +240,7 @@ def _compiler() -> list[str] | None:
 
 
 def _words(variable: str) -> list[str]:
-    """What an environment variable holds, as a shell would split it."""
+    """The words of an environment variable, split as in a shell."""
     value = os.environ.get(variable, "")
     try:
         return shlex.split(value)
@@ -244,7 +249,7 @@ def _words(variable: str) -> list[str]:
 
 
 def _run_all(commands: Sequence[Sequence[str]]) -> list[str]:
-    """Runs commands at the same time, and gives what each one wrote."""
+    """Runs commands in parallel, and returns the output of each."""
     running: list[subprocess.Popen[str]] = []
     try:
         for command in commands:
@@ -257,7 +262,7 @@ def _run_all(commands: Sequence[Sequence[str]]) -> list[str]:
                         stderr=subprocess.STDOUT,
                         text=True,
                         errors="replace",
-                        env={**os.environ, "LC_ALL": "C"},  # the version, which is in the key, in one language
+                        env={**os.environ, "LC_ALL": "C"},  # a fixed language, because the version is in the key
                         process_group=0,
                     )
                 )
@@ -265,7 +270,7 @@ def _run_all(commands: Sequence[Sequence[str]]) -> list[str]:
                 raise BuildError(f"the C++ compiler {command[0]} does not run: {error}") from None
         outputs = [process.communicate()[0] for process in running]
     finally:
-        for process in running:  # some are left if this is interrupted, and with them what they started in turn
+        for process in running:  # after an interrupt, kill those that still run, with the processes that they started
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
