@@ -1,4 +1,4 @@
-"""The environments that an evaluation makes for itself."""
+"""Making environments for an evaluation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ def make_evaluation_envs(
     trained_on: gym.Space | None = None,
     **options: Any,
 ) -> VectorEnv:
-    """Makes environments that can be seeded one by one, where that is possible.
+    """Makes environments that can be seeded one by one, if possible.
 
     Args:
         env: a Gymnasium id, or a function that makes an environment.
         num_envs: number of environments.
-        vectorization: as for `make_vec`. "auto" is "sync", because a vector implementation cannot be seeded one by one,
-            unless only the id's vector implementation has the observations of `trained_on`, as for Atari.
+        vectorization: as for `make_vec`, except "auto". It means "sync", because the environments of a vector
+            implementation cannot be seeded one by one. If only the vector implementation has the observations of
+            `trained_on`, as with Atari, it is used.
         trained_on: the policy's observation space.
         **options: other arguments of `make_vec`.
     """
@@ -45,7 +46,7 @@ def make_evaluation_envs(
 
 
 def plan_for(envs: VectorEnv, seeds: Sequence[int], seed: int | None) -> InOrder | EvenlySpread:
-    """Episodes with these seeds, if the environments are in mode DISABLED and so can be seeded one by one."""
+    """The plan for these seeds. Environments can be seeded one by one if they are in mode DISABLED."""
     if envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
         return InOrder(seeds, envs.num_envs)
     return EvenlySpread(len(seeds), envs.num_envs, seed)

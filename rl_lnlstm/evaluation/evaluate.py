@@ -34,28 +34,28 @@ def evaluate(
     max_steps: int | None = None,
     num_envs: int = 1,
 ) -> Evaluation:
-    """Runs whole episodes and returns what they earned, with statistics and confidence intervals.
+    """Runs whole episodes, and reports their returns with statistics and confidence intervals.
 
-    Each episode has a seed of its own, derived from `seed` and the episode's number. So the same call runs the same
-    episodes whatever `num_envs` is. Only the environments of a `VectorEnv`, and of an id that has the policy's
-    observations in its vector implementation only, as Atari, cannot be seeded one by one: each of them runs an equal
-    share of the episodes, and the result's `seeds` are None.
+    Each episode has its own seed, derived from `seed` and the number of the episode. So the same call runs the same
+    episodes for every `num_envs`. There are two exceptions, in which environments cannot be seeded one by one: a
+    `VectorEnv`, and an id for which only the vector implementation has the policy's observations (such as Atari). Then
+    each environment runs an equal share of the episodes, and the result's `seeds` are None.
 
     Args:
-        policy: what acts: a policy of this package or of Stable-Baselines3, or a `PPO`.
+        policy: a policy of this package or of Stable-Baselines3, or a `PPO`.
         env: a Gymnasium id, a function that makes an environment, an environment, or a `VectorEnv`.
         n_eval_episodes: number of episodes.
         deterministic: take the most probable actions; otherwise sample.
-        seed: decides the episodes; None draws one.
-        episode_seeds: run the episodes of these seeds, as an earlier result reported them; `n_eval_episodes` and `seed`
-            then do not apply.
-        max_steps: limit of an episode's steps. None is no limit if the environment has a time limit of its own, and
-            otherwise 10,000. An episode that reaches the limit is cut there and counts; a `RunWarning` says so.
-        num_envs: number of environments that are stepped together, if they are made here.
+        seed: determines the episodes; None draws a random seed.
+        episode_seeds: run the episodes with these seeds, for example from an earlier result. `n_eval_episodes` and
+            `seed` are then ignored.
+        max_steps: limit of an episode's steps. None means no limit if the environment has a time limit of its own, and
+            otherwise 10,000. An episode that reaches the limit ends there and counts, and a `RunWarning` says so.
+        num_envs: number of environments that are stepped together. Ignored if `env` is already made.
 
     Raises:
-        UserError: fewer than 1 episode, or an environment with other spaces than the policy's.
-        EnvironmentFailure: an environment failed. If `env` is from `make_vec` and may fail, it failed too often.
+        UserError: there is less than 1 episode, or the spaces of the environment differ from the policy's.
+        EnvironmentFailure: an environment failed or, if `env` is from `make_vec` with `max_failures`, failed too often.
             Episodes in which an environment failed do not count.
 
     Example:
@@ -102,16 +102,17 @@ def evaluate_policy(
     return_episode_rewards: bool = False,
     max_steps: int | None = None,
 ) -> Any:
-    """Runs whole episodes and returns what they earned, as Stable-Baselines3's function of this name does.
+    """Runs whole episodes and returns mean and standard deviation, like Stable-Baselines3's `evaluate_policy`.
 
-    `evaluate` runs the same episodes, and returns confidence intervals and seeds as well.
+    `evaluate` runs the same episodes, and also returns confidence intervals and seeds.
 
     Args:
         policy, env, n_eval_episodes, deterministic, seed, max_steps: as for `evaluate`.
         return_episode_rewards: return lists instead of mean and standard deviation.
 
     Returns:
-        Mean and standard deviation of the undiscounted returns; or the return and the length in frames of each episode.
+        Mean and standard deviation of the undiscounted returns, or lists of the return and the length in frames of each
+        episode.
 
     Raises:
         UserError, EnvironmentFailure: as `evaluate`.
@@ -130,22 +131,21 @@ def record_episodes(
     episode_seeds: Sequence[int] | None = None,
     max_steps: int | None = None,
 ) -> list[EpisodeArrays]:
-    """Runs whole episodes, the same ones as `evaluate`, and returns all that happened in them.
+    """Runs the same episodes as `evaluate`, and returns everything that happened in them.
 
     Args:
         policy, env, n_eval_episodes, deterministic, seed, episode_seeds, max_steps: as for `evaluate`.
 
     Returns:
-        For each episode of T steps a dict of arrays. Nested spaces have one for each entry, by names such as
+        A dict of arrays for each episode of T steps. Nested spaces have one array for each entry, with names such as
         `observations/image`.
 
-        - `observations`, `actions` `[T, *shape]`, of the spaces' dtypes and within their bounds; `rewards` `[T]`;
-        - `final_observation` `[*shape]`, what the last action led to; `terminated` and `truncated`, bool scalars;
+        - `observations`, `actions` `[T, *shape]`, in the dtypes and bounds of the spaces; `rewards` `[T]`;
+        - `final_observation` `[*shape]`, after the last action; `terminated` and `truncated`, bool scalars;
         - `seed`, an integer scalar, if the episode has a seed of its own;
-        - `action_masks` `[T, size]` bool, if the environments have them and the policy takes them;
-        - for a policy of this package, `values` `[T]` and the state that each action was chosen with: `h` and `c`
-          `[T, state_size]`, zeros at first, and `last_action_reward` `[T, features]` if the policy sees the previous
-          action or reward.
+        - `action_masks` `[T, size]` bool, if the environments have them and the policy accepts them;
+        - for a policy of this package, `values` `[T]` and the state before each action: `h` and `c` `[T, state_size]`,
+          and `last_action_reward` `[T, features]` if the policy sees the previous action or reward.
 
         `policy.predict(observations, (h, c), deterministic=True)` repeats the actions if they were deterministic. Pass
         `action_masks` too, if there are any.
@@ -165,12 +165,12 @@ def record_episodes(
 
 
 def seeds_of_episodes(seed: int, n_eval_episodes: int) -> list[int]:
-    """The seeds of the first episodes that `seed` stands for."""
+    """The seeds of the first `count` episodes, derived from `seed`."""
     return [derived_seed(seed, "evaluation", number) for number in range(n_eval_episodes)]
 
 
 def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: int | None) -> Evaluation:
-    """The result of these episodes, in the order of their numbers."""
+    """Collects episodes into a result, in the order of their numbers."""
     ordered = sorted(
         (episode._replace(arrays={}) for episode in episodes),  # arrays may be large
         key=lambda episode: episode.number,
@@ -186,7 +186,7 @@ def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: in
 
 
 def acting(policy: Any) -> Any:
-    """What acts: the policy of a `PPO`, anything else itself."""
+    """The policy of a `PPO`; any other policy itself."""
     owned = getattr(policy, "policy", None)
     return owned if isinstance(owned, RecurrentPolicy) else policy
 
@@ -194,7 +194,7 @@ def acting(policy: Any) -> Any:
 class _Prepared(NamedTuple):
     envs: VectorEnv
     plan: Plan
-    seed: int | None  # that the seeds of the episodes are derived from
+    seed: int | None  # from which the seeds of the episodes are derived
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def _prepared(
     episode_seeds: Sequence[int] | None,
     num_envs: int = 1,
 ) -> Iterator[_Prepared]:
-    """The environments to run episodes in, and which episodes; environments that are made here are closed."""
+    """A context manager for the environments and the plan. Closes environments that it made itself."""
     count = n_eval_episodes if episode_seeds is None else len(episode_seeds)
     if count < 1:
         raise UserError(f"the number of episodes must be at least 1, got {count}")

@@ -94,8 +94,7 @@ class InOrder:
 
 
 class EvenlySpread:
-    """Each environment runs an equal share of the episodes. For a `VectorEnv` of the user, which cannot be seeded
-    freely.
+    """Each environment runs an equal share of the episodes, because a `VectorEnv` cannot be seeded one by one.
 
     Shares are fixed in advance, because otherwise short episodes would count more often.
 

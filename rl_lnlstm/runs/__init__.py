@@ -1,1 +1,1 @@
-"""What a training run leaves on disk: the run directory, checkpoints and the progress display."""
+"""Run directories, checkpoints, loggers and plots: everything that a training run writes to disk."""

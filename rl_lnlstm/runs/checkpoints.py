@@ -1,4 +1,4 @@
-"""A run's checkpoints: written while it trains, and the newest whole one read to resume it."""
+"""The checkpoints of a run: writing them during training, and reading the newest one to resume."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SHARE_OF_TIME = 0.01
 
 
 def read_newest(folder: Path) -> TrainingState:
-    """The newest checkpoint in `folder` that is whole.
+    """Reads the newest undamaged checkpoint in `folder`.
 
-    Newer ones that are damaged are named in a warning and set aside, where nothing takes them for a checkpoint.
+    If newer ones are damaged, a warning names them, and they are renamed so that they are not read again.
 
     Raises:
-        UserError: none is whole.
+        UserError: there is no undamaged checkpoint.
     """
     problems = []
     for path in reversed(_numbered(folder)):
@@ -37,29 +37,29 @@ def read_newest(folder: Path) -> TrainingState:
         for damaged, problem in problems:
             aside = damaged.with_name(DAMAGED + damaged.name)
             shutil.rmtree(aside, ignore_errors=True)
-            with contextlib.suppress(OSError):  # a folder that cannot be written: the next to resume skips it again
+            with contextlib.suppress(OSError):  # the folder cannot be written; the next resume skips it again
                 damaged.rename(aside)
-            warn(f"{problem}; it is set aside as {aside.name}, and the one before is used")
+            warn(f"{problem}; it was renamed to {aside.name}, and the checkpoint before it is used")
         return state
     if problems:
-        raise UserError(f"no checkpoint in {folder} is whole: {'; '.join(problem for _, problem in problems)}")
+        raise UserError(f"all checkpoints in {folder} are damaged: {'; '.join(problem for _, problem in problems)}")
     raise UserError(f"there is no checkpoint in {folder} to resume from")
 
 
 class Checkpoints:
     """Writes checkpoints of a trainer and keeps the newest; a callback of `PPO.learn`.
 
-    The last iteration, and the one after which training is to stop, always leave one.
+    There is always a checkpoint of the last iteration, also if training is stopped early.
 
     Args:
-        folder: where, each in a folder named by its iteration.
+        folder: the folder for checkpoints. Each one is a folder named by its iteration.
         ppo: the trainer.
-        flush: called before each, to have on the disk what has been recorded up to it.
-        interval: iterations from one to the next; None for as often as costs less than 1% of the time.
-        minutes: minutes from one to the next, if sooner.
-        keep: how many are kept.
-        env_snapshot: take snapshots of the environments.
-        stopping: whether training is to stop.
+        flush: called before each checkpoint, to write all records to the disk.
+        interval: iterations between checkpoints. None chooses it so that checkpoints take less than 1% of the time.
+        minutes: minutes between checkpoints, if that is sooner.
+        keep: number of checkpoints to keep.
+        env_snapshot: whether to include snapshots of the environments.
+        stopping: a function that returns whether training should stop.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Checkpoints:
         self._ended, self._cost = time.monotonic(), 0.0
 
     def __call__(self, metrics: dict[str, float]) -> bool:
-        """Writes a checkpoint if one is due; returns False if training is to stop, which no later call revokes."""
+        """Writes a checkpoint if one is due. Returns False if training should stop."""
         stop = self.stopping()
         if stop or self.ppo.finished or self._is_due():
             self.save()
         return not stop
 
     def save(self) -> None:
-        """Writes a checkpoint now, if there is none of this iteration; a disk that refuses is survived."""
+        """Writes a checkpoint, unless there is one of this iteration. If the disk fails, warns and continues."""
         if self._written == self.ppo.iteration:
             return
         began = time.monotonic()
@@ -100,8 +100,8 @@ class Checkpoints:
             self._written = self.ppo.iteration
         except OSError as error:
             warn(
-                f"no checkpoint could be written in {self.folder}, {error}: the run goes on and will try again, "
-                "meanwhile the one before is kept",
+                f"no checkpoint could be written in {self.folder}, {error}: the run continues and will try again; "
+                "until then, the checkpoint before is kept",
             )
         self._ended = time.monotonic()
         self._cost = self._ended - began
@@ -119,11 +119,11 @@ class CheckpointCallback(Callback):
     """Writes checkpoints while `PPO.learn` trains, for `PPO.load_checkpoint`, and keeps the newest ones.
 
     Args:
-        folder: where; each checkpoint is a folder named by its iteration.
-        interval: iterations between checkpoints; None for as often as costs less than 1% of the time.
+        folder: the folder for checkpoints. Each one is a folder named by its iteration.
+        interval: iterations between checkpoints. None chooses it so that checkpoints take less than 1% of the time.
         minutes: minutes between checkpoints, if that is sooner.
-        keep: how many to keep.
-        env_snapshot: include the environments, pickled.
+        keep: number of checkpoints to keep.
+        env_snapshot: whether to include the environments, pickled.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class CheckpointCallback(Callback):
         self._checkpoints: Checkpoints | None = None
 
     def on_training_start(self, ppo: Any) -> None:
-        """Notes the trainer."""
+        """Remembers the trainer."""
         self._checkpoints = Checkpoints(self.folder, ppo, lambda: None, *self._options)
 
     def __call__(self, metrics: Metrics) -> bool:

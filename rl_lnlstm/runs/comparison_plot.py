@@ -1,4 +1,4 @@
-"""The picture of several groups of runs."""
+"""Plots several groups of runs."""
 
 from __future__ import annotations
 

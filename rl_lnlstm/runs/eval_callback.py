@@ -1,4 +1,4 @@
-"""Evaluating a policy while it is trained, from Python."""
+"""`EvalCallback`: evaluates a policy during training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
 class EvalCallback(Callback):
     """Evaluates the policy while `PPO.learn` trains it, and saves the best one.
 
-    The metrics of these iterations get an entry `eval/mean_reward`, which callbacks after this one see. Every
-    evaluation runs the same episodes. They do not change the training.
+    It adds `eval/mean_reward` to the metrics, where later callbacks see it. Every evaluation runs the same episodes.
+    Evaluations do not change the training.
 
     Args:
-        env: where, as for `evaluate`; not the environments that are trained in.
+        env: the environment, as for `evaluate`. Do not pass the training environments.
         interval: iterations between evaluations.
-        n_eval_episodes: episodes of an evaluation.
+        n_eval_episodes: number of episodes of an evaluation.
         deterministic: take the most probable actions; otherwise sample.
-        seed: decides the episodes.
-        best_path: folder to save the best policy in; None for no saving.
+        seed: determines the episodes.
+        best_path: the folder to save the best policy in; None to not save it.
         num_envs, max_steps: as for `evaluate`.
 
     Attributes:
@@ -50,11 +50,11 @@ class EvalCallback(Callback):
         self.best_mean = -float("inf")
 
     def on_training_start(self, ppo: Training) -> None:
-        """Notes the policy."""
+        """Remembers the policy."""
         self._policy = ppo.policy
 
     def __call__(self, metrics: Metrics) -> None:
-        """Evaluates, if it is time."""
+        """Evaluates the policy if an evaluation is due."""
         if int(metrics["time/iterations"]) % self.interval:
             return
         self.result = evaluate(

@@ -1,4 +1,4 @@
-"""Finished runs, read from their directories, in groups that are compared."""
+"""Reading finished runs from their directories, in groups to compare."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, interq
 from rl_lnlstm.files import read_json, read_regular
 from rl_lnlstm.runs.layout import CONFIG, METRICS, RESULTS
 
-MOST_BYTES = 1 << 30  # of a metrics.csv
-GRID = 200  # points of the curve of a group
+MOST_BYTES = 1 << 30  # largest size of a metrics.csv
+GRID = 200  # number of points of a group's curve
 RETURN, FRAMES = "rollout/ep_rew_mean", "time/total_timesteps"
 
 
 class Run(NamedTuple):
-    """A run.
+    """A finished run.
 
     Attributes:
         path: its directory.
-        config: what it was configured with.
-        frames: after each iteration, `[iterations]`.
-        returns: the mean return of the last 100 episodes then, `[iterations]`.
+        config: its options.
+        frames: the number of frames after each iteration, `[iterations]`.
+        returns: the mean return of the last 100 episodes after each iteration, `[iterations]`.
         result: the mean return of the evaluation at the end, None if there was none.
     """
 
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seeds only."""
+    """Runs that differ only in their seeds."""
 
     name: str
     runs: list[Run]
@@ -65,19 +65,19 @@ class Score(NamedTuple):
 
 
 def read_group(path: Path) -> Group:
-    """The run in a directory, or all runs in the directories within.
+    """Reads the run in a directory, or all runs in its subdirectories.
 
     Raises:
-        UserError: there is none, or one cannot be read.
+        UserError: there is no run, or one cannot be read.
     """
     found = [path] if (path / CONFIG).is_file() else sorted(inner.parent for inner in path.glob(f"*/{CONFIG}"))
     if not found:
-        raise UserError(f"{path} is no run directory, and has none within")
+        raise UserError(f"{path} is not a run directory, and contains none")
     return Group(path.name or str(path), [read_run(run) for run in found])
 
 
 def read_run(path: Path) -> Run:
-    """The run in a directory.
+    """Reads the run in a directory.
 
     Raises:
         UserError: it cannot be read.
@@ -90,18 +90,18 @@ def read_run(path: Path) -> Run:
         returns = np.array([float(row[RETURN] or math.nan) for row in rows])
         result = float(read_json(path / RESULTS)["mean_reward"]) if (path / RESULTS).is_file() else None
         if not isinstance(config, dict):
-            raise ValueError(f"{CONFIG} holds no object")
+            raise ValueError(f"{CONFIG} is not a JSON object")
         if not np.isfinite(returns).any():
             raise ValueError("no episode has ended in it")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no run that can be read: {printable(error)}") from error
+        raise UserError(f"{path}: the run cannot be read: {printable(error)}") from error
     return Run(path, config, frames, returns, result)
 
 
 def curve(group: Group) -> Curve:
-    """The returns of a group's runs on one grid of frames, which ends where the first run ends.
+    """The returns of a group's runs on a common grid of frames. The grid ends where the shortest run ends.
 
-    Runs are interpolated linearly. The interval is that of the mean over runs.
+    Runs are interpolated linearly. The interval is the confidence interval of the mean over runs.
     """
     ended = [np.isfinite(run.returns) for run in group.runs]
     first = max(run.frames[valid][0] for run, valid in zip(group.runs, ended, strict=True))
@@ -116,7 +116,7 @@ def curve(group: Group) -> Curve:
 
 
 def score_name(groups: list[Group]) -> str:
-    """What the runs are scored by: their final evaluation, if all have one."""
+    """The kind of score to compare: the final evaluation, if all runs have one."""
     evaluated = all(run.result is not None for group in groups for run in group.runs)
     return "final evaluation" if evaluated else "mean return of the last 100 episodes of training"
 
@@ -126,7 +126,7 @@ def score(group: Group, by: str) -> Score:
 
     Args:
         group: the runs.
-        by: what `score_name` returned for all groups.
+        by: the result of `score_name` for all groups.
     """
     values = np.array(
         [run.result if by == "final evaluation" else run.returns[np.isfinite(run.returns)][-1] for run in group.runs],
@@ -142,7 +142,7 @@ def score(group: Group, by: str) -> Score:
 
 
 def differing_options(one: Group, other: Group) -> dict[str, tuple[list[Any], list[Any]]]:
-    """The options in which two groups differ, seeds apart, with the values that each has."""
+    """The options that differ between two groups, apart from seeds, with the values in each group."""
 
     def values(group: Group, name: str) -> list[Any]:
         found: list[Any] = []

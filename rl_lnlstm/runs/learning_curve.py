@@ -1,4 +1,4 @@
-"""The picture of a run's learning curve."""
+"""Plots the learning curve of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def learning_curve(rows: list[dict[str, float]], title: str) -> Figure:
 
     Args:
         rows: the metrics of each iteration.
-        title: of the figure.
+        title: the title of the figure.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()

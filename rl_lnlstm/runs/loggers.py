@@ -25,15 +25,15 @@ from rl_lnlstm.ppo.callbacks import Callback, Metrics
 class CSVLogger(Callback):
     """Appends a row of metrics to a CSV file after each iteration.
 
-    A metric that first appears in a later iteration gets a new column, and the file is written again with it. A disk
-    that is full does not end the run: rows are kept and written when there is space again.
+    If a metric first appears in a later iteration, the file is written again with a new column. If the disk is full,
+    the run continues: rows are kept, and are written when there is space again.
 
     Args:
-        path: the file. What it holds is kept, and the new rows follow.
+        path: the file. Rows that it already contains are kept.
         iteration: keep only the rows up to this iteration; None for all of them.
 
     Attributes:
-        rows: the metrics so far, those that the file held included.
+        rows: all metrics so far, including those that the file already contained.
 
     Raises:
         OSError: the file cannot be opened.
@@ -44,7 +44,7 @@ class CSVLogger(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._columns, self.rows, self._cells = keep_metrics(self.path, iteration)
         self._file = Appender(self.path)
-        self._rewrite = False  # the file has to be written again, because its header has fewer columns
+        self._rewrite = False  # whether the file must be written again, because there are new columns
 
     def __call__(self, metrics: Metrics) -> None:
         """Writes a row."""
@@ -61,17 +61,17 @@ class CSVLogger(Callback):
             survives(self.path, self._write_again)
 
     def flush(self) -> None:
-        """Has all rows on the disk.
+        """Writes all rows to the disk.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the disk is full or cannot be written.
         """
         if self._rewrite:
             self._write_again()
         self._file.flush(durable=True)
 
     def on_training_end(self) -> None:
-        """Has everything on the disk, if it takes it."""
+        """Writes everything to the disk, if possible."""
         survives(self.path, self.flush)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class TensorBoardLogger(Callback):
     """Writes the metrics of each iteration for TensorBoard; the step is the number of frames.
 
     Args:
-        folder: the log directory. Its last file of events is continued, if there is one.
+        folder: the log directory. If it contains files of events, the last one is continued.
         frames: keep only the events up to this number of frames; None for all of them.
 
     Raises:
@@ -121,15 +121,15 @@ class TensorBoardLogger(Callback):
         survives(self.folder, lambda: self._file.append(event))
 
     def flush(self) -> None:
-        """Has all events on the disk.
+        """Writes all events to the disk.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the disk is full or cannot be written.
         """
         self._file.flush(durable=True)
 
     def on_training_end(self) -> None:
-        """Has everything on the disk, if it takes it."""
+        """Writes everything to the disk, if possible."""
         survives(self.folder, self.flush)
 
     def close(self) -> None:
@@ -138,11 +138,11 @@ class TensorBoardLogger(Callback):
 
 
 def survives(path: Path, write: Callable[[], None]) -> bool:
-    """Whether the disk took it; if not, a `RunWarning` says so, and the run goes on."""
+    """Runs an action that writes to the disk. If it fails, gives a `RunWarning` and returns False."""
     try:
         write()
     except OSError as error:
-        warn(f"{path} cannot be written, {error.strerror or error}: the run goes on and will try again")
+        warn(f"{path} cannot be written, {error.strerror or error}: the run continues and will try again")
         return False
     return True
 
@@ -150,13 +150,14 @@ def survives(path: Path, write: Callable[[], None]) -> bool:
 class _Kept(NamedTuple):
     columns: list[str]
     rows: list[Metrics]
-    cells: list[dict[str, str]]  # the same rows, as they are written
+    cells: list[dict[str, str]]  # the same rows as text
 
 
 def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
-    """Cuts all rows after `iteration` off a `metrics.csv`, and returns its columns and the rows that are left.
+    """Removes all rows after `iteration` from a `metrics.csv`, and returns its columns and the remaining rows.
 
-    The first row that cannot be read, which a killed process may leave at the end, is cut off too, with all after it.
+    A killed process may leave a damaged row at the end. The first row that cannot be read, and all rows after it, are
+    removed too.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     columns = lines[0].decode(errors="replace").strip().split(",") if lines else []
@@ -174,13 +175,13 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
         rows.append(row)
         texts.append(written)
     if lines:
-        # Without a row there is no header either, as in a run that has just begun.
+        # Without rows, write no header either, as in a new run.
         os.truncate(path, sum(map(len, lines[: len(rows) + 1])) if rows else 0)
     return _Kept(columns if rows else [], rows, texts)
 
 
 def keep_events(folder: Path, frames: int) -> None:
-    """Cuts the events after `frames` frames, and an event that was only half written, off TensorBoard's files."""
+    """Removes events after `frames` frames, and an incomplete last event, from TensorBoard's files."""
     for path in folder.glob("events.out.tfevents.*"):
         with path.open("rb") as file:
             end = 0

@@ -1,4 +1,4 @@
-"""The run directory: what a training run leaves on disk."""
+"""The run directory, in which a training run is recorded."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ except ImportError:  # Windows has other locks
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps every other run out of the folder `path`, which is made if need be.
+    """A context manager that locks the folder `path` against other runs. Makes the folder if it is missing.
 
-    The lock is the operating system's, on the folder itself. It ends with the process, however the process ends.
+    It uses the operating system's lock on the folder, which ends with the process, however the process ends.
 
     Raises:
         UserError: another run has the lock, or the folder cannot be made.
@@ -56,15 +56,15 @@ def locked(path: Path) -> Iterator[None]:
 class RunDirectory(Callback):
     """Records a run in a folder; a callback of `PPO.learn`.
 
-    A disk that is full or read-only does not end the run. What it did not take is kept and tried again.
+    If the disk is full or read-only, the run continues. What could not be written is kept and written later.
 
     Args:
-        path: the folder: new, empty, or that of the run that is resumed.
-        config: written to `config.json`; None for the trainer's.
-        policy: saved to `checkpoints/best/` whenever the mean return is the best so far, and to `policy/` at the end;
-            None for the trainer's. If it is None, everything is opened when training starts and finished when it ends.
+        path: the folder. It must be new or empty, or the folder of the run to resume.
+        config: the options to write to `config.json`; None for the trainer's.
+        policy: the policy to save: to `checkpoints/best/` whenever the mean return is the best so far, and to `policy/`
+            at the end. None for the trainer's; files are then opened when training starts and closed when it ends.
         iteration: the iteration after which the run is resumed; None for a new run.
-        frames: the frames at that iteration. Records of later frames are dropped.
+        frames: the number of frames at that iteration. Later records are removed.
 
     Raises:
         UserError: the folder cannot be written, or holds other files.
@@ -90,7 +90,7 @@ class RunDirectory(Callback):
             self._open(policy, config or {}, iteration, frames)
 
     def on_training_start(self, ppo: Training) -> None:
-        """Opens the folder, unless that is done."""
+        """Opens the folder, unless it is open."""
         if not self._of_trainer:
             return
         self._ppo = ppo
@@ -103,7 +103,7 @@ class RunDirectory(Callback):
         self._used = True
 
     def on_training_end(self) -> None:
-        """Finishes what `on_training_start` opened."""
+        """Finishes the files that `on_training_start` opened."""
         if self._of_trainer:
             with self._ppo.best_weights():
                 self.finish()
@@ -125,8 +125,8 @@ class RunDirectory(Callback):
             raise UserError(f"run directory {path} cannot be written: {error}") from error
         rows = self._metrics.rows
         if iteration is not None and len(rows) != iteration:
-            warn(f"{path / METRICS} holds {len(rows)} rows of the {iteration} iterations")
-        # If the best policy was lost on the way, the next policy takes its place.
+            warn(f"{path / METRICS} holds only {len(rows)} rows of the {iteration} iterations")
+        # If the best policy is missing, the next policy replaces it.
         known = [row["rollout/ep_rew_mean"] for row in rows] if (path / BEST_POLICY).is_dir() else []
         self._best = max((mean for mean in known if not math.isnan(mean)), default=-math.inf)
 
@@ -139,16 +139,16 @@ class RunDirectory(Callback):
             self._best = mean
 
     def flush(self) -> None:
-        """Has everything that was recorded on the disk.
+        """Writes all records to the disk.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the disk is full or cannot be written.
         """
         self._metrics.flush()
         self._events.flush()
 
     def finish(self) -> bool:
-        """Saves the policy, draws the learning curve and closes the files; returns whether the disk took everything."""
+        """Saves the policy, draws the learning curve and closes the files. Returns whether everything was written."""
         writes = (lambda: self.policy.save(self.path / POLICY), self.flush, self._draw)
         taken = [survives(self.path, write) for write in writes]
         self._metrics.close()
@@ -161,7 +161,7 @@ class RunDirectory(Callback):
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what a killed process was about to rename."""
+    """Removes temporary files that a killed process left."""
     names = (CONFIG, METRICS, LEARNING_CURVE, POLICY)
     for entry in (*path.iterdir(), *(path / CHECKPOINTS).glob(".*")):
         if entry.parent != path or any(entry.name.startswith(f".{name}.") for name in names):

@@ -190,8 +190,7 @@ def _cache() -> Path:
 
 
 def _private(folder: Path) -> Path:
-    """Makes the folder if it is missing, and checks that nobody else may write to it, because its code runs as this
-    user.
+    """Makes the folder if it is missing, and checks that no other user may write to it, because its code is run.
 
     Anybody who may write to a folder above could replace it. So these folders must belong to this user or to root, and
     must not be writable for others. Sticky folders like /tmp are fine, because users can rename only their own files in
