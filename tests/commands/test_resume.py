@@ -188,12 +188,22 @@ def contents(run_dir):
     return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
+def test_the_number_of_environments_may_change_and_a_line_says_so(run, capsys):
+    assert main(["train", "--resume", str(run), "--num-envs", "4", "--total-timesteps", "3000"]) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "num_envs 2 -> 4" in error
+    assert (
+        "the environments for training begin new episodes: the checkpoint has 2 environments, this trainer 4" in error
+    )
+    assert int(rows(run)[-1]["time/total_timesteps"]) >= 3000
+
+
 def test_what_cannot_change_is_refused_and_nothing_is_touched(run, capsys):
     before = contents(run)
-    assert main(["train", "--resume", str(run), "--units", "9", "--num-envs", "4", "--gamma", "0.5"]) == 2
+    assert main(["train", "--resume", str(run), "--units", "9", "--seed", "4", "--gamma", "0.5"]) == 2
     error = capsys.readouterr().err
     assert "units 8 -> 9" in error
-    assert "num_envs 2 -> 4" in error
+    assert "-> 4" in error
     assert "gamma" not in error
     assert main(["train", "--resume", str(run), "--run-dir", str(run / "other")]) == 2
     assert main(["train", "--resume", str(run / "policy")]) == 2
