@@ -1,4 +1,4 @@
-"""A masked layer-normalised LSTM for TensorFlow and Keras, recurrent policies on it, and PPO that trains them."""
+"""A masked layer-normalised LSTM for TensorFlow and Keras, recurrent policies that use it, and PPO to train them."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _EXPORTS = {
 }
 __all__ = ["__version__", *_EXPORTS]
 
-# In a checkout, `rl_lnlstm/policies` and `rl_lnlstm/envs` are symlinks to folders at its top. Git on Windows writes
-# text files in their place, and other copies leave them out. The folders at the top are then found by this entry.
+# In a checkout, `rl_lnlstm/policies` and `rl_lnlstm/envs` are symlinks to folders at the top. Git on Windows writes
+# text files instead, and some downloads leave them out. This entry then finds the folders at the top.
 if not Path(__file__).with_name("policies").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
@@ -64,7 +64,7 @@ _register_layers()
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: TensorFlow takes seconds to import, and neither `rl-lnlstm --help` nor the worker
+    # Names are imported on first use. TensorFlow takes seconds to import, and neither `rl-lnlstm --help` nor the worker
     # processes of environments need it.
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,7 @@ class Range(NamedTuple):
     expected: str
 
 
-FIXED = "fixed"  # marks an option that a resumed run must not change: with another value it would be another run
+FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
 
 Count = Annotated[int, Range(lambda value: value >= 1, "an integer of at least 1")]
 Index = Annotated[int, Range(lambda value: value >= 0, "an integer of at least 0")]
@@ -44,7 +44,7 @@ Finite = Annotated[float, Range(math.isfinite, "a finite number")]
 
 @dataclasses.dataclass(kw_only=True)
 class EnvironmentOptions:
-    """What the agent is trained in."""
+    """The environment."""
 
     env_id: Annotated[str, FIXED] = "CartPoleNoVel-v1"
     """Gymnasium id of the environment, or module:id"""
@@ -56,17 +56,18 @@ class EnvironmentOptions:
     num_envs: Count = 8
     """number of environments that are stepped together"""
     vectorization: Annotated[Literal["auto", "sync", "async", "vector_entry_point"], FIXED] = "auto"
-    """sync: one environment after the other in this process; async: one process for each; vector_entry_point: the id's
-    own vector implementation; auto: vector_entry_point if the id has one and there are no wrappers, otherwise sync"""
+    """sync: one environment after the other in this process; async: one process for each; vector_entry_point: the
+    vector implementation of the id; auto: vector_entry_point if there is one and there are no wrappers, otherwise
+    sync"""
     info_keys: tuple[str, ...] = ()
-    """numbers in the info of an episode's last step, such as is_success, whose means become metrics rollout/KEY"""
+    """numbers in the info of an episode's last step, such as is_success; their means become metrics rollout/KEY"""
     mask_key: Annotated[str | None, FIXED] = None
     """the entry of a Dict observation that is the action mask, such as action_mask; the policy does not see it"""
     max_env_failures: Index = 10
-    """an environment that raises, dies, hangs or returns NaN is replaced, and its aborted episode is left out; the run
-    stops when one environment fails more often than this in a row, with fewer than 100 steps in between"""
+    """if an environment raises, dies, hangs or returns NaN, it is replaced, and its episode is left out; the run stops
+    when an environment fails more than this number of times in a row, with fewer than 100 steps in between"""
     env_timeout: Positive | None = 60.0
-    """seconds that a step or a reset may take before the environment counts as hanging, None for no limit; only with
+    """seconds that a step or a reset may take before the environment counts as hanging; None for no limit; only with
     vectorization async, because nothing can be interrupted safely in this process"""
 
 
@@ -82,7 +83,7 @@ class PolicyOptions:
     num_layers: Annotated[Count, FIXED] = 1
     """number of LSTM layers"""
     residual: Annotated[bool, FIXED] = False
-    """add the input of each LSTM layer but the first to its output"""
+    """add the input of each LSTM layer, except the first, to its output"""
     previous_action: Annotated[bool, FIXED] = False
     """the LSTM also sees the previous action"""
     previous_reward: Annotated[bool, FIXED] = False
@@ -92,7 +93,7 @@ class PolicyOptions:
     head_layers: Annotated[tuple[Count, ...], FIXED] = (64,)
     """widths of the dense layers between the LSTM and each head"""
     activation: Annotated[str, FIXED] = "tanh"
-    """activation of the dense layers, a name that Keras knows"""
+    """activation of the dense layers: linear, relu, tanh or another elementwise activation of Keras"""
     normalize_observations: Annotated[bool, FIXED] = False
     """standardise each observation component with its running mean and standard deviation, which are saved with the
     policy"""
@@ -102,11 +103,11 @@ class PolicyOptions:
     """logarithm of the initial standard deviation of continuous actions; -0.7 is a standard deviation of 0.5, which
     Andrychowicz et al. (2021), "What matters in on-policy RL?", recommend for actions between -1 and 1"""
     std: Annotated[Literal["free", "network", "gsde"], FIXED] = "free"
-    """standard deviation of continuous actions; free: weights of their own, the same in every state; network: an output
-    of the network; gsde: generalised state-dependent exploration, whose noise is the same in the same state"""
+    """standard deviation of continuous actions; free: separate weights, the same in every state; network: an output of
+    the network; gsde: generalised state-dependent exploration, where the same state gives the same noise"""
     rescale_actions: Annotated[bool, FIXED] = True
-    """the policy acts in [-1, 1] for every component of a continuous action whose bounds are both finite, and its
-    actions are scaled to these bounds before they are sent; otherwise it acts in the units of the environment"""
+    """continuous actions with two finite bounds are scaled from [-1, 1] to these bounds before they are sent to the
+    environment; otherwise the policy acts in the units of the environment"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -116,8 +117,8 @@ class PPOOptions:
     num_steps: Annotated[Count, FIXED] = 128
     """steps of each environment in a rollout"""
     sequence_length: int | None = None
-    """steps of backpropagation through time, a divisor of num_steps; None: num_steps, or less if the sequences would
-    otherwise be too few for several minibatches"""
+    """steps of backpropagation through time, a divisor of num_steps; None: num_steps, or less if there would be too few
+    sequences for several minibatches"""
     learning_rate: Positive = 1e-3
     """learning rate of Adam"""
     anneal_lr: bool = True
@@ -140,23 +141,22 @@ class PPOOptions:
     anneal_clip: bool = False
     """decrease the clipping range linearly to 0 over total_timesteps"""
     clip_vloss: bool = False
-    """clip the change of the value as well, by clip_coef"""
+    """also clip the change of values, to clip_coef"""
     ent_coef: NonNegative = 0.0
     """weight of the entropy in the loss"""
     vf_coef: NonNegative = 0.5
     """weight of the value loss"""
     max_grad_norm: Positive = 0.5
-    """gradients are scaled down to this global norm"""
+    """gradients with a larger global norm are scaled down to this norm"""
     target_kl: Positive | None = None
-    """an update stops before a step whose approximate KL divergence exceeds 1.5 times this"""
+    """stop an update early when the approximate KL divergence exceeds 1.5 times this"""
     sde_sample_freq: Annotated[
         int, Range(lambda value: value == -1 or value >= 1, "an integer of at least 1, or -1")
     ] = -1
-    """with std gsde, steps after which the noise is drawn again; it is always drawn at the start of a rollout, and with
-    -1 only then"""
+    """with std gsde, number of steps after which new noise is drawn; -1: only at the start of each rollout"""
     max_skipped_updates: Index = 10
-    """gradient steps whose loss or gradient is not finite are skipped; the run stops if every step is skipped in more
-    iterations in a row than this"""
+    """gradient steps whose loss or gradient is not finite are skipped; the run stops when all steps are skipped in more
+    than this number of iterations in a row"""
     jit_compile: bool = True
     """compile the update with XLA: it takes some seconds at the start and makes updates about three times as fast;
     networks with convolutions are not compiled on a CPU, where XLA's convolutions are slow"""
@@ -164,28 +164,29 @@ class PPOOptions:
 
 @dataclasses.dataclass(kw_only=True)
 class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
-    """Options of recurrent PPO. Names are CleanRL's where it has one.
+    """Options of recurrent PPO. Names are the same as in CleanRL, if it has the option.
 
     Raises:
-        UserError: an option of another type or out of its range; the message names it.
+        UserError: an option has the wrong type or is out of range; the message names it.
     """
 
     total_timesteps: Count = 100_000
-    """frames to train for, over all environments; the last rollout is finished"""
+    """frames to train for, counted over all environments; the last rollout is finished"""
     seed: Annotated[Index, FIXED] = 0
-    """decides everything random: the same seed gives the same run"""
+    """seed of all random numbers: the same seed gives the same run"""
     policy: Annotated[str, FIXED] = AUTO
     """name of the policy class; auto chooses the one that suits the observations"""
-    # Most tasks are learnt in fewer frames with separate layers. The policy classes themselves share them.
+    # PPO's default differs from the policy classes', because most tasks are learnt in fewer frames with separate
+    # layers.
     shared_lstm: Annotated[bool, FIXED] = False
     """actor and critic share their LSTM layers, which is faster; otherwise each has its own, which usually learns more
     from the same number of frames"""
 
     eval_interval: Index = 0
-    """iterations between evaluations of the most probable actions; at the end the policy that did best is kept. 0 for
-    no evaluations: the last policy is kept"""
+    """iterations between evaluations with the most probable actions; the policy with the best result is kept; 0: no
+    evaluations, and the last policy is kept"""
     n_eval_episodes: Count = 100
-    """episodes of each of these evaluations; their frames are not counted"""
+    """number of episodes in each of these evaluations; their frames are not counted"""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -199,7 +200,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
         sequences = self.num_envs * (self.num_steps // self.bptt_steps)
         if sequences % self.minibatches:
             raise UserError(
-                f"num_minibatches must divide the number of sequences, because minibatches are made of whole ones: got "
+                f"num_minibatches must divide the number of sequences, because minibatches hold whole sequences: got "
                 f"num_minibatches={self.num_minibatches} for {sequences} sequences (num_envs={self.num_envs} times "
                 f"num_steps / sequence_length = {self.num_steps // self.bptt_steps})"
             )
@@ -227,7 +228,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
 
     @property
     def policy_options(self) -> dict[str, Any]:
-        """The policy's part of the configuration, as keyword arguments."""
+        """The options of the policy, as keyword arguments."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(PolicyOptions)}
 
     @classmethod
@@ -241,7 +242,7 @@ def _most_minibatches(count: int) -> int:
     return next(number for number in (4, 3, 2, 1) if count % number == 0)
 
 
-# What other libraries call their options, and what to use here.
+# Names of options in other libraries -> what to use here.
 OTHER_NAMES = {
     # Stable-Baselines3 and sb3-contrib
     "n_steps": "num_steps",
@@ -283,17 +284,17 @@ OTHER_NAMES = {
 
 
 def make_config(**options: Any) -> PPOConfig:
-    """`PPOConfig`, with an error for unknown names that says which ones are near."""
+    """Makes a `PPOConfig`. The error for an unknown option suggests similar names."""
     options = upgraded(options)
     _check_names(options, PPOConfig)
     return PPOConfig(**options)
 
 
 def make_policy_options(options: Mapping[str, Any]) -> PolicyOptions:
-    """`PolicyOptions`, with every option checked.
+    """Makes `PolicyOptions`, and checks every option.
 
     Raises:
-        UserError: an option that is unknown, of another type or out of its range; the message names it.
+        UserError: an option is unknown, has the wrong type or is out of range; the message names it.
     """
     options = upgraded(options)
     _check_names(options, PolicyOptions)
@@ -302,7 +303,7 @@ def make_policy_options(options: Mapping[str, Any]) -> PolicyOptions:
 
 
 def described(kind: type) -> str:
-    """The options of a dataclass, with their defaults and what they mean, for the docstring of what takes them."""
+    """Lists the options of a dataclass, with defaults and meanings, for a docstring."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
     lines = []
     for field, text in itertools.pairwise(body):
@@ -334,25 +335,25 @@ def _check_names(options: Mapping[str, Any], kind: type) -> None:
 
 
 def upgraded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with the names of today: files of earlier versions, and Stable-Baselines3's users, have others.
+    """Converts old names of options, from earlier versions and from Stable-Baselines3, to the current names.
 
     Raises:
-        UserError: options that exclude each other.
+        UserError: the options contradict each other.
     """
     options = dict(options)
     given = [std for name, std in (("state_dependent_std", "network"), ("use_sde", "gsde")) if options.pop(name, False)]
     if len(given) > 1 or (given and options.get("std", given[0]) != given[0]):
         raise UserError(
-            "use_sde (now std='gsde') and state_dependent_std (now std='network') exclude each other: got both"
+            "use_sde (now std='gsde') and state_dependent_std (now std='network') exclude each other, got both"
         )
     return {**options, "std": given[0]} if given else options
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """The value of the option `name` as plain Python, with tuples for lists.
+    """Returns the value of the option `name` as plain Python, with tuples instead of lists.
 
     Raises:
-        UserError: it is not of the type `hint`, or out of its range.
+        UserError: the value does not have the type `hint`, or is out of range.
     """
     value = _plain(value)
     if not _is_of_type(value, hint):
@@ -361,7 +362,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
 
 def check_types(options: Mapping[str, Any], kind: type[PPOConfig] = PPOConfig) -> None:
-    """Raises `UserError` unless all `options`, such as a file holds, are fields of `kind` and of their types."""
+    """Raises `UserError` unless all `options`, for example from a file, are fields of `kind` with the right types."""
     hints = _hints(kind)
     for name, value in options.items():
         if name not in hints:
@@ -378,7 +379,7 @@ def _metadata(hint: Any) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, so that a configuration can be saved, and lists as tuples."""
+    """Converts NumPy scalars to Python numbers, so that options can be saved, and lists to tuples."""
     if isinstance(value, list | tuple):
         return tuple(_plain(part) for part in value)
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and value.ndim == 0 else value
@@ -400,13 +401,13 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_is_of_type(value, argument) for argument in arguments)
     if hint is float:
-        # Integers that a float holds exactly. What a file claims may be larger than any float.
+        # Accept only integers that a float represents exactly. A file may contain larger ones.
         return type(value) is float or (type(value) is int and abs(value) <= 2**53)
     return type(value) is hint and (hint is not int or abs(value) < 2**63)
 
 
 def _expected(hint: Any) -> str:
-    """What an error says that a value must be."""
+    """Describes the expected values, for an error message."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         ranges = [entry.expected for entry in _metadata(hint) if isinstance(entry, Range)]

@@ -1,21 +1,21 @@
-"""The errors that tell a user what to change, and the warning of what a run lives with."""
+"""The exceptions and the warning of this package."""
 
 import warnings
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the message says what was got and what was expected.
+    """A mistake of the user. The message says what was given and what was expected.
 
     The commands print its message, without a traceback, and exit with code 2.
     """
 
-    # AutoGraph raises an error anew, as what it was, only if its class takes this very __init__; otherwise what leaves
-    # a tf.function is an internal error of AutoGraph's, which `except UserError` does not catch.
+    # Do not define another __init__. AutoGraph raises errors again with their own class only if it has this signature.
+    # Otherwise a tf.function raises an internal error, which `except UserError` does not catch.
     __init__ = Exception.__init__
 
 
 class RunFailure(RuntimeError):
-    """A run cannot go on, through no mistake in what the user gave that could have been named before.
+    """A run cannot continue, for a reason that could not be known before.
 
     The commands print its message, without a traceback, and exit with code 1.
     """
@@ -29,29 +29,29 @@ class EnvironmentFailure(RunFailure):
 
 
 class TrainingFailure(RunFailure):
-    """Losses or gradients were NaN or infinite, update after update.
+    """Losses or gradients were NaN or infinite in too many updates in a row.
 
     The message names the first of them.
     """
 
 
 class RunWarning(UserWarning):
-    """What a run lives with and its user should know: a disk that is full, environments that cannot be snapshotted."""
+    """A problem with which a run continues, such as a full disk, or environments that cannot be pickled."""
 
 
 def warn(message: str) -> None:
-    """Gives a `RunWarning`; the same one again is told only once."""
+    """Gives a `RunWarning`. Python shows the same warning only once."""
     warnings.warn(message, RunWarning, stacklevel=2)
 
 
 def printable(value: object, limit: int = 200) -> str:
-    """Text from a file or an environment, safe to print on a terminal.
+    """Makes text from a file or an environment safe to print on a terminal.
 
-    Control characters and others that cannot be printed are escaped as in Python's literals, and the text is cut.
+    Control characters and other unprintable characters are escaped as in Python literals. Long text is shortened.
 
     Args:
         value: the text, or any object.
-        limit: of the length, in characters.
+        limit: the largest length, in characters.
     """
     text = "".join(
         character if character.isprintable() or character == "\n" else repr(character)[1:-1]

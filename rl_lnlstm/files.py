@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their place, then renamed into it."""
+"""Atomic writes of files and folders: they are written under another name, then renamed. And safe reading."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 from rl_lnlstm.errors import UserError
 
 MAX_JSON_BYTES = 8 << 20
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux' fcntl.h and fs.h
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # constants of Linux, from fcntl.h and fs.h
 
 
 def check_is_free(path: Path, what: str, flag: str) -> None:
-    """Raises `UserError` if the folder `path`, which `flag` names, holds anything that would be mixed with."""
+    """Raises `UserError` unless the folder `path`, given by `flag`, is new or empty."""
     if path.is_file():
         raise UserError(f"{what} {path} is a file: name a new directory with {flag}")
     if path.is_dir() and any(path.iterdir()):
@@ -29,7 +29,7 @@ def check_is_free(path: Path, what: str, flag: str) -> None:
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; what is there takes the place of `path` if the block does not raise."""
+    """A context manager that gives a temporary path. The file there replaces `path` if the block does not raise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
@@ -41,12 +41,12 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Gives a new folder to write into, which takes the place of `path` if the block does not raise.
+    """A context manager that gives a temporary folder. It replaces `path` if the block does not raise.
 
     Args:
         path: the folder.
-        durable: have everything on the disk before it is renamed, and the new name when this returns, so that not even
-            a power failure leaves half of it.
+        durable: write everything to the disk before the folder is renamed, and the new name before this returns. Then
+            even a power failure cannot leave a partial folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -59,7 +59,7 @@ def replacing_folder(path: Path, durable: bool = False) -> Iterator[Path]:
                 _flush_to_disk(written)
         if not (path.exists() and _exchanged(new, path)):
             if path.exists():
-                path.rename(old)  # without an exchange, a folder that is not empty takes two steps to replace
+                path.rename(old)  # without an atomic exchange, replacing a folder takes two steps
             try:
                 new.rename(path)
             except OSError:
@@ -73,7 +73,7 @@ def replacing_folder(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Swaps two paths in one step, so that a reader finds either at any instant. False where the system cannot."""
+    """Swaps two paths atomically, so that readers always find one of them. Returns False if the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):  # not Linux
@@ -92,9 +92,9 @@ def _flush_to_disk(path: Path) -> None:
 
 
 class Appender:
-    """Appends records to a file, each of them whole or not at all.
+    """Appends records to a file, each of them completely or not at all.
 
-    What the disk refuses is kept, and tried again before the next record.
+    Records that cannot be written are kept, and written before the next record.
 
     Raises:
         OSError: the file cannot be opened.
@@ -105,17 +105,17 @@ class Appender:
         self._pending: list[bytes] = []
 
     def append(self, record: bytes) -> None:
-        """Raises `OSError` if the disk takes no more; the record is kept."""
+        """Appends a record. If the disk is full, keeps it and raises `OSError`."""
         self._pending.append(record)
         self.flush()
 
     def flush(self, durable: bool = False) -> None:
-        """Writes what is kept; raises `OSError` if the disk does not take it."""
+        """Writes the records that are kept. Raises `OSError` if the disk is full."""
         while self._pending:
             record, end = self._pending[0], os.fstat(self._file.fileno()).st_size
             try:
                 if self._file.write(record) != len(record):
-                    self._file.write(record[-1:])  # raises why: the disk is full, or the file may not grow
+                    self._file.write(record[-1:])  # raises an error that says why, for example that the disk is full
                     raise OSError("the record was cut short")
             except OSError:
                 self._file.truncate(end)
@@ -125,30 +125,30 @@ class Appender:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file; what is still kept is lost."""
+        """Closes the file. Records that are still kept are lost."""
         self._file.close()
 
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file to read from, and its size: no device that never ends, no pipe that never begins.
+    """Opens a regular file, and returns it with its size. Refuses devices and pipes, which may never end.
 
     Raises:
-        OSError: it cannot be read, or is something else.
+        OSError: the file cannot be read, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is no regular file")
+            raise OSError(f"{path} is not a regular file")
         yield file, status.st_size
 
 
 def read_regular(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes.
+    """Reads a regular file of at most `limit` bytes.
 
     Raises:
-        OSError: it cannot be read, is something else, or larger.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
     with open_regular(path) as (file, size):
         if limit is not None and size > limit:
@@ -157,7 +157,7 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of at most `MAX_JSON_BYTES` holds.
+    """Reads a JSON file of at most `MAX_JSON_BYTES`.
 
     Raises:
         OSError, ValueError: as `read_regular` and `parse_json`.
@@ -166,10 +166,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON in UTF-8.
+    """Parses JSON in UTF-8.
 
     Raises:
-        ValueError: it is none, or nested more deeply than anything of ours.
+        ValueError: it is not valid, or nested too deeply.
     """
     try:
         return json.loads(content.decode())

@@ -1,14 +1,15 @@
-"""Tuned hyperparameters per environment. What a preset does not name is `PPOConfig`'s default.
+"""Tuned hyperparameters for environments. For other options, `PPOConfig`'s defaults apply.
 
-Options are in the order of its fields.
+Options have the same order as the fields of `PPOConfig`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# CleanRL's ppo_atari_lstm.py, on the four stacked frames of ALE's own vector environment, which are normalised: so Pong
-# is being learnt after 30,000 frames, and without not yet after 280,000, when half the first layer's units are dead.
+# As CleanRL's ppo_atari_lstm.py, but with the four stacked frames of ALE's vector environment, normalised. With
+# normalisation, Pong improves after 30,000 frames. Without it, there is no progress after 280,000 frames, and half of
+# the first layer's units are dead.
 _ATARI: dict[str, Any] = {
     "total_timesteps": 10_000_000,
     "num_envs": 8,
@@ -25,9 +26,9 @@ _ATARI: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A smaller discount does not look as far ahead as it takes the cart to drift out of bounds; a larger lambda is
-    # noise; twice the epochs at a smaller rate learn in fewer frames, but still sway at the end. The last policy is
-    # worth exactly 500 on 19 of 20 seeds, the one that the few evaluations keep on 20 of 20.
+    # A smaller discount is too short-sighted, because the cart drifts out of bounds slowly. A larger lambda adds noise.
+    # Twice the epochs at a smaller learning rate learn in fewer frames, but are still unstable at the end. The last
+    # policy scores exactly 500 on 19 of 20 seeds, the best policy of the evaluations on 20 of 20.
     "CartPoleNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 8,
@@ -44,8 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "units": 64,
         "shared_lstm": False,
     },
-    # Ten epochs pay only with a clipping range that shrinks. All of 10 seeds end above the published -217.9, at -185.5
-    # on average; with tanh or a single layer in the heads some of them do not.
+    # Ten epochs help only with a shrinking clipping range. All 10 seeds end above the published -217.9, at -185.5 on
+    # average. With tanh, or with a single layer in the heads, some seeds do not.
     "PendulumNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 4,
@@ -64,8 +65,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rescale_actions": False,  # its scores were measured so
         "log_std_init": 0.0,
     },
-    # Noise that stays the same for some steps is what gets the car up the hill. All of 6 seeds end above 93, at 93.6 on
-    # average over 100 episodes each; the same preset, rounded otherwise by an earlier version, had one of 3 at 91.2.
+    # The car gets up the hill because the noise stays the same for some steps. All 6 seeds end above 93, at 93.6 on
+    # average over 100 episodes each. In an earlier version, which rounded differently, one of 3 seeds ended at 91.2.
     "MountainCarContinuousNoVel-v0": {
         "total_timesteps": 300_000,
         "num_envs": 8,
@@ -84,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "std": "gsde",
         "sde_sample_freq": 8,
     },
-    # With entropy in the loss it lands when it samples, but hovers when it takes the most probable actions.
+    # With entropy in the loss, the agent lands with sampled actions, but hovers with the most probable actions.
     "LunarLanderNoVel-v3": {
         "total_timesteps": 1_000_000,
         "num_envs": 16,
@@ -123,7 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "units": 64,
         "shared_lstm": True,
     },
-    # 1.0 in each of 100 episodes; half the frames are not enough, and without entropy in the loss it does not start.
+    # The return is 1.0 in each of 100 episodes. Half the frames are not enough, and learning needs entropy in the loss.
     "MiniGrid-MemoryS7-v0": {
         "total_timesteps": 800_000,
         "wrappers": ("minigrid.wrappers:ImgObsWrapper",),
@@ -138,7 +139,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_lstm": True,
         "encoder_layers": (64,),
     },
-    # CleanRL's ppo_continuous_action.py, with eight environments instead of one.
+    # As CleanRL's ppo_continuous_action.py, with eight environments instead of one.
     "HalfCheetah-v5": {
         "total_timesteps": 1_000_000,
         "num_envs": 8,
@@ -153,7 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_lstm": False,
         "log_std_init": 0.0,
     },
-    # rl-baselines3-zoo's ppo_lstm for CarRacing, but for its frame skip.
+    # As rl-baselines3-zoo's ppo_lstm for CarRacing, but without its frame skip.
     "CarRacing-v3": {
         "total_timesteps": 4_000_000,
         "wrappers": ("ResizeObservation((64, 64))", "GrayscaleObservation"),
@@ -182,7 +183,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ent_coef": 0.01,
         "shared_lstm": True,
     },
-    # No action has consequences beyond its own reward.
+    # gamma is 0, because an action affects only its own reward.
     "RepeatPrevious-v0": {
         "total_timesteps": 100_000,
         "num_envs": 16,
@@ -196,5 +197,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(env_id: str) -> dict[str, Any]:
-    """The options for an environment, to be handed on to `PPO` or `PPOConfig`; none if there is no preset for it."""
+    """The options of the preset for an environment, as arguments of `PPO` or `PPOConfig`."""
     return {"env_id": env_id, **PRESETS.get(env_id.rpartition(":")[-1], {})}

@@ -1,13 +1,13 @@
 """Seeds for named purposes, derived from one seed.
 
-Streams of different purposes, and those of neighbouring seeds, have nothing in common (numpy.random.SeedSequence).
+Seeds for different purposes, and from neighbouring seeds, are independent (numpy.random.SeedSequence).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# The number of a purpose decides its seeds: add new ones at the end.
+# The position of a purpose determines its seeds, so add new purposes only at the end.
 PURPOSES = ("environments", "policy", "shuffling", "selection", "evaluation", "sampling")
 
 

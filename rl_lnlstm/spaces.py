@@ -1,7 +1,7 @@
-"""Gymnasium spaces: what is in them, observations structured as they are, and their description in JSON.
+"""Gymnasium spaces: their leaves, data in their structure, and their description in JSON.
 
-A leaf is a space that is no `Dict` and no `Tuple`. Observations come as Gymnasium's vector environments give them: in
-the structure of the space, dicts and tuples, with an array `[..., *leaf.shape]` for each leaf.
+A leaf is a space that is neither `Dict` nor `Tuple`. Observations have the form that Gymnasium's vector environments
+return: dicts and tuples in the structure of the space, with an array `[..., *leaf.shape]` for each leaf.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of thes
 
 
 def map_leaves(function: Callable[..., Any], space: gym.Space, *structures: Any) -> Any:
-    """`function(leaf, *parts)` of every leaf, in the structure of the space; `parts` are the structures' own."""
+    """Applies `function(leaf, *parts)` to every leaf and the parts of the structures that belong to it."""
     if isinstance(space, gym.spaces.Dict):
         return {
             key: map_leaves(function, inner, *(structure[key] for structure in structures))
@@ -35,9 +35,9 @@ def map_leaves(function: Callable[..., Any], space: gym.Space, *structures: Any)
 
 
 def map_arrays(function: Callable[..., Any], *structures: Any) -> Any:
-    """`function(*parts)` of all arrays in dicts and tuples, NamedTuples too, whose space is not at hand.
+    """Applies `function(*parts)` to all arrays in dicts, tuples and NamedTuples, without a space.
 
-    The result has the structure of the first of `structures`. None, for an array that is absent, stays None.
+    The result has the structure of the first of `structures`. None, for a missing array, stays None.
     """
     first = structures[0]
     if isinstance(first, dict):
@@ -49,14 +49,14 @@ def map_arrays(function: Callable[..., Any], *structures: Any) -> Any:
 
 
 def flatten(space: gym.Space, structure: Any) -> list[Any]:
-    """The parts of a structure, one for each leaf, in the order of the space."""
+    """Lists the parts of a structure, one for each leaf, in the order of the space."""
     parts: list[Any] = []
     map_leaves(lambda _, part: parts.append(part), space, structure)
     return parts
 
 
 def unflatten(space: gym.Space, parts: Iterable[Any]) -> Any:
-    """The structure that `flatten` gave `parts` of."""
+    """The inverse of `flatten`."""
     remaining = iter(parts)
     return map_leaves(lambda _: next(remaining), space)
 
@@ -69,7 +69,7 @@ def leaves(space: gym.Space) -> list[gym.Space]:
 
 
 def check_observation_space(space: gym.Space) -> None:
-    """Raises `UserError` unless the space is `SUPPORTED`, naming the entry that is not."""
+    """Raises `UserError` unless the space is `SUPPORTED`. The message names the entry that is not."""
 
     def check(inner: gym.Space, path: str) -> None:
         if isinstance(inner, gym.spaces.Dict | gym.spaces.Tuple):
@@ -80,7 +80,7 @@ def check_observation_space(space: gym.Space) -> None:
             for name, entry in entries:
                 check(entry, name)
         elif not isinstance(inner, LEAVES):
-            hint = "; a wrapper can leave it out, such as gymnasium.wrappers.FilterObservation" if path else ""
+            hint = "; a wrapper such as gymnasium.wrappers.FilterObservation can leave it out" if path else ""
             raise UserError(f"observation space must be {SUPPORTED}, got {inner}{path and ' at ' + path}{hint}")
         elif 0 in (inner.shape or ()):
             raise UserError(f"observation space{path} must not be empty, got {inner}")
@@ -89,14 +89,14 @@ def check_observation_space(space: gym.Space) -> None:
 
 
 def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
-    """An observation, or a batch of them, as a batch.
+    """Converts an observation, or a batch of observations, to a batch.
 
     Returns:
-        The structure of arrays `[batch, *leaf.shape]`, each of its leaf's dtype, and the batch's size; None for a
-        single observation, whose batch has a size of 1.
+        A structure of arrays `[batch, *leaf.shape]` in the dtypes of the leaves, and the batch size. For a single
+        observation the batch size is None, and the arrays have a batch axis of size 1.
 
     Raises:
-        UserError: it has not the structure or the shapes of the space.
+        UserError: the observation does not have the structure or the shapes of the space.
     """
     sizes: list[int | None] = []
 
@@ -119,22 +119,22 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"observation must be structured as {space}, {type(error).__name__}: {error}") from error
     if len(set(sizes)) > 1:
-        raise UserError(f"observation: its parts must be of one batch, got batches of {sizes} (None: of no batch)")
+        raise UserError(f"observation: all parts must have the same batch size, got {sizes} (None: no batch axis)")
     return batched, sizes[0]
 
 
 def is_categorical(space: gym.Space) -> TypeGuard[gym.spaces.Discrete | gym.spaces.MultiDiscrete]:
-    """A leaf whose values are names rather than amounts."""
+    """Whether the values of a leaf are categories rather than quantities."""
     return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
 
 
 def width(space: gym.Space) -> int:
-    """How many numbers a leaf's value is, one-hot where it is categorical."""
+    """The number of features of a leaf: the number of its values or, for categories, of one-hot entries."""
     return len(categories(space)[0]) if is_categorical(space) else math.prod(space.shape or ())
 
 
 def categories(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
-    """One-hot coding, all components side by side: which component each entry is of, and the value it stands for."""
+    """For one-hot coding with all components side by side: the component of each entry, and its value."""
     if isinstance(space, gym.spaces.Discrete):
         return np.zeros(int(space.n), np.int64), int(space.start) + np.arange(int(space.n))
     sizes, starts = space.nvec.ravel(), space.start.ravel()
@@ -145,14 +145,14 @@ def categories(space: gym.spaces.Discrete | gym.spaces.MultiDiscrete) -> tuple[n
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 MAX_DEPTH = 32
-MAX_BYTES = 32 << 20  # of all that the spaces of a file make whoever reads it allocate
-NODE_BYTES = 64 << 10  # a space and the layers for it, in time rather than in bytes
+MAX_BYTES = 32 << 20  # limit of the memory that the spaces in a file make the reader allocate
+NODE_BYTES = 64 << 10  # charged for each space, because building layers for it takes time
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 BOX_DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
 
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
-    """A description of `space` in JSON's types."""
+    """Describes `space` in JSON types."""
     if isinstance(space, gym.spaces.Box):
         low, high = _numbers_to_json(space.low), _numbers_to_json(space.high)
         return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), "low": low, "high": high}
@@ -168,7 +168,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
         for key in space.spaces:
             if not isinstance(key, str):
                 raise UserError(f"the keys of a Dict space must be strings to be saved, got {key!r} in {space}")
-        # A list of pairs: the order is part of the space, and not of a JSON object.
+        # A list of pairs, because a JSON object would not keep the order, which is part of the space.
         return {"type": "Dict", "spaces": [[key, space_to_json(inner)] for key, inner in space.spaces.items()]}
     if isinstance(space, gym.spaces.Tuple):
         return {"type": "Tuple", "spaces": [space_to_json(inner) for inner in space.spaces]}
@@ -176,31 +176,31 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
 
 
 class Budget:
-    """The bytes that descriptions may still claim, all spaces of a file together.
+    """The bytes that the descriptions of all spaces in a file may still claim.
 
     Raises:
-        ValueError: by `take`, when they claim more.
+        ValueError: in `take`, if they claim more.
     """
 
     def __init__(self, size: int = MAX_BYTES) -> None:
         self.left = size
 
     def take(self, size: int) -> None:
-        """Counts `size` more bytes, before anything of them is allocated."""
+        """Subtracts `size` bytes. Call it before you allocate them."""
         self.left -= size
         if self.left < 0:
             raise ValueError(f"the spaces claim more than {MAX_BYTES:,} bytes")
 
 
 def space_from_json(description: Any, budget: Budget | None = None) -> gym.Space:
-    """The space that `space_to_json` described.
+    """The inverse of `space_to_json`.
 
     Args:
-        description: of a file that anybody may have written.
-        budget: what it may allocate; one of its own if None.
+        description: the description, from a file that need not be trusted.
+        budget: the bytes that it may allocate; None for a new budget.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no such description, or claims too much.
+        KeyError, TypeError, ValueError: the description is not valid, or claims too much memory.
     """
     return _from_json(description, 0, Budget() if budget is None else budget)
 
@@ -237,7 +237,7 @@ def _from_json(description: Any, depth: int, budget: Budget) -> gym.Space:
         sizes, starts = (_numbers(entries[name], shape, dtype) for name in ("nvec", "start"))
         if int(sizes.min(initial=1)) < 1:
             raise ValueError("nvec is out of range")
-        # One-hot coding, and a row as wide as the widest for each component.
+        # for one-hot coding, and for each component a row with the largest number of values
         budget.take(32 * int(sizes.sum(dtype=object)) + 16 * size * int(sizes.max(initial=1)))
         return gym.spaces.MultiDiscrete(sizes, dtype=str(dtype), start=starts)
     dtype = _dtype(entries["dtype"], BOX_DTYPES)
@@ -300,7 +300,7 @@ def _dtype(name: Any, allowed: tuple[str, ...]) -> np.dtype:
 
 
 def _numbers(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    # By way of objects: int64 and uint64 have integers that no float64 is equal to.
+    # Convert through objects, because float64 cannot represent all int64 and uint64.
     array = np.asarray(value, object)
     if array.shape not in ((), shape):
         raise ValueError(f"expected one number or an array of shape {shape}, got one of shape {array.shape}")
@@ -310,6 +310,6 @@ def _numbers(value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _numbers_to_json(numbers: np.ndarray) -> Any:
-    """A single one where all are the same: the bounds of an image are not worth a megabyte."""
+    """A single number if all are equal, because the bounds of an image would take a megabyte."""
     first = numbers.flat[0] if numbers.size else 0
     return numbers.tolist() if np.any(numbers != first) else np.asarray(first).item()
