@@ -11,35 +11,27 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-import math
 import textwrap
-import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.option_types import (
+    Count,
+    Finite,
+    Fraction,
+    Index,
+    NonNegative,
+    Positive,
+    SampleFrequency,
+    checked,
+    metadata,
+)
 
 AUTO = "auto"
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
-
-
-class Range(NamedTuple):
-    """The values that an option may have, and how an error describes them."""
-
-    holds: Callable[[Any], bool]
-    expected: str
-
-
 FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
-
-Count = Annotated[int, Range(lambda value: value >= 1, "an integer of at least 1")]
-Index = Annotated[int, Range(lambda value: value >= 0, "an integer of at least 0")]
-Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "between 0 and 1")]
-Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "greater than 0")]
-NonNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
-SampleFrequency = Annotated[int, Range(lambda value: value == -1 or value >= 1, "an integer of at least 1, or -1")]
-Finite = Annotated[float, Range(math.isfinite, "a finite number")]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -150,9 +142,7 @@ class PPOOptions:
     """gradients with a larger global norm are scaled down to this norm"""
     target_kl: Positive | None = None
     """stop an update early when the approximate KL divergence exceeds 1.5 times this"""
-    sde_sample_freq: Annotated[
-        int, Range(lambda value: value == -1 or value >= 1, "an integer of at least 1, or -1")
-    ] = -1
+    sde_sample_freq: SampleFrequency = -1
     """with std gsde, number of steps after which new noise is drawn; -1: only at the start of each rollout"""
     max_skipped_updates: Index = 10
     """gradient steps whose loss or gradient is not finite are skipped; the run stops when all steps are skipped in more
@@ -234,7 +224,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
     @classmethod
     def fixed(cls) -> frozenset[str]:
         """Names of the options that a resumed run cannot change."""
-        return frozenset(name for name, hint in _hints(cls).items() if FIXED in _metadata(hint))
+        return frozenset(name for name, hint in _hints(cls).items() if FIXED in metadata(hint))
 
 
 def _most_minibatches(count: int) -> int:
@@ -310,11 +300,8 @@ def described(kind: type) -> str:
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             default = ast.unparse(field.value) if field.value is not None else "required"
             meaning = " ".join(str(text.value.value).split())
-            lines += textwrap.wrap(
-                f"{ast.unparse(field.target)} ({default}): {meaning}",
-                width=116,
-                subsequent_indent="    ",
-            )
+            entry = f"{ast.unparse(field.target)} ({default}): {meaning}"
+            lines += textwrap.wrap(entry, width=116, subsequent_indent="    ")
     return "\n".join(lines)
 
 
@@ -349,18 +336,6 @@ def upgraded(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "std": given[0]} if given else options
 
 
-def checked(name: str, value: Any, hint: Any) -> Any:
-    """Returns the value of the option `name` as plain Python, with tuples instead of lists.
-
-    Raises:
-        UserError: the value does not have the type `hint`, or is out of range.
-    """
-    value = _plain(value)
-    if not _is_of_type(value, hint):
-        raise UserError(f"{name} must be {_expected(hint)}, got {_shortened(value)}")
-    return value
-
-
 def check_types(options: Mapping[str, Any], kind: type[PPOConfig] = PPOConfig) -> None:
     """Raises `UserError` unless all `options`, for example from a file, are fields of `kind` with the right types."""
     hints = _hints(kind)
@@ -372,58 +347,3 @@ def check_types(options: Mapping[str, Any], kind: type[PPOConfig] = PPOConfig) -
 
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
-
-
-def _metadata(hint: Any) -> tuple[Any, ...]:
-    return getattr(hint, "__metadata__", ())
-
-
-def _plain(value: Any) -> Any:
-    """Converts NumPy scalars to Python numbers, so that options can be saved, and lists to tuples."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain(part) for part in value)
-    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and value.ndim == 0 else value
-
-
-def _is_of_type(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        ranges = [entry for entry in _metadata(hint) if isinstance(entry, Range)]
-        return _is_of_type(value, arguments[0]) and all(entry.holds(value) for entry in ranges)
-    if origin is Literal:
-        return any(value == known and type(value) is type(known) for known in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_is_of_type(part, arguments[0]) for part in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _is_of_type(part, kind) for item in value.items() for part, kind in zip(item, arguments, strict=True)
-        )
-    if origin in (typing.Union, types.UnionType):
-        return any(_is_of_type(value, argument) for argument in arguments)
-    if hint is float:
-        # Accept only integers that a float represents exactly. A file may contain larger ones.
-        return type(value) is float or (type(value) is int and abs(value) <= 2**53)
-    return type(value) is hint and (hint is not int or abs(value) < 2**63)
-
-
-def _expected(hint: Any) -> str:
-    """Describes the expected values, for an error message."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        ranges = [entry.expected for entry in _metadata(hint) if isinstance(entry, Range)]
-        return " and ".join(ranges) or _expected(arguments[0])
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, arguments))
-    if origin is tuple:
-        return f"a sequence, each {_expected(arguments[0])}"
-    if origin is dict:
-        return f"a dictionary, each key {_expected(arguments[0])} and each value {_expected(arguments[1])}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_expected(argument) for argument in arguments)
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "text", type(None): "None"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _shortened(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 100 else f"{shown[:100]}..."

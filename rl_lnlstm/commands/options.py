@@ -12,20 +12,10 @@ import tyro
 
 import rl_lnlstm
 from rl_lnlstm.commands.parser import parse_options
-from rl_lnlstm.config import (
-    Count,
-    EnvironmentOptions,
-    Index,
-    NonNegative,
-    PolicyOptions,
-    PPOConfig,
-    PPOOptions,
-    check_types,
-    checked,
-    upgraded,
-)
+from rl_lnlstm.config import EnvironmentOptions, PolicyOptions, PPOConfig, PPOOptions, check_types, upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
+from rl_lnlstm.option_types import Count, Index, NonNegative, checked
 from rl_lnlstm.presets import preset
 from rl_lnlstm.runs.layout import CONFIG
 

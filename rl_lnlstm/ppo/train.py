@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lnlstm.config import Count, checked
+from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo.advantages import discounted_sums, explained_variance, generalized_advantages
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
 from rl_lnlstm.ppo.interrupts import interrupts_deferred

@@ -1,0 +1,95 @@
+"""Types and ranges of options, and the check of a value against them."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+from rl_lnlstm.errors import UserError
+
+
+class Range(NamedTuple):
+    """The values that an option may have, and how an error describes them."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+Count = Annotated[int, Range(lambda value: value >= 1, "an integer of at least 1")]
+Index = Annotated[int, Range(lambda value: value >= 0, "an integer of at least 0")]
+Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "between 0 and 1")]
+Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "greater than 0")]
+NonNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
+SampleFrequency = Annotated[int, Range(lambda value: value == -1 or value >= 1, "an integer of at least 1, or -1")]
+Finite = Annotated[float, Range(math.isfinite, "a finite number")]
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """Returns the value of the option `name` as plain Python, with tuples instead of lists.
+
+    Raises:
+        UserError: the value does not have the type `hint`, or is out of range.
+    """
+    value = _plain(value)
+    if not _is_of_type(value, hint):
+        raise UserError(f"{name} must be {_expected(hint)}, got {_shortened(value)}")
+    return value
+
+
+def metadata(hint: Any) -> tuple[Any, ...]:
+    """What a type hint is annotated with."""
+    return getattr(hint, "__metadata__", ())
+
+
+def _plain(value: Any) -> Any:
+    """Converts NumPy scalars to Python numbers, so that options can be saved, and lists to tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(part) for part in value)
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and value.ndim == 0 else value
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = [entry for entry in metadata(hint) if isinstance(entry, Range)]
+        return _is_of_type(value, arguments[0]) and all(entry.holds(value) for entry in ranges)
+    if origin is Literal:
+        return any(value == known and type(value) is type(known) for known in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of_type(part, arguments[0]) for part in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is_of_type(part, kind) for item in value.items() for part, kind in zip(item, arguments, strict=True)
+        )
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of_type(value, argument) for argument in arguments)
+    if hint is float:
+        # Accept only integers that a float represents exactly. A file may contain larger ones.
+        return type(value) is float or (type(value) is int and abs(value) <= 2**53)
+    return type(value) is hint and (hint is not int or abs(value) < 2**63)
+
+
+def _expected(hint: Any) -> str:
+    """Describes the expected values, for an error message."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = [entry.expected for entry in metadata(hint) if isinstance(entry, Range)]
+        return " and ".join(ranges) or _expected(arguments[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is tuple:
+        return f"a sequence, each {_expected(arguments[0])}"
+    if origin is dict:
+        return f"a dictionary, each key {_expected(arguments[0])} and each value {_expected(arguments[1])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_expected(argument) for argument in arguments)
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _shortened(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."
