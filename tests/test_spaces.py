@@ -101,7 +101,7 @@ def test_what_is_no_observation_is_refused():
     for wrong in (np.zeros(2), {"a": np.zeros(2)}, {"a": np.zeros(3), "b": 1}):
         with pytest.raises(UserError, match="observation must"):
             batch_of(space, wrong)
-    with pytest.raises(UserError, match=r"one batch, got batches of \[2, 3\]"):
+    with pytest.raises(UserError, match=r"same batch size, got \[2, 3\]"):
         batch_of(space, {"a": np.zeros((2, 2)), "b": np.zeros(3, int)})
 
 

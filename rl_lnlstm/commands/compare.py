@@ -1,4 +1,4 @@
-"""The commands `plot` and `compare`: finished runs side by side."""
+"""The commands `plot` and `compare`, which compare finished runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plot(options: PlotOptions) -> int:
     """Draws the learning curves of groups of runs, and prints a table of their scores; returns the exit code.
 
     Raises:
-        UserError: a directory holds no run, or the picture cannot be written.
+        UserError: a directory contains no run, or the picture cannot be written.
     """
     groups = _groups(options.runs)
     try:
@@ -42,7 +42,7 @@ def compare(options: CompareOptions) -> int:
     """Prints how the scores of two groups of runs differ, and the options that differ; returns the exit code.
 
     Raises:
-        UserError: a directory holds no run.
+        UserError: a directory contains no run.
     """
     groups = _groups([options.first, options.second])
     first, second = groups
@@ -95,7 +95,7 @@ def _values(values: list[Any]) -> str:
 
 
 def _groups(paths: Sequence[Path]) -> list[Group]:
-    """The groups in these directories, with names that tell them apart."""
+    """Reads the groups in these directories, and gives them different names."""
     groups = [read_group(path) for path in paths]
     names = [group.name for group in groups]
     return [
@@ -118,7 +118,7 @@ def _row(group: Group, found: Score) -> dict[str, Any]:
 
 
 def _flat(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The comparison as rows of a name and values for each group."""
+    """The comparison as rows with a name and a value for each group."""
     rows = [
         {"name": name, "first": result["groups"][0][name], "second": result["groups"][1][name]}
         for name in result["groups"][0]
@@ -135,7 +135,7 @@ def _flat(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(rows: list[dict[str, Any]], form: str) -> str:
-    """Rows as aligned text, CSV or JSON."""
+    """Formats rows as aligned text, CSV or JSON."""
     if form == "json":
         return json.dumps(rows)
     if form == "csv":

@@ -1,4 +1,4 @@
-"""What the commands write to standard error, and how TensorFlow is kept from writing there."""
+"""Output of the commands, and importing TensorFlow without its messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rl_lnlstm.errors import RunFailure, RunWarning, UserError, printable
 
-MOST_CHARACTERS = 10_000  # of a message
+MOST_CHARACTERS = 10_000  # the longest message
 
 messages = Console(stderr=True, highlight=False)
 
@@ -28,8 +28,8 @@ def output(text: str) -> None:
     """Prints text on standard output.
 
     Raises:
-        RunFailure: it cannot be written, because the disk is full for example.
-        BrokenPipeError: its reader has gone.
+        RunFailure: it cannot be written, for example because the disk is full.
+        BrokenPipeError: the reader has closed the pipe.
     """
     try:
         print(text, flush=True)
@@ -41,14 +41,14 @@ def output(text: str) -> None:
 
 
 def discard(*streams: TextIO) -> None:
-    """Points the streams to nowhere: Python would try to write again, at its end, what they refused."""
+    """Redirects the streams to nowhere. Otherwise Python would try to write again when it exits."""
     for stream in streams:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def warnings_as_messages() -> Iterator[None]:
-    """A block in which each `RunWarning` is a line on standard error; the same warning is printed once."""
+    """A context manager that prints each `RunWarning` as a line on standard error, and the same warning only once."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", RunWarning)
         show = warnings.showwarning
@@ -64,9 +64,9 @@ def warnings_as_messages() -> Iterator[None]:
 
 
 def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow with standard error closed: it ignores its own log level until it is imported.
+    """Imports TensorFlow with standard error closed, because it ignores its log level until it is imported.
 
-    The garbage collector is off meanwhile, and afterwards ignores what was imported, because all of it stays.
+    The garbage collector is off during the import. Afterwards it ignores the imported objects, because they all stay.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
@@ -74,11 +74,11 @@ def import_tensorflow_quietly() -> None:
     try:
         os.dup2(silence, 2)
         gc.disable()
-        # Imported here, because `--help` must not wait for TensorFlow.
+        # Import here, because `--help` should not wait for TensorFlow.
         import rl_lnlstm.lstm.layer  # noqa: F401
     except ImportError as error:
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        raise UserError(f"Keras on TensorFlow is needed, got KERAS_BACKEND={backend}: {error}") from error
+        raise UserError(f"the backend of Keras must be TensorFlow, got KERAS_BACKEND={backend}: {error}") from error
     finally:
         gc.enable()
         gc.freeze()

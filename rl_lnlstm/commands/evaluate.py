@@ -25,11 +25,11 @@ from rl_lnlstm.files import check_is_free
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.runs.layout import CONFIG
 
-# The options that say which environments to make, and their values where a configuration has none
+# The options that describe the environments -> their values if a configuration does not contain them
 ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "mask_key": None}
-MAX_NAME = 200  # characters of a name from a file
+MAX_NAME = 200  # longest name in a file, in characters
 MOST_ENVS = 8  # environments that are stepped together, unless an option says otherwise
-FPS = 30  # pictures per second of a video, if the environment does not say
+FPS = 30  # pictures per second of a video, if the environment does not specify it
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -86,18 +86,19 @@ def environments(
     trained_on: gym.Space | None = None,
     **fault_tolerance: Any,
 ) -> VectorEnv:
-    """The environments that the options of `ENVIRONMENT` describe; see `make_evaluation_envs`.
+    """Makes the environments that the options of `ENVIRONMENT` describe; see `make_evaluation_envs`.
 
     Args:
-        environment: those options.
+        environment: the options.
         num_envs: number of environments.
         vectorization: as for `make_evaluation_envs`.
-        render: whether they will be asked for pictures.
+        render: whether pictures are needed.
         trained_on: the policy's observation space.
         **fault_tolerance: arguments of `make_vec`.
     """
     if render:
-        # Videos need no screen. When SDL looks for one it loads graphics drivers, whose LLVM crashes TensorFlow's.
+        # Videos need no screen. If SDL looks for one, it loads graphics drivers whose LLVM makes TensorFlow's LLVM
+        # crash.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     return make_evaluation_envs(
         environment["env_id"],
@@ -113,7 +114,7 @@ def environments(
 
 
 def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterator[EvaluatedEpisode]:
-    """The same episodes, each saved in the folder, if there is one, as it ends."""
+    """Passes the episodes on. If there is a folder, saves each episode in it."""
     for episode in episodes:
         if folder is not None:
             save_episode(episode.arrays, folder / f"episode-{episode.number:05d}.npz")
@@ -121,7 +122,7 @@ def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterato
 
 
 def needs_naming(config: Mapping[str, Any]) -> list[str]:
-    """The options among "env_id" and "wrappers" that a file is not trusted with, because they import or write."""
+    """Those of the options "env_id" and "wrappers" that must be on the command line, because they import or write."""
 
     def is_untrusted(name: str, value: str) -> bool:
         named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:" if name == "wrappers" else "")
@@ -132,14 +133,14 @@ def needs_naming(config: Mapping[str, Any]) -> list[str]:
 
 
 def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
-    """The options of `ENVIRONMENT`: those of the command line, and for the rest those of the run's configuration.
+    """The options of `ENVIRONMENT` from the command line and, where it does not set them, from the run's configuration.
 
     Args:
-        options: of the command.
-        env_id: what the policy's folder says.
+        options: the options of the command.
+        env_id: the environment id in the policy's folder.
 
     Raises:
-        UserError: the configuration is wrong, or names what a file is not trusted with: importing, writing files.
+        UserError: the configuration is wrong, or would import a module or write files.
     """
     path = options.run_dir / CONFIG
     try:
@@ -160,6 +161,6 @@ def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
         value = taken[name] if name == "env_id" else ", ".join(taken[name])
         raise UserError(
             f"{options.run_dir} names {printable(value)!r}, which would import a module or write files; a file is not "
-            f"trusted with that: give --{name.replace('_', '-')} to allow it"
+            f"trusted to do that: give --{name.replace('_', '-')} to allow it"
         )
     return {**taken, **given}

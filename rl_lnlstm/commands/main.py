@@ -1,4 +1,4 @@
-"""The command line: runs a command, and turns what happens into messages and an exit code."""
+"""The entry point of the command line: runs a command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ EXIT_FAILURE, EXIT_USAGE = 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    The code is 0 for success, 1 for a failure, 2 for a mistake of the user's, and 128 + the signal's number if a signal
-    ended the command: 130 for SIGINT, 141 for SIGPIPE, 143 for SIGTERM.
+    The code is 0 for success, 1 for a failure and 2 for a mistake of the user. If a signal ended the command, it is 128
+    plus the number of the signal: 130 for SIGINT, 141 for SIGPIPE, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with signals() as stop, warnings_as_messages():
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RunFailure as error:
             _tell_failure(error)
             code = EXIT_FAILURE
-        except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
             discard(sys.stdout, sys.stderr)
             code = 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             stop.signal = stop.signal or signal.SIGINT
-        except SystemExit as exit_of_parser:  # after help, or after the parser explained what is wrong
+        except SystemExit as exit_of_parser:  # after help, or after the parser printed an error
             code = int(exit_of_parser.code or 0)
     return code if stop.signal is None else 128 + stop.signal
 
@@ -61,7 +61,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         with stop.at_once():
             return plot(options) if isinstance(options, PlotOptions) else compare(options)
     import_tensorflow_quietly()
-    # Imported here, because they import TensorFlow.
+    # Import here, because these modules import TensorFlow.
     from rl_lnlstm.commands.evaluate import evaluate
     from rl_lnlstm.commands.train import train
 
@@ -76,7 +76,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
 
 @contextlib.contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """Finds the module of `--env-id module:id` in the current folder, as `python -m` does."""
+    """A context manager in which modules in the current folder can be imported, for `--env-id module:id`."""
     folder = os.getcwd()
     if folder in sys.path:
         yield
@@ -89,8 +89,8 @@ def _current_folder_importable() -> Iterator[None]:
 
 
 def _tell_failure(error: RunFailure) -> None:
-    """The message, and where in the user's code it came from."""
-    from rl_lnlstm.envs.faults import user_frames  # imports Gymnasium, for which `--help` should not wait
+    """Prints the message of an error, and the lines of the user's code where it happened."""
+    from rl_lnlstm.envs.faults import user_frames  # `--help` should not wait for Gymnasium
 
     tell("\n".join(filter(None, [f"error: {error}", user_frames(error.__cause__)])))
 

@@ -1,4 +1,4 @@
-"""The options of each command, and their defaults: those of a preset, or of the run that is resumed."""
+"""The options of each command. Defaults come from a preset, or from the run that is resumed."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ class TrainOptions(PPOConfig):
     """
 
     run_dir: Path | None = None
-    """new folder to record the run in; runs/<env>-<seed>-<time> if None"""
+    """new folder to record the run in; None: runs/<env>-<seed>-<time>"""
     eval_episodes: Index = 20
     """episodes of the evaluation at the end; 0 for none"""
     seeds: tuple[Index, ...] = ()
-    """train once with each of these seeds, each run in a folder seed-N in --run-dir"""
+    """train once with each of these seeds; each run is recorded in a folder seed-N in --run-dir"""
     parallel: Count = 1
-    """number of these runs at the same time, each in a process of its own"""
+    """number of these runs that train at the same time, each in a process of its own"""
     check_env: bool = True
     """before the run, make an environment, reset it, take one step and check what it returns"""
 
     resume: Path | None = None
-    """run directory to resume, from its newest checkpoint; the checkpoint is unpickled, so name only your own. Options
-    default to those of the run; the usual change is a larger --total-timesteps"""
+    """run directory to resume from its newest checkpoint; resuming can execute code in the checkpoint, so use only your
+    own; options default to those of the run, and you usually change only --total-timesteps"""
     checkpoint_interval: Count | None = None
-    """iterations between checkpoints; if None, as often as costs less than 1% of the time"""
+    """iterations between checkpoints; None: as often as possible in 1% of the time"""
     checkpoint_minutes: NonNegative | None = None
     """minutes between checkpoints, if that is sooner"""
     keep_checkpoints: Count = 3
     """number of checkpoints to keep, the newest ones"""
     env_snapshot: bool = True
-    """save the environments in checkpoints, pickled, so that a resumed run continues their episodes; otherwise it
-    begins new ones"""
+    """include the environments in checkpoints, pickled, so that a resumed run continues their episodes; otherwise it
+    begins new episodes"""
 
     def __post_init__(self) -> None:
-        """Leaves the checks to `parse` and `PPO`, because tyro would print their errors as its own."""
+        """Does nothing, because tyro would print errors from here as its own. `parse` and `PPO` check the options."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -66,25 +66,26 @@ class EvaluateOptions:
     deterministic: bool = True
     """take the most probable actions; otherwise sample"""
     seed: Index = 0
-    """decides the episodes: the same seed gives the same episodes"""
+    """seed of the episodes: the same seed gives the same episodes"""
     env_id: str | None = None
-    """environment; that of the training if None"""
+    """environment; None: the training environment"""
     env_kwargs: dict[str, bool | int | float | str] | None = None
-    """keyword arguments for each environment; those of the training if None"""
+    """keyword arguments for each environment; None: as in training"""
     wrappers: tuple[str, ...] | None = None
-    """wrappers around each environment; those of the training if None"""
+    """wrappers around each environment; None: as in training"""
     mask_key: str | None = None
-    """the entry of a Dict observation that is the action mask; that of the training if None"""
+    """the entry of a Dict observation that is the action mask; None: as in training"""
     vectorization: Literal["auto", "sync", "vector_entry_point"] | None = None
-    """sync: one environment after the other; vector_entry_point: the id's own vector implementation, whose episodes
-    cannot be seeded one by one; sync if None"""
+    """sync: one environment after the other; vector_entry_point: the vector implementation of the id, whose episodes
+    cannot be seeded one by one; None: sync"""
     num_envs: Count = 8
     """number of environments that are stepped together; the episodes do not depend on it"""
     episode_seeds: tuple[Index, ...] | None = None
-    """run the episodes of these seeds, which an earlier evaluation reported; --episodes and --seed then do not apply"""
+    """run the episodes with these seeds, for example from an earlier evaluation; --episodes and --seed are then
+    ignored"""
     max_steps: Count | None = None
-    """limit of an episode's steps; if None, 10,000 for an environment without a time limit of its own. An episode that
-    reaches it is cut and counts"""
+    """limit of an episode's steps; None: 10,000 if the environment has no time limit; an episode that reaches the limit
+    ends there and counts"""
     video: Path | None = None
     """folder to record a video of each episode in"""
     record: Path | None = None
@@ -106,9 +107,9 @@ class PlotOptions:
     """run directories, or folders of run directories that differ in their seeds; each is a group with a curve of its
     own"""
     out: Path = Path("learning_curves.png")
-    """file for the picture; its ending decides the format, such as .pdf"""
+    """file for the picture; the extension, such as .pdf, determines the format"""
     format: Format = "text"
-    """of the table"""
+    """format of the table"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -120,7 +121,7 @@ class CompareOptions:
     second: Annotated[Path, tyro.conf.Positional]
     """another one"""
     format: Format = "text"
-    """of what is printed"""
+    """format of the output"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -154,11 +155,11 @@ COMMANDS: dict[str, Any] = {
 
 
 def parse(arguments: list[str]) -> Options | None:
-    """The options that a command line gives; None after help or the version, which are printed.
+    """Parses a command line. Returns None after it printed help or the version.
 
     Raises:
-        UserError: unknown command or option, or a value out of its range.
-        SystemExit: after help, or after tyro explained what is wrong with the options.
+        UserError: the command or an option is unknown, or a value is out of range.
+        SystemExit: tyro printed help, or an error about the options.
     """
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):
@@ -217,16 +218,16 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
 
 
 def saved_options(run_dir: Path) -> TrainOptions:
-    """The options that the run in `run_dir` was started with.
+    """Reads the options of the run in `run_dir`.
 
     Raises:
-        UserError: `config.json` is missing, unreadable, or holds something else.
+        UserError: `config.json` is missing, cannot be read, or is not valid.
     """
     path = run_dir / CONFIG
     try:
-        saved = upgraded({"rescale_actions": False, **read_config(path)})  # runs from before that option
+        saved = upgraded({"rescale_actions": False, **read_config(path)})  # False for runs from before this option
     except (OSError, ValueError) as error:
-        raise UserError(f"{run_dir} is no run directory to resume, {path.name}: {error}") from error
+        raise UserError(f"{run_dir} is not a run directory to resume, {path.name}: {error}") from error
     options: dict[str, Any] = {name: tuple_if_list(value) for name, value in saved.items()}
     try:
         check_types(options, TrainOptions)
@@ -236,14 +237,14 @@ def saved_options(run_dir: Path) -> TrainOptions:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The object in a `config.json`.
+    """Reads the JSON object in a `config.json`.
 
     Raises:
-        OSError, ValueError: it cannot be read, or holds something else.
+        OSError, ValueError: the file cannot be read, or is not a JSON object.
     """
     config = read_json(path)
     if not isinstance(config, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not a JSON object")
     return config
 
 
@@ -253,7 +254,7 @@ def tuple_if_list(value: Any) -> Any:
 
 
 def _check(options: Options) -> None:
-    """Raises `UserError` for a value out of its range. `PPO` checks the options that it takes itself."""
+    """Raises `UserError` for a value out of range. `PPO` itself checks the options that it takes."""
     checked_later = {field.name for field in dataclasses.fields(PPOConfig)} if isinstance(options, TrainOptions) else ()
     hints = typing.get_type_hints(type(options), include_extras=True)
     for name, value in vars(options).items():
@@ -271,7 +272,7 @@ def _train_defaults(arguments: list[str]) -> TrainOptions:
 
 
 def _value(arguments: list[str], option: str) -> str | None:
-    """What the command line gives for `option`: defaults depend on it, and are needed before the rest is parsed."""
+    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it."""
     for position, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag in (option, option.replace("-", "_").replace("__", "--", 1)):

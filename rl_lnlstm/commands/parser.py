@@ -1,4 +1,4 @@
-"""Command lines to options: grouped help, the forms in which values may be written, and hints for wrong names."""
+"""Parsing command lines: grouped help, several ways to write values, and hints for wrong names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tyro
 
 from rl_lnlstm.errors import UserError
 
-# Names that other libraries and habits have for our flags
+# Names of our flags in other libraries
 OTHER_FLAGS = {
     "lr": "learning-rate",
     "steps": "total-timesteps",
@@ -54,19 +54,19 @@ def parse_options(
     marks: Mapping[str, str] | None = None,
     prog: str | None = None,
 ) -> Any:
-    """The options that a command line gives.
+    """Parses the options of a command.
 
     Args:
         kind: a dataclass of options, each with a docstring below it.
         arguments: the command line.
         groups: names of the options by the title of their group in the help.
-        default: an instance of `kind` with the defaults; None for those of the class.
-        marks: for some options a word on where their default comes from, such as "preset".
+        default: an instance of `kind` with the defaults; None for the defaults of the class.
+        marks: for some options, a word that says where the default comes from, such as "preset".
         prog: the name of the command.
 
     Raises:
-        UserError: an unknown option.
-        SystemExit: after help, or after tyro explained what is wrong with a value.
+        UserError: an option is unknown.
+        SystemExit: tyro printed help, or an error about a value.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     grouped = _grouped_class(kind, hints, groups, default, marks or {})
@@ -84,7 +84,7 @@ def parse_options(
 def _grouped_class(
     kind: type, hints: Mapping[str, Any], groups: Mapping[str, Sequence[str]], default: Any, marks: Mapping[str, str]
 ) -> type:
-    """A dataclass with a dataclass for each group, which is how tyro groups its help."""
+    """Makes a dataclass with a nested dataclass for each group, because tyro groups its help in this way."""
     docs = option_docs(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     outer: list[Any] = []
@@ -108,7 +108,7 @@ def _grouped_class(
 
 
 def _constant(value: Any) -> Any:
-    """A field with this default, which may be a dictionary."""
+    """A dataclass field with this default, which may be a dictionary."""
     return dataclasses.field(default_factory=lambda: value)
 
 
@@ -117,7 +117,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _described(value: Any, mark: str | None) -> str:
-    """What the help says of a default."""
+    """Describes a default for the help."""
     if isinstance(value, tuple):
         text = " ".join(map(str, value)) or "none"
     elif isinstance(value, dict):
@@ -147,7 +147,7 @@ def option_docs(kind: type) -> dict[str, str]:
 
 
 def _word(hint: Any) -> str | None:
-    """How the help names the values of a type; None leaves it to tyro."""
+    """The name of a type's values in the help; None for tyro's own."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _word(arguments[0])
@@ -180,16 +180,16 @@ def without(arguments: Sequence[str], *names: str) -> list[str]:
 
 
 def _normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """The same command line in the forms that tyro knows.
+    """Converts a command line to the forms that tyro knows.
 
-    Numbers such as 1e5 are taken for integers, and `--env-kwargs length=5` for `--env-kwargs length 5`.
+    Numbers such as 1e5 become integers, and `--env-kwargs length=5` becomes `--env-kwargs length 5`.
 
     Raises:
-        UserError: an unknown flag; the message says which is meant.
+        UserError: a flag is unknown; the message suggests another.
     """
     flags = {name.replace("_", "-"): name for name in hints}
     result: list[str] = []
-    current, value_follows = None, False  # in a dictionary that is written as `length 5`
+    current, value_follows = None, False  # whether the next word is a value, in a dictionary written as `length 5`
     for argument in arguments:
         if argument.startswith("--") and len(argument) > 2:
             value_follows = False
@@ -223,7 +223,7 @@ def _values(text: str, hint: Any) -> list[str]:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """All types in a hint; of a dictionary only that it is one."""
+    """All types in a hint. A dictionary counts as `dict`, without the types of its keys and values."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
         return {dict}

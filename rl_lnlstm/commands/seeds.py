@@ -1,4 +1,4 @@
-"""`train --seeds`: the same training once for each seed, one run directory each below one folder."""
+"""`train --seeds`: trains once with each seed, with one run directory for each in a common folder."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
     """Trains with each seed of `--seeds`, each in a process of its own, `--parallel` at once.
 
     Args:
-        options: of the command.
-        arguments: the command line that they were given on, without the command.
-        stop: ends the runs in order, and starts no more.
+        options: the options of the command.
+        arguments: the command line of these options, without the command.
+        stop: if requested, no more runs start, and running ones end after their iteration.
 
     Returns:
-        The exit code: that of the first run that failed, otherwise 0.
+        The exit code of the first run that failed, or 0.
 
     Raises:
         UserError: the folder or the options cannot be used.
     """
     if options.resume is not None:
-        raise UserError("--seeds starts new runs: resume each run by --resume")
+        raise UserError("--seeds starts new runs: use --resume to resume each run")
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError(f"--seeds must be different, got {' '.join(map(str, options.seeds))}")
     folder = options.run_dir or default_run_dir(options, "seeds")
@@ -54,7 +54,7 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
                 runs.stop(stop.signal)
             runs.poll()
             time.sleep(POLL)
-    except KeyboardInterrupt:  # the second Ctrl-C: the runs stop at once too
+    except KeyboardInterrupt:  # at the second Ctrl-C, the runs stop at once too
         runs.stop(signal.SIGINT, again=True)
         raise
     tell(f"next: {shlex.join(['rl-lnlstm', 'plot', str(folder)])}")
@@ -77,11 +77,11 @@ class _Runs:
         tell(f"seed {seed}: {run_dir}" + (f", messages in {log}" if self.logged else ""))
         with contextlib.ExitStack() as files:
             to = files.enter_context(log.open("w")) if self.logged else None
-            # A session of its own, or Ctrl-C would reach the run twice: from the terminal and from `stop`.
+            # Start a new session. Otherwise Ctrl-C would reach the run twice, from the terminal and from `stop`.
             self.running[seed] = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
 
     def stop(self, number: int, again: bool = False) -> None:
-        """Hands a signal on to the runs, once."""
+        """Sends a signal to the runs, but only once."""
         if self._stopped and not again:
             return
         self._stopped = True

@@ -1,4 +1,4 @@
-"""Ctrl-C (SIGINT) and SIGTERM: a run ends in order, and SIGTERM has a deadline."""
+"""Ctrl-C (SIGINT) and SIGTERM: both end a run after its iteration, and SIGTERM has a deadline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ GRACE = 8.0  # seconds from SIGTERM to the end of the process; many schedulers k
 
 
 class Stop:
-    """Whether the process was asked to end.
+    """Records whether the process was asked to end.
 
-    While a run trains, the first signal is only noted, and the run ends after its iteration. A second signal raises
+    During training, the first signal is only recorded, and the run ends after its iteration. A second signal raises
     `KeyboardInterrupt`. In a block `with stop.at_once()`, where nothing can be lost, the first signal raises it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Stop:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A block in which the first signal ends the process at once."""
+        """A context manager: inside its block, the first signal raises `KeyboardInterrupt`."""
         if self.requested:
             raise KeyboardInterrupt
         self._deferred = False
@@ -55,9 +55,9 @@ class Stop:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Stop]:
-    """A block in which SIGINT and SIGTERM go to the `Stop` that it gives."""
+    """A context manager that gives a `Stop`, which receives SIGINT and SIGTERM inside the block."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # Python hands signals to the main thread only
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals only to the main thread
         yield stop
         return
     before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -73,8 +73,8 @@ def signals() -> Iterator[Stop]:
 def _deadline() -> Iterator[None]:
     """Ends the process `GRACE` seconds after SIGTERM, if it is still in the block.
 
-    The signal itself wakes a thread that counts the seconds. A handler could not: Python runs none while the main
-    thread is in a compiled update. Files are whole at every moment, so that nothing is lost but the iteration.
+    The signal wakes a thread that waits for the deadline. A signal handler could not do this, because Python runs none
+    while the main thread is in a compiled update. Files are always complete, so only the iteration is lost.
     """
     ended = threading.Event()
     woken, waker = socket.socketpair()

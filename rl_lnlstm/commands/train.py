@@ -29,7 +29,7 @@ from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
 from rl_lnlstm.runs.run_directory import RunDirectory, locked
 
-NOT_SAVED = "run_dir", "resume", "seeds", "parallel"  # options that are not the run's
+NOT_SAVED = "run_dir", "resume", "seeds", "parallel"  # options that do not belong to a single run
 OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
 
 
@@ -37,10 +37,10 @@ def train(options: TrainOptions, stop: Stop) -> int:
     """Runs the command and returns its exit code.
 
     Raises:
-        UserError, RunFailure: as `PPO` and `PPO.learn`; the options or the run directory cannot be used.
+        UserError, RunFailure: as for `PPO` and `PPO.learn`, or because the options or the run directory cannot be used.
     """
     if options.resume is not None and options.run_dir is not None:
-        raise UserError("--resume continues in the run directory that it names: leave out --run-dir")
+        raise UserError("--resume continues in its own run directory: leave out --run-dir")
     run_dir = options.resume or options.run_dir or default_run_dir(options, str(options.seed))
     config = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_SAVED}
     with contextlib.ExitStack() as resources:
@@ -76,7 +76,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
 
 
 def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bool:
-    """Trains to the end, or until a signal; returns whether the disk took everything."""
+    """Trains to the end, or until a signal. Returns whether all files could be written."""
     checkpoints = Checkpoints(
         run.path / CHECKPOINTS,
         ppo,
@@ -88,11 +88,11 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
         stopping=lambda: stop.requested,
     )
     try:
-        checkpoints.save()  # from now on there is always one
+        checkpoints.save()  # from now on there is always a checkpoint
         if not stop.requested:
             ppo.learn(callback=[run, ProgressBar(messages), checkpoints])
     except BaseException:
-        # In the middle of an iteration, training could not go on from here: the checkpoint before it stays the newest.
+        # Training cannot continue from the middle of an iteration. Then the checkpoint before it stays the newest.
         if ppo.between_iterations:
             checkpoints.save()
         raise
@@ -101,7 +101,7 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
             whole = run.finish()
         tell(f"{ppo.num_timesteps:,} frames trained; policy, metrics and learning curve are in {run.path}")
     if not whole:
-        tell(f"error: {run.path} could not be written to the end")
+        tell(f"error: some files in {run.path} could not be written")
     return whole
 
 
@@ -118,7 +118,7 @@ def _resume(
 
 
 def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
-    """Prints which options differ from those of the run; raises `UserError` for options that cannot change."""
+    """Prints the options that differ from those of the run. Raises `UserError` for options that must not change."""
     changes = {
         field.name: f"{field.name} {getattr(saved, field.name)} -> {getattr(options, field.name)}"
         for field in dataclasses.fields(options)

@@ -82,7 +82,7 @@ def test_an_encoder_of_ones_own_is_handed_in_again(tmp_path):
         load_policy(tmp_path / "policy")
     for one, other in zip(behaviour(policy), behaviour(load_policy(tmp_path / "policy", encoder())), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(UserError, match=r"float32 \(4, 6\)|float32 \(3, 6\)|weights are not"):
+    with pytest.raises(UserError, match=r"float32 \(4, 6\)|float32 \(3, 6\)|weights do not match"):
         load_policy(tmp_path / "policy", keras.Sequential([keras.Input([3]), keras.layers.Dense(7)]))
 
 

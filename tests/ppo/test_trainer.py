@@ -107,7 +107,7 @@ def test_an_environment_object_is_one_environment():
         PPO("auto", env, vectorization="async", **SMALL)
     with pytest.raises(UserError, match=r"eval_interval.*an environment object"):
         PPO("auto", env, eval_interval=2, **SMALL)
-    with pytest.raises(UserError, match="give it others"):
+    with pytest.raises(UserError, match="an environment of its own"):
         ppo.evaluate()
 
 
