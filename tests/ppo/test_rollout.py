@@ -43,8 +43,9 @@ class Play(NamedTuple):
 
 
 def policy_for(kind="discrete"):
-    space, sizes = gym.spaces.Box(-100, 100, (4,), np.float32), {"encoder_layers": (6,), "head_layers": (4,)}
-    return reference.randomise(MlpLnLstmPolicy(space, ACTION_SPACES[kind], units=5, seed=1, **sizes))
+    space, options = gym.spaces.Box(-100, 100, (4,), np.float32), {"encoder_layers": (6,), "head_layers": (4,)}
+    options["rescale_actions"] = False  # so that sent actions can be compared with sampled ones
+    return reference.randomise(MlpLnLstmPolicy(space, ACTION_SPACES[kind], units=5, seed=1, **options))
 
 
 @functools.cache
