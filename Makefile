@@ -1,4 +1,4 @@
-# `make train` and `make test` are all that a fresh machine needs: they make the virtual environment themselves.
+# On a fresh machine, run `make train` or `make test`. They make the virtual environment themselves.
 .DEFAULT_GOAL := help
 .PHONY: help train test docs lint format bench kills learning endurance sanitize test-peers test-lowest clean
 
@@ -10,7 +10,7 @@ PACKAGE_FILES := setup.py pyproject.toml constraints.txt
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# A stamp for each set of packages: a change of what is pinned installs anew.
+# A stamp file for each set of packages. If the pinned versions change, packages are installed again.
 $(VENV)/.installed: $(PACKAGE_FILES)
 	@echo "setting up $(VENV), which takes some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,docs]'
 	@touch $@
 
-train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." are handed on
+train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." adds options
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests, on all cores
@@ -34,20 +34,20 @@ test: $(VENV)/.installed  ## run the tests, on all cores
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build $(ARGS)
 
-lint: $(VENV)/.installed  ## check form, types and who imports whom
+lint: $(VENV)/.installed  ## check format, types and imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/.installed  ## bring the code into form
+format: $(VENV)/.installed  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, which are large
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
-# uv finds the lowest versions that pyproject.toml allows for what it names, and the newest ones of the rest.
+# uv finds the lowest versions that pyproject.toml allows for direct dependencies, and the newest ones of all others.
 LOWEST := $(VENV)-lowest
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
@@ -60,13 +60,14 @@ $(LOWEST)/.installed: pyproject.toml
 test-lowest: $(LOWEST)/.installed  ## run the tests with the lowest versions that pyproject.toml allows
 	PYTHONPATH=. $(LOWEST)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-# Python is not built for a sanitizer: its library has to be loaded first, and that of C++, whose throw it replaces. UndefinedBehaviorSanitizer without the checks
-# that TensorFlow's own headers fail to compile under. ThreadSanitizer sees only threads that are compiled for it, which TensorFlow's are not: a program has its own.
+# Python is not built for sanitizers, so the sanitizer's library is preloaded, together with the C++ library whose `throw`
+# it replaces. Some checks of UndefinedBehaviorSanitizer are off, because TensorFlow's headers do not compile with them.
+# ThreadSanitizer sees only threads that are compiled for it, and TensorFlow's are not, so a program starts its own.
 SANITIZED_TESTS := tests/lstm/test_kernel.py tests/policies/test_policies.py -p no:cacheprovider
 TF_FLAGS = $(shell TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c "import tensorflow as tf; c = tf.sysconfig; \
 	print(*c.get_compile_flags(), *c.get_link_flags(), '-Wl,-rpath,' + c.get_lib())" 2>/dev/null)
 
-sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, some 10 minutes
+sanitize: $(VENV)/.installed  ## run the kernel's tests under sanitizers, about 10 minutes
 	mkdir -p build/tsan
 	cd rl_lnlstm/lstm/kernel && $(CXX) ../../../tests/lstm/kernel_threads.cc launch.cc core_generic.cc -std=c++17 -O1 -g -w -DNDEBUG -fsanitize=thread -pthread $(TF_FLAGS) \
 		-o $(CURDIR)/build/tsan/kernel_threads
@@ -84,14 +85,14 @@ bench: $(VENV)/.peers  ## compare with peers, and record it in benchmarks/RESULT
 	$(BIN)/python benchmarks/ppo.py --record
 	$(BIN)/python benchmarks/ppo.py --env-id ALE/Pong-v5 --iterations 8 --rounds 3 --record
 
-kills: $(VENV)/.installed  ## kill a run at 20 random moments and resume it: it must be the run that was left alone
+kills: $(VENV)/.installed  ## kill a run at 20 random moments and resume it: the result must equal an uninterrupted run
 	RL_LNLSTM_KILLS=20 $(BIN)/python -m pytest tests/commands/test_resume.py -s -k killed $(ARGS)
 
-learning: $(VENV)/.installed  ## train every preset over five seeds, some 40 minutes, and record it in benchmarks/RESULTS.md
+learning: $(VENV)/.installed  ## train presets over five seeds, about 40 minutes, and record the scores in benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/learning.py --record --picture docs/images/learning_curve.png
 
-endurance: $(VENV)/.installed  ## memory over 2,000 iterations, and learning where environments fail; some 10 minutes
+endurance: $(VENV)/.installed  ## memory over 2,000 iterations, and learning in environments that fail; about 10 minutes
 	$(BIN)/python benchmarks/endurance.py --record --seeds 2
 
-clean:  ## remove what the targets above made
+clean:  ## remove everything that the targets above made
 	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""What a long run has to endure: memory over many iterations, and environments that fail once in a thousand steps.
+"""Endurance of long runs: memory over many iterations, and environments that fail once in a thousand steps.
 
     python benchmarks/endurance.py [--iterations 2000] [--seeds 1] [--record]
 
@@ -32,11 +32,11 @@ TIMEOUT = 3.0
 @dataclasses.dataclass
 class Options:
     iterations: int = 2000
-    """of the runs whose memory is measured"""
+    """iterations over which memory is measured"""
     warm_up: int = 200
-    """iterations before that"""
+    """iterations before the measurement"""
     seeds: int = 1
-    """0 to this, of the runs with failures"""
+    """number of seeds of the runs with failures"""
     record: bool = False
     """write the results to RESULTS.md"""
 
@@ -66,7 +66,7 @@ class Failing(gym.Wrapper):
 
 
 def memory(vectorization: str, warm_up: int, iterations: int) -> tuple[float, float]:
-    """MiB after `warm_up`, and after `iterations` more."""
+    """Memory in MiB after `warm_up` iterations, and after `iterations` more."""
     from rl_lnlstm import PPO
 
     ppo = PPO("MlpLnLstmPolicy", "CartPole-v1", vectorization=vectorization, seed=0, **TINY)
@@ -81,8 +81,8 @@ def memory(vectorization: str, warm_up: int, iterations: int) -> tuple[float, fl
 
 
 def failing(env_id: str, vectorization: str, seed: int) -> tuple[float, int, float]:
-    """The evaluated return without failures, how many there were in training, and seconds."""
-    from endurance import Failing  # by this name workers can import it, which have no __main__
+    """The return in an evaluation without failures, the number of failures in training, and seconds."""
+    from endurance import Failing  # workers have no __main__, so they import it by this name
 
     from rl_lnlstm import PPO, evaluate_policy
 
@@ -114,7 +114,7 @@ def descendants(pid: int) -> Iterable[int]:
 
 
 def apart(function: Callable, *arguments: Any) -> Any:
-    """Calls it in a process of its own, which may have workers."""
+    """Calls a function in a process of its own, which may start workers."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

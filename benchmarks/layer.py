@@ -1,4 +1,4 @@
-"""The masked LN-LSTM beside what one would use instead, as ratios to `keras.layers.LSTM`.
+"""Compares the masked LN-LSTM with its alternatives, as ratios to `keras.layers.LSTM`.
 
     python benchmarks/layer.py [--sizes 64,1000,256,126 ...] [--rounds 7] [--no-naive] [--record]
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from measure import Bar, Patience, Table, Worker, peak_memory, record, reset_peak_memory, seconds_of
 
-RESETS = 0.02  # of all steps
+RESETS = 0.02  # fraction of all steps that reset the state
 
 
 class Size(NamedTuple):
@@ -66,7 +66,7 @@ class TensorFlowCandidate:
         self._function = functools.partial(tf.function, autograph=False, jit_compile=jit_compile)
         self._signature = [tf.TensorSpec(size[:3]), tf.TensorSpec(size[:2])]
         self._data = tuple(map(tf.constant, size.data()))
-        # What every process pays once: thread pools, lazy imports, the first trace.
+        # The costs that each process has once: thread pools, lazy imports, the first trace.
         small = Size(2, 2, size.features, size.units)
         for function in self._functions(small):
             function(*map(tf.constant, small.data()))
@@ -106,7 +106,7 @@ class TensorFlowCandidate:
         return self._trace(1, time)
 
     def first_call(self) -> float:
-        """Of a new layer's forward pass: trace, compile, run."""
+        """The time of a new layer's first forward pass: trace, compile and run."""
         function = self._functions(self._size)[0]
         gc.collect()
         return seconds_of(lambda: function(*self._data))
@@ -118,7 +118,7 @@ class TensorFlowCandidate:
         return seconds_of(lambda: self._training(*self._data), at_least)
 
     def memory(self) -> float:
-        """What three training steps, tracing and compiling included, add to the process at their worst."""
+        """The peak memory that three training steps add to the process, including tracing and compiling."""
         return added_memory(self.training)
 
     def matmul_rate(self, n: int = 1024) -> float:
@@ -132,7 +132,7 @@ class TensorFlowCandidate:
 
 
 class TorchCandidate:
-    """The same of `torch.nn.LSTM`, which builds no graph."""
+    """The same for `torch.nn.LSTM`, which builds no graph."""
 
     def __init__(self, size: Size) -> None:
         import torch
@@ -238,7 +238,7 @@ KERNEL_JIT = "MaskedLNLSTM, kernel, jit_compile"
 OURS, OURS_JIT = "MaskedLNLSTM, while_loop", "MaskedLNLSTM, while_loop, jit_compile"
 STOCK, STOCK_JIT = "keras.layers.LSTM", "keras.layers.LSTM, jit_compile"
 NAIVE, TORCH = "naive LN-LSTM, unrolled", "torch.nn.LSTM"
-CANDIDATES: dict[str, tuple[Any, ...]] = {  # name: what makes it, and its arguments before the size
+CANDIDATES: dict[str, tuple[Any, ...]] = {  # name -> its class, and arguments before the size
     STOCK: (TensorFlowCandidate, stock_layer, False, False),
     KERNEL: (TensorFlowCandidate, our_kernel, True, False),
     OURS: (TensorFlowCandidate, our_layer, True, False),
@@ -260,7 +260,7 @@ COLUMNS = {  # method: title
 
 
 class Measurements:
-    """Every figure that was taken: of a candidate, by a method, in a round."""
+    """All measurements, by candidate, method and round."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], list[float]] = {}
@@ -272,7 +272,7 @@ class Measurements:
         return statistics.median(self._values.get((name, method), [math.nan]))
 
     def ratio(self, name: str, method: str, to: str, to_method: str | None = None) -> float:
-        """The median of the ratios within a round."""
+        """The median over rounds of the ratios within a round."""
         values, reference = (self._values.get(key, [math.nan]) for key in ((name, method), (to, to_method or method)))
         return statistics.median(a / b for a, b in zip(values, reference))  # noqa: B905, fewer rounds of slow ones
 
@@ -283,7 +283,7 @@ def start(name: str, size: Size, *options: Any) -> Worker:
 
 
 def compare(names: Iterable[str], size: Size, rounds: int, wait: Patience) -> Measurements:
-    """All columns, of all candidates, in turn."""
+    """Measures all columns for all candidates in turn."""
     measured = Measurements()
     workers = {name: start(name, size) for name in names}
     for name, worker in workers.items():  # first: the process is fresh
@@ -349,7 +349,7 @@ def bars_of(measured: Measurements, size: Size) -> list[Bar]:
 
 
 def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
-    """What a longer sequence costs: its graph, and its training step."""
+    """The cost of longer sequences: the graph and the training step."""
     measured = Measurements()
     lengths = size.time, 4 * size.time
     workers = {(name, length): start(name, size._replace(time=length)) for name in GROWING for length in lengths}
@@ -385,7 +385,7 @@ def growth(size: Size, rounds: int, wait: Patience) -> tuple[Table, list[Bar]]:
 
 
 def growth_with_sizes(size: Size, rounds: int, wait: Patience, factor: int = 4) -> Table:
-    """What the kernel's training step costs when one of the sizes grows."""
+    """The cost of the kernel's training step when one size grows."""
     measured = Measurements()
     sizes = {axis: size._replace(**{axis: factor * getattr(size, axis)}) for axis in Size._fields}
     workers = {axis: start(KERNEL, grown) for axis, grown in {"": size, **sizes}.items()}
@@ -407,7 +407,7 @@ def growth_with_sizes(size: Size, rounds: int, wait: Patience, factor: int = 4) 
 
 
 def multiplications(size: Size) -> dict[str, int]:
-    """Those of the matrix products in a forward pass and in a training step, Gram matrices included."""
+    """The number of multiplications of matrix products, forward and in a training step, including Gram matrices."""
     batch, time, features, units = size
     forward = 4 * units * (features + units)
     backward = 4 * units * (2 * features + 2 * units) + 2 * units * units
@@ -415,7 +415,7 @@ def multiplications(size: Size) -> dict[str, int]:
 
 
 def threads_and_rate(size: Size, rounds: int, wait: Patience) -> Table:
-    """Forward pass and training step on one thread and on two, and their part of the rate that a product reaches."""
+    """Forward pass and training step on one and two threads, as fractions of the rate of a matrix product."""
     measured, cases = Measurements(), list(itertools.product((STOCK, KERNEL), (1, 2)))
     methods = "matmul_rate", "forward", "training"
     workers = {case: start(case[0], size, case[1]) for case in cases}
@@ -453,13 +453,13 @@ class Options:
     sizes: tuple[str, ...] = ("64,1000,256,126", "16,128,64,128")
     """batch,time,features,units of each comparison; growth with time starts from the first"""
     rounds: int = 7
-    """how often the candidates are measured in turn"""
+    """number of rounds in which all candidates are measured in turn"""
     naive: bool = True
-    """measure the unrolled LN-LSTM as well: minutes, and gigabytes, at 1000 steps"""
+    """also measure the unrolled LN-LSTM, which takes minutes and gigabytes at 1000 steps"""
     growth: bool = True
-    """measure growth with the sizes, and threads, as well"""
+    """also measure growth with sizes, and threads"""
     patience: float = 0
-    """seconds to spend, in all, on waiting for others to leave the machine alone"""
+    """total seconds to wait while other processes use the machine"""
     record: bool = False
     """write the results to RESULTS.md"""
 

@@ -1,4 +1,4 @@
-"""What the presets learn: trains each of several seeds with `train.py`, and evaluates the policy that was saved.
+"""Scores of the presets: trains several seeds with `train.py`, and evaluates the saved policies.
 
     python benchmarks/learning.py [--env-ids CartPoleNoVel-v1 ...] [--seeds 5] [--episodes 100] [--record]
 
@@ -43,9 +43,9 @@ class Options:
     env_ids: tuple[str, ...] = ("CartPoleNoVel-v1", "PendulumNoVel-v1", *MEMORY_TASKS)
     """environments that have a preset"""
     seeds: int = 5
-    """0 to this"""
+    """number of seeds"""
     episodes: int = 100
-    """of each evaluation, deterministic"""
+    """number of deterministic episodes of each evaluation"""
     picture: Path | None = None
     """copy the learning curve of the first environment's seed 0 here"""
     record: bool = False

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that are measured in turn, tables, and the record in RESULTS.md."""
+"""Shared code of the benchmarks: processes that are measured in turn, tables, and the record in RESULTS.md."""
 
 from __future__ import annotations
 
@@ -89,19 +89,19 @@ class Patience:
 
 
 def busy_seconds() -> float:
-    """What all cores together spent on any work since the machine's start, other machines' share of them included."""
+    """The seconds that all cores worked since the start of the machine, including time stolen by other machines."""
     user, nice, system, _, _, *interrupts_and_stolen = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     return sum(map(int, (user, nice, system, *interrupts_and_stolen))) / os.sysconf("SC_CLK_TCK")
 
 
 def reset_peak_memory() -> float:
-    """Lets the peak begin anew at what the process holds now, which is returned, in bytes. Linux only."""
+    """Resets the peak to the current memory of the process, and returns it in bytes. Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak_memory() -> float:
-    """The most that the process held since `reset_peak_memory`, in bytes."""
+    """The peak memory of the process since `reset_peak_memory`, in bytes."""
     return _status("VmHWM")
 
 
@@ -112,7 +112,7 @@ def _status(field: str) -> float:
 
 
 class Bar(NamedTuple):
-    """A ratio and what it must not exceed or, with `at_least`, not fall short of."""
+    """A ratio and its upper limit or, with `at_least`, its lower limit."""
 
     what: str
     ratio: float
@@ -141,7 +141,7 @@ class Table(NamedTuple):
         for row in self.rows:
             table.add_row(*(cell.replace("**no**", "[bold red]no") for cell in row))
         console = rich.console.Console()
-        # Piped into a file, there is room.
+        # A file has room for long lines.
         rich.console.Console(width=None if console.is_terminal else 140).print(table)
 
     def markdown(self) -> str:
@@ -151,7 +151,7 @@ class Table(NamedTuple):
 
 
 def record(name: str, intro: str, tables: Sequence[Table]) -> None:
-    """Writes the tables, with the machine, to `name`'s section of RESULTS.md."""
+    """Writes the tables and the machine to the section `name` of RESULTS.md."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     body = "\n\n".join([begin, f"## {name}", machine(), intro, *(table.markdown() for table in tables), end])
     text = RESULTS.read_text() if RESULTS.exists() else TITLE

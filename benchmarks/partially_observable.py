@@ -1,4 +1,4 @@
-"""What is learnt with the same frames where observations hide the state, ours beside sb3-contrib's RecurrentPPO.
+"""Learning on partially observable tasks with the same frames, compared with sb3-contrib's RecurrentPPO.
 
     python benchmarks/partially_observable.py [--env-ids popgym:popgym-RepeatPreviousEasy-v0 ...] [--seeds 3] [--record]
 
@@ -36,15 +36,15 @@ class Options:
     )
     """Gymnasium ids, or module:id"""
     frames: int = 100_000
-    """to train for, over all environments"""
+    """frames to train for, over all environments"""
     num_envs: int = 8
-    """environments, of either library"""
+    """number of environments, for both libraries"""
     seeds: int = 3
-    """0 to this"""
+    """number of seeds"""
     episodes: int = 100
-    """of each evaluation"""
+    """number of episodes of each evaluation"""
     threads: int = 2
-    """that either library computes with"""
+    """number of threads, for both libraries"""
     record: bool = False
     """write the results to RESULTS.md"""
 
@@ -59,7 +59,7 @@ def wrappers(env_id: str) -> tuple[str, ...]:
 
 
 def evaluated(options: Options, env_id: str, train: Callable[[], Any]) -> Result:
-    """What the policy that `train` returns earns, and how long that took."""
+    """Trains a policy with `train`, and returns its mean return and the time that training took."""
     from rl_lnlstm import evaluate_policy
     from rl_lnlstm.envs import make_vec
 
@@ -133,7 +133,7 @@ def main(options: Options) -> None:
                 worker.close()
                 print(f"{env_id} seed {seed}, {name}: {of_env[name][-1]}", flush=True)
         results[env_id] = of_env
-        if options.record:  # hours may be ahead
+        if options.record:  # fail now rather than after hours
             record_results(results, options)
     table_of(results, options).print()
 

@@ -1,4 +1,4 @@
-"""Whole training, ours beside sb3-contrib's RecurrentPPO: frames per second on the same environment and sizes.
+"""Speed of training, compared with sb3-contrib's RecurrentPPO: frames per second with the same environment and sizes.
 
     python benchmarks/ppo.py [--env-id CartPole-v1] [--num-envs 8] [--iterations 20] [--rounds 5] [--record]
     python benchmarks/ppo.py --env-id ALE/Pong-v5 --iterations 8 --rounds 3 --record
@@ -33,23 +33,23 @@ class Options:
     env_id: str = "CartPole-v1"
     """Gymnasium id of the environment"""
     num_envs: int = 8
-    """environments, in the process, one after the other"""
+    """number of environments, stepped one after the other in this process"""
     num_steps: int = 128
     """steps of each environment in a rollout"""
     update_epochs: int = 4
     """passes over each rollout"""
     num_minibatches: int = 4
-    """minibatches of an epoch"""
+    """minibatches in an epoch"""
     units: int = 128
-    """of the recurrent core"""
+    """units of the LSTM"""
     iterations: int = 20
-    """rollouts and updates of a run"""
+    """iterations of a run, each with a rollout and an update"""
     warmup: int = 2
     """iterations that the steady rate leaves out"""
     rounds: int = 5
-    """runs of each"""
+    """number of runs of each candidate"""
     patience: float = 0
-    """seconds to spend, in all, on waiting for others to leave the machine alone"""
+    """total seconds to wait while other processes use the machine"""
     record: bool = False
     """write the results to RESULTS.md"""
 
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
     frames: list[int]
     seconds: list[float]
-    rollout_seconds: list[float]  # that part of `seconds` which went into acting and the environment
+    rollout_seconds: list[float]  # the part of `seconds` for acting and the environment
 
 
 class Stopwatch:
@@ -162,7 +162,7 @@ class StableBaselines:
 
 
 def atari_envs(options: Options, seed: int) -> Any:
-    """As rl-baselines3-zoo makes them, but for the sticky actions of `-v5`, which ours has too."""
+    """Makes them as rl-baselines3-zoo does, but with the sticky actions of `-v5`, as in our runs."""
     import ale_py
     import gymnasium as gym
     from stable_baselines3.common.env_util import make_atari_env
@@ -177,7 +177,7 @@ BATCHES = 1, 8, 64
 
 
 class Acting:
-    """Seconds of one `predict` of an untrained policy, ours or sb3-contrib's, by batch size."""
+    """Seconds of one call of `predict` of an untrained policy, ours or sb3-contrib's, by batch size."""
 
     def __init__(self, ours: bool, options: Options) -> None:
         import gymnasium as gym
@@ -230,7 +230,7 @@ def acting_table(options: Options, wait: Patience) -> tuple[Table, list[Bar]]:
 
 
 class Rates(NamedTuple):
-    """Of one run: frames per second, and seconds of an iteration."""
+    """The results of one run: frames per second, and seconds per iteration."""
 
     steady: float
     with_start: float
@@ -261,7 +261,7 @@ def rates(name: str, options: Options, seed: int) -> Rates:
 
 def main(options: Options) -> None:
     wait = Patience(options.patience)
-    # ALE's vector environment is not the same environment as its single ones.
+    # ALE's vector environment behaves differently from its single environments.
     names = [name for name, (_, *how) in CANDIDATES.items() if not (options.atari and "sync" in how)]
     measured: dict[str, list[Rates]] = {name: [] for name in names}
     wide: list[Rates] = []

@@ -24,6 +24,7 @@ RESERVED = "action_mask", "final_obs", "final_info"
 UNLESS_GIVEN = {"reward_clipping": False, "episodic_life": False}
 
 
+# A long function, because its documentation is long. The body only checks arguments and chooses an implementation.
 def make_vec(
     env: str | Callable[..., gym.Env] | VectorEnv,
     num_envs: int = 1,

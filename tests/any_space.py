@@ -1,4 +1,4 @@
-"""An environment for any spaces, and the spaces to make it of."""
+"""An environment for any spaces, and the spaces to test it with."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""Environments that fail where a plan says, and whose observations tell seed, episode and step."""
+"""Environments that fail according to a plan. Their observations contain seed, episode and step."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The masked layer-normalised LSTM as its equations read, to check every other implementation against.
+"""The masked layer-normalised LSTM, written from its equations, as the reference for all implementations.
 
 For each step t, with m_t the mask and LN(v) = (v - mean(v)) / sqrt(var(v) + 1e-5) over the last axis:
 

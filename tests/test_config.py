@@ -1,4 +1,4 @@
-"""A wrong option is told by its name, with what was got and what was expected; good ones mean what they say."""
+"""Options: an error names a wrong option, what was given and what was expected; correct options have their effect."""
 
 import dataclasses
 import itertools

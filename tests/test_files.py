@@ -1,4 +1,4 @@
-"""Folders that are replaced while somebody reads them, and what files say in errors."""
+"""Replacing folders while others read them, and printing text from files safely."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Learning is the proof: with its state the policy solves what it provably cannot without."""
+"""With its recurrent state, the policy solves a task that it provably cannot solve without."""
 
 import pytest
 import tensorflow as tf

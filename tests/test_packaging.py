@@ -1,4 +1,4 @@
-"""The package is whole where git makes no symlinks: on Windows and in some downloads."""
+"""The package is complete where git makes no symlinks: on Windows and in some downloads."""
 
 import shutil
 import subprocess

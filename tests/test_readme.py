@@ -1,4 +1,4 @@
-"""What README and docs/ show works: examples, commands and notebooks run, page by page, as a newcomer pastes them."""
+"""README and docs/ work: examples, commands and notebooks run page by page, as a newcomer would paste them."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""Seeds of different purposes, and of neighbouring runs, have nothing in common."""
+"""Seeds for different purposes, and of neighbouring runs, are independent."""
 
 import itertools
 

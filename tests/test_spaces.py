@@ -1,4 +1,4 @@
-"""Spaces as JSON, strictly read; observations and batches of them in the structure of a space."""
+"""Spaces as JSON with strict reading, and observations in the structure of a space."""
 
 import json
 

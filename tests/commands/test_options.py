@@ -1,4 +1,4 @@
-"""What may be written on a command line, and what help and errors say."""
+"""Parsing command lines, help texts and error messages."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and resumed: they are the run that was left alone, bit for bit."""
+"""Runs that are killed, stopped and resumed give bitwise the results of an uninterrupted run."""
 
 import csv
 import hashlib

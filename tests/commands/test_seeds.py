@@ -1,4 +1,4 @@
-"""Several seeds: trained, plotted and compared by one command each."""
+"""Several seeds: training, plotting and comparing them take one command each."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Generated environments: what happens in them is simple, how they tell it is as bad as it is allowed to be."""
+"""Generated environments with simple dynamics, which misbehave in every way that is allowed."""
 
 import copy
 from typing import NamedTuple

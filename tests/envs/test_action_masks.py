@@ -1,4 +1,4 @@
-"""Action masks: found where environments have them, never broken, reproduced in the update; and they help to learn."""
+"""Action masks: they are found, never violated, and reproduced in the update, and they help learning."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Environments that are wrong are named in plain words, before a run trusts them."""
+"""Faulty environments are found before a run, and the message says what is wrong."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""Whatever an environment does to what it is given, and with what it returns, what is recorded is what happened.
+"""Rollouts record what really happened, even if an environment changes its arguments or reuses its arrays.
 
 Environments are generated (`generated_env`). What a `Stepper` and a `RolloutRunner` record of several of them, in every
 vectorization and autoreset mode, has to equal what a plain loop over one of them at a time records.

@@ -1,4 +1,4 @@
-"""What an environment must not do is refused by name, and what it may do does no harm, whatever steps it.
+"""Checks of environments: forbidden behaviour raises a clear error, and allowed behaviour does no harm.
 
 That what is recorded is what happened is the business of `test_conformance`.
 """

@@ -1,4 +1,4 @@
-"""Environments that fail and are survived: what counts is as if the broken episodes had not been.
+"""Environments that fail are replaced, and results are as if the aborted episodes had never happened.
 
 Also updates that are not finite.
 """

@@ -1,4 +1,4 @@
-"""`evaluate_policy`: whole episodes, none favoured, in any autoreset mode."""
+"""`evaluate_policy` runs whole episodes without bias, in every autoreset mode."""
 
 import gymnasium as gym
 import numpy as np

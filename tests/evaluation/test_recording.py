@@ -1,4 +1,4 @@
-"""Recorded episodes are those that happened, and the policy acts in them as it did."""
+"""Recorded episodes contain what happened, and replaying them gives the same actions."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""Each evaluated episode has a seed of its own: the list depends on nothing else."""
+"""Each evaluated episode has its own seed, and depends on nothing else."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Evaluation during training: which policy is kept, and that it changes nothing else."""
+"""Evaluation during training keeps the best policy, and does not change the training."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The compiled kernel equals "while_loop", on every instruction set, and gives way to it where it does not apply."""
+"""The compiled kernel equals "while_loop" on every instruction set, and "while_loop" runs where it does not apply."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""The build: once for each compiler and source, by one process at a time, whole or not there, and nobody else's."""
+"""The kernel is built once for each compiler and source, by one process at a time, and only in a safe cache."""
 
 import ctypes
 import os

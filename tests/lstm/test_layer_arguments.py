@@ -1,4 +1,4 @@
-"""The arguments of keras.layers.LSTM mean here what they mean there: padding, go_backwards, stateful, dropout, bias."""
+"""Arguments of keras.layers.LSTM have the same meaning here: padding, go_backwards, stateful, dropout, bias."""
 
 import keras
 import numpy as np

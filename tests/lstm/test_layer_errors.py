@@ -1,4 +1,4 @@
-"""Mistakes in what the layer is given are named: the argument, what was got, what was expected."""
+"""Errors about wrong arguments of the layer name the argument, what was given and what was expected."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The layer in other hands: its cell, its gates, the weights of a keras.layers.LSTM, and how Keras finds it."""
+"""Reusing the layer: its cell, its gates, the weights of a keras.layers.LSTM, and how Keras finds the class."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A card game: in each step another few of the cards are playable, and playing any other is recorded as a foul."""
+"""A card game with a few playable cards in each step. Playing any other card is recorded as a foul."""
 
 import gymnasium as gym
 import numpy as np

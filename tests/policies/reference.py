@@ -1,4 +1,4 @@
-"""`MlpLnLstmPolicy` as its documentation reads, in float64 NumPy; shares no code with the package.
+"""`MlpLnLstmPolicy` in float64 NumPy, written from its documentation. It shares no code with the package.
 
 A function of the weights, so that central differences of anything computed from it can be taken.
 """

@@ -1,4 +1,4 @@
-"""An environment whose episodes end when and how a script says, and that keeps a log of what really happened."""
+"""An environment whose episodes end according to a script, and which logs what really happened."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every kind of action, from the network to a saved policy, in every autoreset mode; and exploration that is held."""
+"""Every kind of action, from the network to a saved policy, in every autoreset mode; and exploration with gSDE."""
 
 import copy
 import functools

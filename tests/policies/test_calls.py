@@ -1,4 +1,4 @@
-"""What a policy's methods take, and how they name what does not fit."""
+"""The arguments of a policy's methods, and the errors for wrong ones."""
 
 import gymnasium as gym
 import numpy as np

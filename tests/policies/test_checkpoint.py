@@ -1,4 +1,4 @@
-"""Saved policies: the same policy comes back, damage is named, nothing is executed."""
+"""Saved policies: loading gives the same policy, names damage, and executes nothing."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Encoders and subclasses that users write: acting is what is learnt, or the policy is refused when it is built."""
+"""Encoders and subclasses by users: acting and training compute the same, or building the policy raises an error."""
 
 import gymnasium as gym
 import keras

@@ -1,4 +1,4 @@
-"""Running statistics equal NumPy's of everything that was seen, however it came."""
+"""Running statistics equal NumPy's statistics of all data, for any batches."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Files that somebody made up: loading a policy executes and writes nothing, and allocates no more than they hold."""
+"""Malicious files: loading a policy executes and writes nothing, and allocates no more than the files contain."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Ctrl-C in `learn`, at any moment: the trainer goes on right."""
+"""Ctrl-C at any moment of `learn`: the trainer can continue correctly."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""PPO: exact reproduction of acting, the update against one in float64 NumPy, and what a run promises.
+"""PPO: the update reproduces acting exactly and equals a float64 NumPy update, and runs keep their promises.
 
 Trainers here are tiny and mostly not compiled by XLA, which costs seconds for each; one test compares the two.
 """

@@ -1,4 +1,4 @@
-"""What is shown of a training: on a terminal of 80 columns, and in a file."""
+"""The progress display, on a terminal of 80 columns and in a file."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""What somebody writes first: policies and environments of all forms, loading, predicting, evaluating, closing."""
+"""The first things that users write: all forms of policies and environments, load, predict, evaluate, close."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""Checkpoints of a trainer, from Python: what comes back, for every kind of environments, and what cannot."""
+"""Checkpoints of a trainer from Python: what can be restored for each kind of environment, and what cannot."""
 
 import sys
 import threading

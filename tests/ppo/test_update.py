@@ -1,4 +1,4 @@
-"""The update beside PPO's loss: penalties, unused weights, minibatches without a valid step, an early stop."""
+"""The update, apart from PPO's loss: penalties, unused weights, minibatches without valid steps, early stopping."""
 
 import gymnasium as gym
 import keras

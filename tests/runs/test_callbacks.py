@@ -1,4 +1,4 @@
-"""From Python the same records as from the command line: the public callbacks."""
+"""The public callbacks write the same records as the command line."""
 
 import csv
 
