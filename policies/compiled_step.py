@@ -64,7 +64,7 @@ class CompiledStep:
                 [weight.value.handle for weight in weights],
                 observation_size=self._sizes[0],
                 units=policy.options.units,
-                cores=len(network.lstm_layers),
+                lstm_layers=len(network.lstm_layers),
                 normalized=statistics is not None,
                 clip=statistics.clip if statistics is not None else 0.0,
                 epsilon=statistics.epsilon if statistics is not None else 0.0,

@@ -1,5 +1,5 @@
-// Acts: one step of a policy whose encoder is a perceptron, as a plain C function on arrays. An operation would cost some
-// 30 us a tensor in TensorFlow's runtime. The weights are read where TensorFlow's variables have them, at each call.
+// One step of a policy with a perceptron as encoder, as a plain C function on arrays. A TensorFlow operation would cost
+// about 30 us for each tensor. Each call reads the weights from the memory of TensorFlow's variables.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,16 +16,16 @@
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
 
-// The arrays of a call; `Arrays` of acting.py.
+// The arrays of a call; the same as `Arrays` in compiled_step.py.
 extern "C" struct RlLnlstmArrays {
   int64_t batch;
   const double* observations;     // [batch, observation_size]
-  const float *h, *c;             // [batch, cores * units]
+  const float *h, *c;             // [batch, lstm_layers * units]
   const uint8_t* episode_starts;  // [batch]
   const float* noise;             // [batch, parameters of the distribution]
   const uint8_t* action_masks;    // [batch, parameters of the distribution], 0 where illegal; null if all are legal
-  int64_t* numbered_actions;      // [batch]; this or the next is null
-  float* actions;                 // [batch, parameters of the distribution]
+  int64_t* numbered_actions;      // [batch]; null unless actions are Discrete
+  float* actions;                 // [batch, parameters of the distribution]; null if actions are Discrete
   float *values, *log_probs;      // [batch]
   float *new_h, *new_c;           // as h and c
 };
@@ -44,21 +44,21 @@ void CopyColumns(int64_t rows, int64_t columns, const float* from, int64_t from_
   for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * to_row, from + i * from_row, columns * sizeof(float));
 }
 
-// What is known when a policy is made.
+// The structure of a policy's network, which never changes.
 struct Design {
-  int64_t observation_size, units, cores;
+  int64_t observation_size, units, lstm_layers;
   bool normalized;
-  float clip, epsilon;                        // of the observations' normalisation
-  std::vector<Activation> encoder, heads;     // of each layer
+  float clip, epsilon;                        // of the normalisation of observations
+  std::vector<Activation> encoder, heads;     // the activation of each layer
 };
 
-// The variables' tensors, one after the other.
+// Reads the tensors of the variables, one after the other.
 class WeightReader {
  public:
   explicit WeightReader(const std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>>& variables) {
     for (const auto& variable : variables) {
       tensorflow::tf_shared_lock lock(*variable->mu());
-      tensors_.push_back(*variable->tensor());  // held: an assignment meanwhile takes other memory
+      tensors_.push_back(*variable->tensor());  // keeps the memory: a later assignment gets new memory
     }
   }
 
@@ -70,7 +70,7 @@ class WeightReader {
     return absl::OkStatus();
   }
 
-  // Of observations of that size, whatever their shape.
+  // The next statistic of observations with this size, in any shape.
   absl::Status NextStatistic(int64_t size, const double** data) {
     const Tensor* tensor;
     TF_RETURN_IF_ERROR(Take(tensorflow::DT_DOUBLE, &tensor));
@@ -80,7 +80,7 @@ class WeightReader {
     return absl::OkStatus();
   }
 
-  // A kernel, whose columns say how many outputs there are, and its bias.
+  // The next kernel and bias. The kernel's columns give the number of outputs.
   absl::Status NextDense(int64_t inputs, Activation activation, Dense* layer) {
     const int64_t outputs = next_ < tensors_.size() && tensors_[next_].dims() == 2 ? tensors_[next_].dim_size(1) : 0;
     layer->inputs = inputs, layer->outputs = outputs, layer->activation = activation;
@@ -111,7 +111,7 @@ class WeightReader {
   size_t next_ = 0;
 };
 
-// Rows of floats with room for whole panels after each.
+// Rows of floats. Each row has room for whole panels.
 class Rows {
  public:
   absl::Status Allocate(int64_t rows, int64_t columns) {
@@ -157,7 +157,7 @@ class Network {
   }
 
  private:
-  // As RunningStatistics.normalize, or to float32 only.
+  // Like RunningStatistics.normalize; without normalisation, only converts to float32.
   absl::Status Normalize(const RlLnlstmArrays& arrays, WeightReader& weights, Rows& rows) const {
     const int64_t size = design_.observation_size;
     TF_RETURN_IF_ERROR(rows.Allocate(arrays.batch, size));
@@ -179,7 +179,7 @@ class Network {
     return absl::OkStatus();
   }
 
-  // Dense layers, from `rows` to `rows`.
+  // Applies dense layers to `rows`, in place.
   static absl::Status Apply(int64_t batch, const std::vector<Activation>& activations, WeightReader& weights,
                             Rows& rows) {
     for (const Activation activation : activations) {
@@ -193,11 +193,11 @@ class Network {
     return absl::OkStatus();
   }
 
-  // The cores, and what the heads of actor and critic see: a core's output, and the features.
+  // Runs the LSTM layers, and makes the inputs of actor and critic: the output of an LSTM layer, then the features.
   absl::Status Remember(const RlLnlstmArrays& arrays, WeightReader& weights, const Rows& features,
                         Rows (&outputs)[2]) const {
-    const int64_t batch = arrays.batch, units = design_.units, state = design_.cores * units;
-    const int64_t size = features.columns() + 1;  // with the constant beside them
+    const int64_t batch = arrays.batch, units = design_.units, state = design_.lstm_layers * units;
+    const int64_t size = features.columns() + 1;  // the features, and the constant beside them
     Buffer inputs, masks, parts;
     TF_RETURN_IF_ERROR(inputs.Allocate(batch * size));
     TF_RETURN_IF_ERROR(masks.Allocate(batch));
@@ -212,17 +212,17 @@ class Network {
     for (int64_t index = 0; index < 2; ++index) {
       Rows& rows = outputs[index];
       TF_RETURN_IF_ERROR(rows.Allocate(batch, units + size - 1));
-      if (index < design_.cores) {
+      if (index < design_.lstm_layers) {
         const int64_t column = index * units;
         CopyColumns(batch, units, arrays.h + column, state, h0, units);
         CopyColumns(batch, units, arrays.c + column, state, c0, units);
-        Weights of_core;
+        Weights layer_weights;
         Forward pass{};
         pass.sizes = {1, batch, size, units, true};
-        TF_RETURN_IF_ERROR(weights.NextCore(pass.sizes, &of_core));
+        TF_RETURN_IF_ERROR(weights.NextCore(pass.sizes, &layer_weights));
         pass.inputs = inputs.data(), pass.masks = masks.data(), pass.h0 = h0, pass.c0 = c0;
         pass.outputs = output, pass.h = h, pass.c = c;
-        TF_RETURN_IF_ERROR(LaunchForward(threads_, of_core, pass));
+        TF_RETURN_IF_ERROR(LaunchForward(threads_, layer_weights, pass));
         CopyColumns(batch, units, h, units, arrays.new_h + column, state);
         CopyColumns(batch, units, c, units, arrays.new_c + column, state);
       }
@@ -232,7 +232,7 @@ class Network {
     return absl::OkStatus();
   }
 
-  // As Categorical of distributions.py.
+  // Like Categorical in distributions.py.
   static void SampleCategorical(const RlLnlstmArrays& arrays, const Rows& logits) {
     const int64_t size = logits.columns();
     for (int64_t i = 0; i < arrays.batch; ++i) {
@@ -252,7 +252,7 @@ class Network {
     }
   }
 
-  // As DiagonalGaussian of distributions.py.
+  // Like DiagonalGaussian in distributions.py.
   static void SampleGaussian(const RlLnlstmArrays& arrays, const Rows& mean, const float* log_std) {
     constexpr float kHalfLogTwoPi = 0.918938533f;
     const int64_t size = mean.columns();
@@ -273,14 +273,15 @@ class Network {
   ThreadPool* threads_;
 };
 
-// Makes a network, and gives its address to those who call rl_lnlstm_act.
+// Makes a network, and returns its address for calls of rl_lnlstm_act.
 class NetworkOp : public OpKernel {
  public:
   explicit NetworkOp(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("observation_size", &design_.observation_size));
     OP_REQUIRES_OK(context, context->GetAttr("units", &design_.units));
-    OP_REQUIRES_OK(context, context->GetAttr("cores", &design_.cores));
-    OP_REQUIRES(context, design_.cores == 1 || design_.cores == 2, InvalidArgument("cores must be 1 or 2"));
+    OP_REQUIRES_OK(context, context->GetAttr("lstm_layers", &design_.lstm_layers));
+    OP_REQUIRES(context, design_.lstm_layers == 1 || design_.lstm_layers == 2,
+                InvalidArgument("lstm_layers must be 1 or 2"));
     OP_REQUIRES_OK(context, context->GetAttr("normalized", &design_.normalized));
     OP_REQUIRES_OK(context, context->GetAttr("clip", &design_.clip));
     OP_REQUIRES_OK(context, context->GetAttr("epsilon", &design_.epsilon));
@@ -322,15 +323,15 @@ class NetworkOp : public OpKernel {
 
 }  // namespace
 
-// `weights` are the variables: mean and variance of the observations if `normalized`; kernel and bias of each layer of
-// the encoder; the seven of each core; kernel and bias of the actor's layers, then of the critic's; the action head's
-// kernel and bias, and log_std unless actions are numbered; the value head's kernel and bias.
+// The order of `weights`: mean and variance of observations, if `normalized`; kernel and bias of each encoder layer;
+// the seven weights of each LSTM layer; kernels and biases of the actor's layers, then of the critic's; kernel and bias
+// of the action head; log_std, unless actions are Discrete; kernel and bias of the value head.
 REGISTER_OP("RlLnlstm>Network")
     .Input("weights: count * resource")
     .Attr("count: int >= 1")
     .Attr("observation_size: int")
     .Attr("units: int >= 1")
-    .Attr("cores: int")
+    .Attr("lstm_layers: int")
     .Attr("normalized: bool")
     .Attr("clip: float")
     .Attr("epsilon: float")
@@ -344,7 +345,7 @@ REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Network").Device(tensorflow::DEVICE_CPU),
 
 }  // namespace rl_lnlstm
 
-// Returns 0, or writes what went wrong to `message`.
+// Returns 0. If there is an error, returns 1 and writes the error to `message`.
 extern "C" int rl_lnlstm_act(const void* network, const RlLnlstmArrays* arrays, char* message, int64_t message_size) {
   const absl::Status status = static_cast<const rl_lnlstm::Network*>(network)->Act(*arrays);
   if (status.ok()) return 0;

@@ -1,7 +1,8 @@
-// What the operation (op.cc) asks of the vector code (core.inc), which is compiled once for each instruction set.
-//
-// All arrays are float32 and row-major. Private ones are padded: each of the four gates to `width` columns, the units
-// rounded up to a multiple of 16, so that no loop over units has a remainder. Padding is zero where it is read.
+// The interface between the operations (op.cc) and the vector code (core.inc), which is compiled for each instruction
+// set.
+// All arrays are float32 and row-major. Private arrays are padded: each of the four gates has `width` columns, which is
+// the number of units rounded up to a multiple of 16. So loops over units have no remainder. Padding that is read is
+// zero.
 #ifndef RL_LNLSTM_KERNEL_CORE_H_
 #define RL_LNLSTM_KERNEL_CORE_H_
 
@@ -10,42 +11,42 @@
 namespace rl_lnlstm {
 
 constexpr int64_t kPad = 16;      // the widest vector
-constexpr int64_t kPanel = 32;    // what a packed matrix is padded to: the widest panel
+constexpr int64_t kPanel = 32;    // packed matrices are padded to multiples of the widest panel
 constexpr float kEpsilon = 1e-5f;
 
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 struct Sizes {
   int64_t time, batch, features, units;
-  bool time_major;  // else batch before time: all that has a row for each step is laid out as the inputs are
-  int64_t width() const { return RoundUp(units, kPad); }  // of a padded gate, or of a padded state
+  bool time_major;  // otherwise batch before time; all arrays with a row for each step
+  int64_t width() const { return RoundUp(units, kPad); }  // of a padded gate or state
   int64_t steps() const { return time * batch; }
   int64_t step(int64_t t, int64_t row) const { return time_major ? t * batch + row : row * time + t; }
 };
 
-// Gains and biases, padded: four gates, or one state, wide.
+// Padded gains and biases, with the width of four gates or of one state.
 struct Gains {
   const float *kernel_gamma, *recurrent_gamma, *bias;  // [4 * width]
   const float *cell_gamma, *cell_beta;                 // [width]
   const float* valid;                                  // [width], 1 for a unit, 0 for padding
 };
 
-// A matrix in panels of columns: packed, its panels one after the other, or as it is, if it needs no padding.
+// A matrix in panels of columns. Packed panels follow one another. A matrix that needs no padding may stay unpacked.
 struct Matrix {
   const float* data;
-  int64_t row, panel;  // from a row to the next, and from a panel to the next
+  int64_t row, panel;  // distance between rows, and between panels
 };
 
 struct Forward {
   Sizes sizes;
   const float *inputs, *masks, *h0, *c0;  // [steps, features], [steps] or null, [batch, units] each
   Matrix kernel, recurrent_kernel;
-  bool centred;  // those are: their products need not be
+  bool centred;  // the kernels are centred, so their products need not be
   Gains gains;
   float *outputs, *h, *c;  // [steps, units], [batch, units] each
-  // What the backward pass needs; all null when there will be none.
+  // Residuals for the backward pass; all null if there will be none.
   float *x_hat, *x_scale;  // [steps, 4 * width], [steps]
-  float* gates;            // [steps, 4 * width]: i, f, o and u
+  float* gates;            // [steps, 4 * width]: i, f, o and g
   float* cells;            // [steps, width]
   float *r_scale, *c_scale;  // [steps]
 };
@@ -56,16 +57,16 @@ struct Backward {
   Matrix recurrent_kernel_t;  // [4 * width, width]: transpose(recurrent_kernel * recurrent_gamma)
   Matrix gram;                // [units, width]: recurrent_kernel @ transpose(recurrent_kernel)
   Gains gains;
-  const float *outputs, *x_hat, *x_scale, *gates, *cells, *r_scale, *c_scale;  // of the forward pass
+  const float *outputs, *x_hat, *x_scale, *gates, *cells, *r_scale, *c_scale;  // residuals of the forward pass
   const float *d_outputs, *d_h, *d_c;
-  float* d_product;   // [steps, 4 * width], of inputs @ kernel; may be x_hat's memory
-  float* d_gain;      // [steps, 4 * width], d_z * r_scale; may be that of the gates
+  float* d_product;   // [steps, 4 * width], of inputs @ kernel; may share x_hat's memory
+  float* d_gain;      // [steps, 4 * width], d_z * r_scale; may share the gates' memory
   float* entering_h;  // [steps, width], after the mask
-  float* along_h;     // [steps, width], entering_h times how much of the gradient of h @ recurrent_kernel is along it
+  float* along_h;     // [steps, width], entering_h times the part of the gradient of h @ recurrent_kernel along it
   float *d_h0, *d_c0;
 };
 
-// Sums over the rows of a call, padded: [4 * width] twice, [width] twice.
+// Padded sums over the rows of a call: [4 * width] twice, [width] twice.
 struct Sums {
   float *bias, *kernel_gamma, *cell_gamma, *cell_beta;
 };
@@ -79,14 +80,14 @@ struct Dense {
   Activation activation;
 };
 
-// The functions of one instruction set. Rows are those of the batch, from `begin` to `end`.
+// The functions for one instruction set. Rows are rows of the batch, from `begin` to `end`.
 struct Core {
   const char* name;
   int64_t panel;  // columns of a packed panel
-  int64_t (*scratch)(const Sizes&, int64_t rows);  // floats that forward and backward want, 64-byte aligned
+  int64_t (*scratch)(const Sizes&, int64_t rows);  // floats that forward and backward need, 64-byte aligned
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
   void (*backward)(const Backward&, int64_t begin, int64_t end, const Sums&, float* scratch);
-  // From rows of `x_row` floats to rows of `y_row`, which have room for the outputs rounded up to kPad.
+  // Reads rows of `x_row` floats, and writes rows of `y_row` floats with room for the outputs rounded up to kPad.
   void (*dense)(const Dense&, int64_t rows, const float* x, int64_t x_row, float* y, int64_t y_row);
 };
 
@@ -96,7 +97,7 @@ extern const Core kAvx2;
 extern const Core kAvx512;
 #endif
 
-// A matrix packed for Core: panels of `panel` columns, in each of which the rows follow one another.
+// A matrix packed for Core, in panels of `panel` columns. In each panel the rows follow one another.
 inline int64_t PackedSize(int64_t rows, int64_t columns) { return rows * RoundUp(columns, kPanel); }
 
 }  // namespace rl_lnlstm

@@ -19,8 +19,8 @@ using tensorflow::errors::InvalidArgument;
 
 namespace {
 
-constexpr double kWorkOfAThread = 4e6;         // multiplications, some 50 us: to wake a thread takes as long
-constexpr int64_t kRowsNotWorthPacking = 64;   // acting: the matrices are used as they are, and products centred
+constexpr double kWorkOfAThread = 4e6;         // multiplications, about 50 us, as long as waking a thread takes
+constexpr int64_t kRowsNotWorthPacking = 64;   // for acting: matrices stay unpacked, products are centred
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
   std::memset(padded, 0, parts * width * sizeof(float));
@@ -29,7 +29,7 @@ void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float
 }
 
 float Mean(const float* row, int64_t size) {
-  constexpr int64_t kSums = 8;  // several at a time, or each addition would wait for the one before
+  constexpr int64_t kSums = 8;  // independent sums, so that additions do not wait for each other
   double sums[kSums] = {};
   int64_t j = 0;
   for (; j + kSums <= size; j += kSums)
@@ -44,7 +44,7 @@ float Mean(const float* row, int64_t size) {
 
 const Core& ChooseCore() {
   static const Core* const core = [] {
-    const char* wanted = std::getenv("RL_LNLSTM_ISA");  // for tests: what this machine would not choose
+    const char* wanted = std::getenv("RL_LNLSTM_ISA");  // for tests of other instruction sets
     const std::string name = wanted == nullptr ? "" : wanted;
 #ifdef RL_LNLSTM_X86
     __builtin_cpu_init();
@@ -159,8 +159,8 @@ Blocks::Blocks(ThreadPool* threads, const Sizes& sizes) : threads_(threads), bat
   if (size_ > 0) count_ = (batch_ + size_ - 1) / size_;
 }
 
-// Whoever is free takes the next block, the caller as well: it never waits for a thread that has not begun, or two callers
-// that are threads of the pool themselves, as under XLA, would wait for each other.
+// Free threads take the next block, and so does the caller. The caller never waits for a thread that has not started.
+// Otherwise two callers that are threads of the pool themselves, as under XLA, could wait for each other.
 void Blocks::Run(const std::function<void(int64_t, int64_t, int64_t)>& work) const {
   struct Progress {
     std::atomic<int64_t> next{0};
@@ -168,7 +168,7 @@ void Blocks::Run(const std::function<void(int64_t, int64_t, int64_t)>& work) con
     std::condition_variable changed;
     int64_t done = 0;
   };
-  const auto progress = std::make_shared<Progress>();  // a thread may come when all is done, and the caller gone
+  const auto progress = std::make_shared<Progress>();  // shared: a thread may start after the caller has returned
   const auto take = [progress, work = &work, count = count_, size = size_, batch = batch_] {
     for (int64_t i; (i = progress->next++) < count;) {
       (*work)(i, i * size, std::min(batch, (i + 1) * size));

@@ -1,5 +1,5 @@
-// How the vector code is run on TensorFlow's side: shapes checked, matrices packed, gains padded, and the batch's rows
-// divided among TensorFlow's own threads.
+// Runs the vector code: checks shapes, packs matrices, pads gains, and divides the rows of the batch among TensorFlow's
+// threads.
 #ifndef RL_LNLSTM_KERNEL_LAUNCH_H_
 #define RL_LNLSTM_KERNEL_LAUNCH_H_
 
@@ -13,7 +13,7 @@
 
 namespace rl_lnlstm {
 
-// That of the best instruction set which this machine has.
+// The functions for the best instruction set of this machine.
 const Core& ChooseCore();
 
 inline float* Data(tensorflow::Tensor& tensor) { return tensor.flat<float>().data(); }
@@ -21,19 +21,19 @@ inline const float* Data(const tensorflow::Tensor& tensor) { return tensor.flat<
 
 tensorflow::TensorShape Shape(std::initializer_list<int64_t> sizes);
 
-// An error that names the tensor, unless it has the shape.
+// Returns an error that names the tensor, unless it has the shape.
 absl::Status ExpectShape(const char* name, const tensorflow::Tensor& tensor, const tensorflow::TensorShape& shape);
 
-// The input of that name, if it has the shape.
+// Gets an input by its name, and checks its shape.
 absl::Status Expect(tensorflow::OpKernelContext* context, const char* name, const tensorflow::TensorShape& shape,
                     const float** data);
 
 using ThreadPool = tensorflow::thread::ThreadPool;
 
-// TensorFlow's own, for the work within an operation.
+// TensorFlow's threads for the work within an operation.
 ThreadPool* Threads(tensorflow::OpKernelContext* context);
 
-// A temporary array, aligned to the cache's lines.
+// A temporary array, aligned to cache lines.
 class Buffer {
  public:
   absl::Status Allocate(int64_t size);
@@ -46,7 +46,7 @@ class Buffer {
   std::unique_ptr<float, Free> data_;
 };
 
-// The layer's weights, as it has them.
+// The weights of the layer, neither packed nor padded.
 struct Weights {
   const float *kernel, *recurrent_kernel;                 // [features, 4 * units], [units, 4 * units]
   const float *kernel_gamma, *recurrent_gamma, *bias;     // [4 * units]
@@ -63,19 +63,19 @@ class PaddedGains {
   Gains gains_;
 };
 
-// Packs [rows, parts * count], each part padded to `width` columns, into panels of `panel` columns. If `centred`, each
-// row of all parts is made to have a mean of zero.
+// Packs [rows, parts * count] into panels of `panel` columns, with each part padded to `width` columns. If `centred`,
+// subtracts the mean of each row over all parts.
 Matrix Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int64_t width, int64_t panel, bool centred,
             float* packed);
 
-// The same of transpose(matrix, centred, * gain), where `matrix` is [units, 4 * units]: [4 * width, width].
+// Packs the transpose of a centred `matrix` [units, 4 * units] times `gain`, as [4 * width, width].
 Matrix PackTransposed(const float* matrix, const float* gain, int64_t units, int64_t width, int64_t panel,
                       float* packed);
 
-// From parts that are padded to `width` columns to those of `count`.
+// Removes the padding of parts: from `width` columns to `count`.
 void Unpad(const float* padded, int64_t parts, int64_t count, int64_t width, float* values);
 
-// Divides the batch into blocks of rows, as many as threads pay for.
+// Divides the batch into blocks of rows, one for each thread that is worth waking.
 class Blocks {
  public:
   Blocks(ThreadPool* threads, const Sizes& sizes);
@@ -83,7 +83,7 @@ class Blocks {
   int64_t count() const { return count_; }
   int64_t size() const { return size_; }
 
-  // Runs `work(index, begin, end)` for each.
+  // Runs `work(index, begin, end)` for each block.
   void Run(const std::function<void(int64_t, int64_t, int64_t)>& work) const;
 
  private:
@@ -91,11 +91,11 @@ class Blocks {
   int64_t batch_, count_, size_;
 };
 
-// Runs the forward pass that `pass` describes, but for the matrices and gains, which are made from `weights`.
+// Runs the forward pass that `pass` describes. The matrices and gains in it are made from `weights`.
 absl::Status LaunchForward(ThreadPool* threads, const Weights& weights, Forward pass);
 
-// The same backward. `gram` is recurrent_kernel @ transpose(recurrent_kernel), of the centred one, and `gradients` are
-// those of the gains and biases, not padded.
+// Runs the backward pass. `gram` is recurrent_kernel @ transpose(recurrent_kernel), with the kernel centred.
+// `gradients` receives the gradients of gains and biases, without padding.
 absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, const float* gram, Backward pass,
                             const Sums& gradients);
 

@@ -19,7 +19,7 @@ using tensorflow::errors::InvalidArgument;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 
-// The layer's weights, by their names. Those that an operation does not have are left null.
+// Gets the layer's weights by their names. Weights that an operation does not have stay null.
 absl::Status ReadWeights(OpKernelContext* context, const Sizes& sizes, Weights* weights) {
   const int64_t units = sizes.units;
   for (const auto& [name, shape, data] :
@@ -128,7 +128,7 @@ class BackwardOp : public OpKernel {
     OP_REQUIRES_OK(context, Expect(context, "d_h", Shape({batch, units}), &b.d_h));
     OP_REQUIRES_OK(context, Expect(context, "d_c", Shape({batch, units}), &b.d_c));
 
-    // In place of what they come from, if nobody else wants that: two arrays of this size less in memory.
+    // Write over the inputs if nothing else uses them, which saves two arrays of this size.
     const auto forwarded = [&](const char* input, int output, const TensorShape& shape, float** data) {
       int index, end;
       TF_RETURN_IF_ERROR(InputRange(input, &index, &end));
@@ -229,7 +229,7 @@ REGISTER_OP("RlLnlstm>Forward")
     .Output("c_scale: float")
     .SetShapeFn(ForwardShapes);
 
-// Its gradient, up to the matrix products over all steps.
+// The gradient of the sequence, except for the matrix products over all steps.
 REGISTER_OP("RlLnlstm>Backward")
     .Input("masks: float")             // 0
     .Input("h0: float")

@@ -1,4 +1,4 @@
-// All that needs TensorFlow's headers but XLA's part, as one unit: to compile these takes longer than all that follows.
+// Everything that needs TensorFlow's headers, except for XLA, as one unit, because compiling the headers takes longest.
 #include "act.cc"
 #include "launch.cc"
 #include "op.cc"

@@ -1,4 +1,4 @@
-// The layer's operations under XLA on CPUs, where they become custom calls: XLA compiles for sizes that are known.
+// The layer's operations under XLA on CPUs. They become custom calls for known sizes.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include "launch.h"
 #include "xla/hlo/builder/xla_builder.h"
 
-// Two headers that xla_op_kernel.h includes only for these names would double the time to compile.
+// xla_op_kernel.h includes two headers only for these names. They would double the time to compile.
 #define TENSORFLOW_COMPILER_TF2XLA_XLA_COMPILER_H_
 #define XLA_CLIENT_CLIENT_H_
 namespace tensorflow {
@@ -30,10 +30,10 @@ struct XlaCustomCallStatus_;
 namespace rl_lnlstm {
 namespace {
 
-// XLA gives a custom call no threads: these are those that RlLnlstm>UseThreads found.
+// XLA gives custom calls no threads, so they use the threads that RlLnlstm>UseThreads found.
 ThreadPool* threads = nullptr;
 
-// Names TensorFlow's threads to the custom calls of this process; returns their number.
+// Passes TensorFlow's threads to the custom calls of this process. Returns their number.
 class UseThreadsOp : public tensorflow::OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -60,7 +60,7 @@ std::string Text(const Call& call) {
   return text;
 }
 
-// From what `Text` writes.
+// Parses what `Text` writes.
 Call Parse(const char* text, size_t size) {
   long long time, batch, features, units;
   int time_major;
@@ -71,12 +71,12 @@ Call Parse(const char* text, size_t size) {
   return call;
 }
 
-// There is no way to return an error.
+// A custom call cannot return an error.
 void NanUnless(const absl::Status& status, float* data, int64_t size) {
   if (!status.ok()) std::fill(data, data + size, NAN);
 }
 
-// Inputs and outputs are those of RlLnlstm>Forward, and below of RlLnlstm>Backward.
+// Inputs and outputs are the same as for RlLnlstm>Forward, and below for RlLnlstm>Backward.
 void CallForward(void* out, const void** in, const char* text, size_t size, XlaCustomCallStatus_*) {
   const Call call = Parse(text, size);
   const auto input = [&](int i) { return static_cast<const float*>(in[i]); };
@@ -112,7 +112,7 @@ using tensorflow::TensorShape;
 using tensorflow::XlaOpKernelContext;
 using tensorflow::errors::InvalidArgument;
 
-// What the compiled function calls in the operation's place. `shapes` are those of the inputs and of the outputs.
+// Adds the custom call that replaces the operation. `shapes` are the shapes of inputs and outputs.
 void Emit(XlaOpKernelContext* context, const char* target, const Call& call, const std::vector<TensorShape>& in,
           const std::vector<TensorShape>& out) {
   std::vector<xla::XlaOp> operands;
@@ -193,7 +193,7 @@ class XlaBackwardOp : public tensorflow::XlaOpKernel {
 
 }  // namespace
 
-// Not by REGISTER_XLA_OP, of which TensorFlow takes notice only until it first uses XLA.
+// Do not use REGISTER_XLA_OP: TensorFlow notices it only before the first use of XLA.
 REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Forward").Device(tensorflow::DEVICE_CPU_XLA_JIT), XlaForwardOp);
 REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Backward").Device(tensorflow::DEVICE_CPU_XLA_JIT), XlaBackwardOp);
 
