@@ -42,7 +42,10 @@ def checked_masks(masks: Any, space: gym.Space, batch_size: int) -> np.ndarray:
     sizes = mask_sizes(space)
     if sizes is None:
         raise UserError(f"action_masks are for {KINDS}, got {space}")
-    masks, shape = np.asarray(masks, bool), (batch_size, int(sizes.sum()))
+    try:
+        masks, shape = _as_bools(masks), (batch_size, int(sizes.sum()))
+    except Fault as fault:
+        raise UserError(f"action_masks: {fault}") from fault
     if isinstance(space, gym.spaces.MultiBinary) and masks.shape == (batch_size, len(sizes), 2):
         masks = masks.reshape(shape)
     if masks.shape != shape:
@@ -59,16 +62,34 @@ def flat_mask(mask: Any, sizes: np.ndarray) -> np.ndarray:
     component, as for `MultiDiscrete.sample`.
 
     Raises:
-        Fault: the shape is wrong.
+        Fault: the shape is wrong, or it holds other values than true and false.
     """
     if isinstance(mask, tuple):
         mask = np.concatenate([np.ravel(part) for part in mask])
-    array = np.asarray(mask)
+    array = _as_bools(mask)
     if array.shape == (len(sizes), sizes[0]) and (sizes == sizes[0]).all():
         array = array.ravel()
     if array.shape != (size := int(sizes.sum()),):
         raise Fault(f"gave an action mask of shape {list(array.shape)}, expected [{size}]", lasting=True)
-    return array.astype(bool)
+    return array
+
+
+def _as_bools(mask: Any) -> np.ndarray:
+    """A new bool array of a mask of bools, or of the numbers 0 and 1.
+
+    Other numbers may mean anything: in additive masks, 0 stands for what is legal.
+
+    Raises:
+        Fault: it holds something else.
+    """
+    try:
+        array = np.asarray(mask)
+    except ValueError as error:  # of parts that have different shapes
+        raise Fault(f"gave {mask!r:.80} as an action mask, which is no array: {error}", lasting=True) from error
+    bools = array.astype(bool) if array.dtype.kind in "biuf" else np.zeros(array.shape, bool)
+    if array.dtype.kind not in "biuf" or not (array.dtype.kind == "b" or np.array_equal(bools, array)):
+        raise Fault(f"gave an action mask that holds other values than true and false: {array!r:.80}", lasting=True)
+    return bools
 
 
 class MaskEntry:
@@ -98,7 +119,7 @@ class MaskEntry:
         """Moves the entry from the observations to the infos, and returns the other observations."""
         others = dict(observations)
         mask = others.pop(self.key)
-        infos[KEY] = mask.reshape(len(mask), -1).astype(bool)
+        infos[KEY] = _as_bools(mask).reshape(len(mask), -1)
         infos.pop(f"_{KEY}", None)  # Gymnasium's marker of which environments have the key; here all have it
         return others
 
@@ -180,7 +201,10 @@ class ActionMasks:
 
     def _fill(self, masks: np.ndarray, given: Any, rows: np.ndarray) -> None:
         if isinstance(given, np.ndarray) and given.dtype != object and given.shape == masks.shape:
-            masks[rows] = given[rows]
+            try:
+                masks[rows] = _as_bools(given[rows])
+            except Fault as fault:
+                self._fail(rows, str(fault))
             return
         for index in np.flatnonzero(rows):
             try:

@@ -137,7 +137,7 @@ class GuardedVectorEnv(VectorWrapper):
         if faults or final_faults:
             result = self._survive(result, faults, final_faults)
         self._ended = result[2:4]
-        return (self._without_mask(result[0], infos), *result[1:])
+        return (self._without_mask(result[0], infos, "at step"), *result[1:])
 
     def _checked(self, answer: Any) -> Any:
         """Checks the result of `step`, and copies it to new arrays of the right shapes and dtypes."""
@@ -178,8 +178,11 @@ class GuardedVectorEnv(VectorWrapper):
                 raise
         return final
 
-    def _without_mask(self, observations: Any, infos: dict[str, Any]) -> Any:
-        return observations if self.mask_entry is None else self.mask_entry.moved(observations, infos)
+    def _without_mask(self, observations: Any, infos: dict[str, Any], when: str) -> Any:
+        try:
+            return observations if self.mask_entry is None else self.mask_entry.moved(observations, infos)
+        except Fault as fault:
+            self._raise_named(fault, when)
 
     def _survive(self, result: Any, faults: dict[int, Fault], final_faults: dict[int, Fault]) -> Any:
         """Replaces the environments that failed, and returns what `step` returns instead of `result`."""
@@ -213,7 +216,7 @@ class GuardedVectorEnv(VectorWrapper):
         for index, fault in sorted(self._faults(observations, infos).items()):
             observations = self._restart(index, fault, infos, "in the reset after step")
         self._ended = np.zeros((2, self.num_envs), bool)
-        return self._without_mask(observations, infos), infos
+        return self._without_mask(observations, infos, "in the reset after step"), infos
 
     def get_state(self) -> dict[str, Any]:
         """Returns the counters, for `set_state`. The environments themselves are in `take_snapshot`."""

@@ -105,7 +105,9 @@ class WorkerVectorEnv(AsyncVectorEnv):
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        if self._state is not AsyncState.DEFAULT:
+        pipes: list[Any] = self.parent_pipes
+        # Gymnasium notes its state after all commands were sent. Only the pipes show an interrupt before that.
+        if self._state is not AsyncState.DEFAULT or any(pipe.interrupted for pipe in pipes):
             self._resynchronise()
         super().reset_async(seed, options)
 
@@ -113,7 +115,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         """Clears the pipes after an interrupted call. Ends workers whose pipe may hold half a message."""
         pipes: list[Any] = self.parent_pipes
         for index, pipe in enumerate(pipes):
-            if not pipe.drained():
+            if not (pipe.drained() and pipe.alive):  # it is dead if this method was interrupted before
                 pipe.kill()
                 pipes[index], self.processes[index] = self._start(index)
         self._state = AsyncState.DEFAULT
@@ -190,8 +192,8 @@ class _WorkerPipe:
 
     def send(self, message: tuple[str, Any], seconds: float | None = None) -> None:
         """Sends a command. Its answer may take `seconds`, or as long as commands of its kind usually may."""
+        self._in_transfer = True  # first, so that nobody waits for an answer to a command that was never sent
         self.expect(message[0], seconds)
-        self._in_transfer = True
         with contextlib.suppress(OSError):  # the worker is dead; `recv` will notice
             self._connection.send(message)
         self._in_transfer = False
@@ -228,9 +230,19 @@ class _WorkerPipe:
         self.error = error
         return None, False
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt left it in the middle of a command."""
+        return self._in_transfer or self._awaited or not self._started
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a worker to talk to."""
+        return not self._connection.closed and self._process.is_alive()
+
     def drained(self) -> bool:
-        """Discards the answer to an interrupted command. Returns false if the pipe may hold half a message."""
-        if self._in_transfer:
+        """Discards the answer to an interrupted command. Returns false if the pipe may hold anything else."""
+        if self._in_transfer or not self._started:
             return False
         if self._awaited and not self._connection.closed:
             self.recv()
@@ -272,7 +284,7 @@ class _WorkerPipe:
     def _read(self) -> Any:
         self._in_transfer = True
         message = self._connection.recv()
-        self._in_transfer = self._awaited = False
+        self._awaited = self._in_transfer = False  # in this order, for an interrupt in between
         return message
 
 

@@ -26,6 +26,14 @@ StepFunction = Callable[..., tuple[Any, ...]]
 TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
 
 
+def number_of(episode_starts: Any) -> int:
+    """How many there are; raises `UserError` if they are not an array."""
+    try:
+        return len(episode_starts)
+    except TypeError as error:
+        raise UserError(f"episode_starts must have shape [batch], got {episode_starts!r:.40}") from error
+
+
 class Actor:
     """Steps a policy on NumPy arrays, and checks the arguments.
 
@@ -77,6 +85,12 @@ class Actor:
         if starts.shape != (size,):
             raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
         return starts
+
+    def check_observations(self, observations: Any, size: int) -> None:
+        """Raises `UserError` unless they are a batch of `size`."""
+        map_leaves(_check_shape, self._policy.observation_space, observations)
+        if (got := len(flatten(self._policy.observation_space, observations)[0])) != size:
+            raise UserError(f"observations must be as many as episode_starts, {size}, got {got}")
 
     def checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
         """Returns the action masks `[size, ...]` as bool, or None; raises `UserError` if their shape is wrong."""

@@ -15,7 +15,7 @@ from rl_lnlstm.config import PolicyOptions, make_policy_options, with_options
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
-from rl_lnlstm.policies.acting import Actor
+from rl_lnlstm.policies.acting import Actor, number_of
 from rl_lnlstm.policies.action_distribution import ActionDistribution
 from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
 from rl_lnlstm.policies.encoders import check_activation, running_statistics
@@ -152,12 +152,13 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
         """
-        noise = self.exploration.for_step(len(episode_starts))
+        noise = self.exploration.for_step(number_of(episode_starts))
         return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
         """The values `[batch]` of observations. Takes the arguments of `step`; the state does not change."""
-        return self._actor.act(observations, state, episode_starts, self.action_head.no_noise(len(episode_starts)))[1]
+        noise = self.action_head.no_noise(number_of(episode_starts))
+        return self._actor.act(observations, state, episode_starts, noise)[1]
 
     def predict(
         self,
@@ -192,7 +193,8 @@ class RecurrentPolicy(keras.layers.Layer):
         starts = starts.reshape(size)
         noise = self.action_head.no_noise(size) if deterministic else self.exploration.for_predict(size, rng, starts)
         if action_masks is not None and single:
-            action_masks = np.concatenate([np.ravel(part) for part in action_masks])[np.newaxis]
+            parts = action_masks if isinstance(action_masks, list | tuple) else [action_masks]
+            action_masks = np.concatenate([np.ravel(part) for part in parts])[np.newaxis]
         actions, _, _, new_state = self._actor.act(batch, state, starts, noise, action_masks)
         actions = self.clip_actions(actions)
         if single:
@@ -208,9 +210,10 @@ class RecurrentPolicy(keras.layers.Layer):
         self, observations: Any, state: Any, episode_starts: Any, action_masks: Any = None
     ) -> ActionDistribution:
         """The distribution from which `step` samples. Takes the arguments of `step`; the state does not change."""
-        size = len(episode_starts)
+        size = number_of(episode_starts)
         h, c, *kept = self._actor.checked_state(state, size)
         starts, masks = self._actor.checked_starts(episode_starts, size), self._actor.checked_masks(action_masks, size)
+        self._actor.check_observations(observations, size)
         observations = map_leaves(
             lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), self.observation_space, observations
         )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.envs.action_masks import checked_masks
+from rl_lnlstm.envs.checks import checked_observation, checked_parts, wrong_values
+from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.network import Outputs
 from rl_lnlstm.spaces import flatten, map_leaves
@@ -34,12 +38,17 @@ def evaluate_sequences(
     if state is None:
         state = policy.initial_state(int(shape[1]))
     h, c, *first = state
+    for name, part in {"h": h, "c": c}.items():
+        expected = [shape[1], policy.state_size]
+        if not tf.TensorShape(expected).is_compatible_with(got := tf.convert_to_tensor(part).shape):
+            raise UserError(f"state: {name} must have shape {expected}, got {got.as_list()}")
+    _check_actions(policy.action_space, actions)
     observations = map_leaves(lambda _, part: _swapped(part), policy.observation_space, observations)
     actions = map_leaves(lambda _, part: _swapped(part), policy.action_space, actions)
     actions = policy.action_head.to_distribution(actions)
     kept = policy.last_action_reward.sequence(first[0], actions, given.get("rewards")) if first else None
     starts = tf.cast(given["episode_starts"], tf.float32)
-    masks = None if action_masks is None else tf.cast(_swapped(action_masks), tf.bool)
+    masks = None if action_masks is None else _swapped(_masks(policy.action_space, action_masks))
     outputs, _ = policy._forward_sequences(observations, h, c, starts, kept, masks)
     results = _log_probs(outputs, actions), outputs.distribution.entropy(), outputs.values
     return tuple(tf.transpose(result) for result in results)
@@ -58,6 +67,30 @@ def _log_probs(outputs: Outputs, actions: Any) -> Any:
         t, row = map(int, illegal[0])
         raise UserError(f"actions[{row}, {t}] is illegal by its action mask: its probability is 0")
     return log_probs
+
+
+def _check_actions(space: gym.Space, actions: Any) -> None:
+    """Outside of a graph, raises `UserError` for actions that are not of the space: no log-probability is theirs."""
+    if not tf.executing_eagerly():
+        return
+    actions = map_leaves(lambda _, part: np.asarray(part), space, actions)
+    batch = flatten(space, actions)[0].shape[:2]
+    try:
+        actions = checked_observation(space, actions, batch, "actions")
+    except Fault as fault:
+        raise UserError(str(fault).removeprefix("returned ")) from fault
+    for wrong in wrong_values(list(checked_parts(space)), actions).values():
+        raise UserError(str(wrong).replace("returned ", "actions: got ").replace("in observation", "at "))
+
+
+def _masks(space: gym.Space, action_masks: Any) -> tf.Tensor:
+    """Masks `[batch, time, size]` as bool."""
+    masks = tf.convert_to_tensor(action_masks)
+    if tf.executing_eagerly():
+        rows = masks.shape[0] * masks.shape[1]
+        checked = checked_masks(np.reshape(masks, (rows, *masks.shape[2:])), space, rows)
+        return tf.reshape(checked, [*masks.shape[:2], checked.shape[-1]])
+    return tf.cast(masks, tf.bool)
 
 
 def _swapped(sequence: Any) -> Any:

@@ -101,7 +101,7 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
     sizes: list[int | None] = []
 
     def batch(leaf: gym.Space, part: Any) -> np.ndarray:
-        array, shape = np.asarray(part), leaf.shape or ()
+        array, shape = _observed(part, leaf), leaf.shape or ()
         if array.shape == shape:
             sizes.append(None)
             array = array[np.newaxis]
@@ -121,6 +121,19 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
     if len(set(sizes)) > 1:
         raise UserError(f"observation: all parts must have the same batch size, got {sizes} (None: no batch axis)")
     return batched, sizes[0]
+
+
+def _observed(part: Any, leaf: gym.Space) -> np.ndarray:
+    """A part of an observation as an array. Fractions that integers cannot hold are an error, and not cut off."""
+    try:
+        array = np.asarray(part)
+    except ValueError as error:  # of parts that have different shapes
+        raise UserError(f"observation must be an array of {leaf}, got {part!r:.80}: {error}") from error
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(leaf.dtype).kind != "f"):
+        got = {"O": "objects", "U": "text", "S": "text"}.get(array.dtype.kind, str(array.dtype))
+        if array.shape:
+            raise UserError(f"observation must be of {np.dtype(leaf.dtype)}, got {got} for {leaf}")
+    return array
 
 
 def is_categorical(space: gym.Space) -> TypeGuard[gym.spaces.Discrete | gym.spaces.MultiDiscrete]:

@@ -473,3 +473,29 @@ def test_components_masks_may_come_as_a_tuple():
     infos = {"action_mask": given, "_action_mask": np.ones(2, bool)}
     masks = ActionMasks.find(envs, infos).read((infos, np.ones(2, bool)))
     np.testing.assert_array_equal(masks, whole)
+
+
+@pytest.mark.parametrize("mask", [np.array([0.0, -np.inf, 0.0]), [0, 1, 2], ["1", "0", "1"], [[1], [1, 0]]])
+def test_a_mask_of_other_values_than_true_and_false_is_refused(mask):
+    """A mask that is added to logits has 0 where an action is legal."""
+
+    class Tells(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {"action_mask": mask}
+
+    with pytest.raises(EnvironmentFailure, match="action mask"):
+        Stepper(make_vec(Tells, 2), 0)
+
+
+def test_an_entry_of_the_observation_that_is_no_mask_is_refused():
+    class Adds(gym.Env):
+        observation_space = gym.spaces.Dict(seen=gym.spaces.Box(-1, 1, (1,)), action_mask=gym.spaces.Box(-1e9, 0, (2,)))
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return {"seen": np.zeros(1, np.float32), "action_mask": np.array([0, -1e9], np.float32)}, {}
+
+    with pytest.raises(EnvironmentFailure, match="Adds gave an action mask that holds other values"):
+        Stepper(make_vec(Adds, 2, mask_key="action_mask"), 0)

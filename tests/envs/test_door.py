@@ -319,6 +319,29 @@ def test_after_ctrl_c_in_the_middle_of_a_step_episodes_are_whole(vectorization, 
         envs.reset(seed=0)
 
 
+@MODES
+@pytest.mark.parametrize("half", ["send", "expect", "_read", "recv"])
+def test_after_ctrl_c_between_two_workers_episodes_are_whole(half, mode, monkeypatch):
+    """One worker was sent its command, or has answered, and another one not."""
+    with contextlib.closing(make_vec(Told, 2, vectorization="async", autoreset_mode=mode)) as envs:
+        stepper = Stepper(envs, 0)
+        stepper.step(np.zeros(2, int))
+        pipe = envs.unwrapped.parent_pipes[0]
+        method = getattr(pipe, half)
+
+        def interrupted(*arguments):
+            method(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipe, half, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stepper.step(np.zeros(2, int))
+        monkeypatch.undo()
+        lengths = [episode.length for episode in episodes_of([stepper.step(np.zeros(2, int)) for _ in range(10)])]
+        assert set(lengths) == {4}
+        assert envs.failures == 0
+
+
 def test_environments_that_are_borrowed_stay_open():
     envs = SyncVectorEnv([Told] * 2)
     guard = make_vec(envs)

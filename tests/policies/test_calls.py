@@ -185,3 +185,50 @@ def test_predict_holds_the_noise_of_gsde():
     np.testing.assert_array_equal((other != one).any(1), [True, False, False])
     for part, again in zip([one, same, other], episode([np.random.default_rng(i) for i in range(3)]), strict=True):
         np.testing.assert_array_equal(part, again)
+
+
+def test_what_is_no_array_of_the_right_kind_is_named():
+    policy, four = policy_for(), observations_of(4)
+    images = MlpLnLstmPolicy(spaces.Box(0, 255, (3,), np.uint8), DISCRETE, **SMALL)
+    for call, message in {
+        lambda: policy.predict((four[0], {})): "observation must be an array of",
+        lambda: policy.predict(["a", "b", "c"]): "observation must be of float32, got text",
+        lambda: images.predict(np.full(3, 0.5)): "observation must be of uint8, got float64",
+        lambda: policy.predict(four[0], action_masks=True): "action_masks must have shape",
+        lambda: policy.predict(four[0], action_masks=[0.0, -np.inf, 0.0, 0.0]): "action_masks: .* other values",
+        lambda: policy.step(four, None, True): r"episode_starts must have shape \[batch\], got True",
+        lambda: policy.distribution(four, None, True): r"episode_starts must have shape \[batch\], got True",
+        lambda: policy.distribution(four[0], None, [True]): "observations must have shape",
+        lambda: policy.distribution(four, None, [True]): "observations must be as many as episode_starts, 1, got 4",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "message"),
+    [
+        (DISCRETE, np.full((1, 4), 0.5), "actions of float64, expected int64"),
+        (DISCRETE, np.full((1, 4), 4), r"actions: got 4 at .*, expected 0\.\.3"),
+        (spaces.MultiDiscrete([2, 3]), np.full((1, 4, 2), 2), "actions: got 2 at"),
+        (spaces.MultiBinary(2), np.full((1, 4, 2), 2), "actions: got 2 at"),
+        (BOX, np.full((1, 4, 3), np.nan), "actions: got nan at"),
+        (BOX, np.zeros((1, 4, 1)), r"actions of shape \[1, 4, 1\], expected \[1, 4, 3\]"),
+    ],
+    ids=["fractions", "beyond", "multi-discrete", "multi-binary", "nan", "shape"],
+)
+def test_evaluate_actions_names_actions_that_are_none(space, actions, message):
+    policy = policy_for(space)
+    with pytest.raises(UserError, match=message):
+        policy.evaluate_actions(observations_of(1, 4), actions, None, np.zeros((1, 4)))
+
+
+def test_evaluate_actions_names_masks_and_states_that_do_not_fit():
+    policy, given = policy_for(), (observations_of(1, 4), np.zeros((1, 4), int))
+    for state, masks, message in [
+        (None, np.ones((1, 4, 3)), "action_masks must have shape"),
+        (None, np.zeros((1, 4, 4)), "action_masks must allow at least"),
+        (policy.initial_state(2), None, "state: h must have shape"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            policy.evaluate_actions(*given, state, np.zeros((1, 4)), action_masks=masks)
