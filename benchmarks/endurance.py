@@ -125,7 +125,7 @@ def main(options: Options) -> None:
         before, after = apart(memory, vectorization, options.warm_up, options.iterations)
         rows.append([vectorization, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"])
     memory_table = Table(
-        f"Memory in MiB over {options.iterations:,} iterations, the first {options.warm_up} aside",
+        f"Memory in MiB over {options.iterations:,} iterations, after the first {options.warm_up}",
         ["environments", "before", "after", "difference"],
         rows,
     )

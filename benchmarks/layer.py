@@ -445,7 +445,7 @@ def threads_and_rate(size: Size, rounds: int, wait: Patience) -> Table:
         "training step",
         "of that rate",
     ]
-    return Table(f"Threads, and the part of the machine's matmul rate, {size}", columns, rows)
+    return Table(f"Threads, and the fraction of the machine's matmul rate, {size}", columns, rows)
 
 
 @dataclasses.dataclass

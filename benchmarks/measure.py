@@ -132,7 +132,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of_bars(cls, bars: Iterable[Bar]) -> Table:
-        return cls("Against the bars", ["what", "ratio", "bar", "met"], [bar.row() for bar in bars])
+        return cls("Compared with the targets", ["what", "ratio", "target", "met"], [bar.row() for bar in bars])
 
     def print(self) -> None:
         table = rich.table.Table(title=self.title, title_justify="left")

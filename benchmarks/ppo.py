@@ -313,7 +313,7 @@ def many_environments(options: Options, wide: list[Rates], few: list[Rates]) -> 
     ratio = statistics.median(a.steady / b.steady for a, b in zip(wide, few, strict=True))
     row = [f"{statistics.median(getattr(run, field) for run in wide):,.3g}" for field in Rates._fields]
     table = Table(
-        f"The same of ours with {MANY_ENVS} environments",
+        f"rl-lnlstm with {MANY_ENVS} environments",
         ["", "frames/s", "frames/s with start-up", "rollout, s", "update, s"],
         [[OURS, *row]],
     )

@@ -35,7 +35,7 @@ class Weights(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Everything the layer computes from. `masks` is `None` or float64 of zeros and ones."""
+    """The inputs of a layer. `masks` is `None` or float64 of zeros and ones."""
 
     weights: Weights
     xs: np.ndarray  # [batch, time, features]
@@ -84,7 +84,7 @@ def reset_masks(rng: np.random.Generator, batch: int, time: int, pattern: str) -
 
 
 def set_weights(layer: Any, weights: Weights) -> Any:
-    """Build a layer for these weights, give it them, and return it."""
+    """Builds a layer with these weights, and returns it."""
     layer.build((None, None, weights.kernel.shape[0]))
     layer.set_weights(list(weights))
     return layer

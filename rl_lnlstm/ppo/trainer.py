@@ -132,9 +132,8 @@ class Trainer(Agent):
     def save_checkpoint(self, path: str | os.PathLike, env_snapshot: bool = True) -> None:
         """Writes everything that training depends on to the folder `path`, for `load_checkpoint`.
 
-        Call it between iterations: in a callback of `learn`, or after `learn`. Writing is atomic: the folder holds
-        either the complete new checkpoint or the old one. Environments that cannot be pickled are left out; a
-        `RunWarning` names them.
+        Call it between iterations: in a callback of `learn`, or after `learn`. Writing is atomic: the folder never
+        holds a partial checkpoint. A `RunWarning` names environments that are left out because they cannot be pickled.
 
         Args:
             path: the folder, which is replaced if it exists.
@@ -179,9 +178,8 @@ class Trainer(Agent):
     ) -> None:
         """Continues from a checkpoint of a trainer with the same options; call `learn()` next.
 
-        If the checkpoint holds the environments, training continues exactly as if it had never been interrupted.
-        Otherwise, or if this trainer has another number of environments, new episodes begin, and a `RunWarning` says
-        so.
+        If the checkpoint holds the environments, training continues as if it had never been interrupted. Otherwise, or
+        if `num_envs` differs, new episodes begin, and a `RunWarning` says so.
 
         Args:
             checkpoint: the folder that `save_checkpoint` wrote, or the `TrainingState` read from it.

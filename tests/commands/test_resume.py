@@ -65,7 +65,7 @@ def wait_for(condition, process):
 
 
 def rows(run_dir):
-    """The metrics as they are in the file, but for what a clock says, and for cells of another iteration."""
+    """The metrics in the file, without times, and without cells that belong to another iteration."""
     with (run_dir / "metrics.csv").open(newline="") as file:
         return [
             {name: text for name, text in row.items() if text and name not in TIMINGS} for row in csv.DictReader(file)
@@ -128,7 +128,7 @@ def elapsed(run_dir):
 
 
 def kill_after(process, run_dir, count, pause):
-    """Kills the process when it has recorded `count` iterations, and returns how many it had then."""
+    """Kills the process after it has recorded `count` iterations, and returns how many it recorded."""
     deadline = time.monotonic() + 60
     while process.poll() is None and len(rows(run_dir)) < count and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -387,7 +387,7 @@ def give():
 
 @pytest.fixture(params=["limit", "fill"])
 def small_disk(request, tmp_path, monkeypatch):
-    """A directory whose disk takes no more while `Filling-v0` says so."""
+    """A directory on a disk that `Filling-v0` fills and empties."""
     sys.modules.pop("filling_envs", None)
     (tmp_path / "filling_envs.py").write_text(DISK + (LIMIT if request.param == "limit" else FILL))
     monkeypatch.syspath_prepend(tmp_path)

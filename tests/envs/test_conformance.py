@@ -1,7 +1,7 @@
 """Rollouts record what really happened, even if an environment changes its arguments or reuses its arrays.
 
-Environments are generated (`generated_env`). What a `Stepper` and a `RolloutRunner` record of several of them, in every
-vectorization and autoreset mode, has to equal what a plain loop over one of them at a time records.
+Environments are generated (`generated_env`). A `Stepper` and a `RolloutRunner` record several of them, in every
+vectorization and autoreset mode. The records must equal those of a plain loop over one environment at a time.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ kinds = st.tuples(st.sampled_from(sorted(OBSERVATIONS)), st.sampled_from(sorted(
 
 
 def plain_loop(observation_space, action_space, plan, seed, actions):
-    """What happens in one environment: a row for each action, (observation, reward, ends, start, final observation)."""
+    """Runs one environment. Returns a row for each action: observation, reward, ends, start, final observation."""
     rows, episode, time = [], 0, 0
     for action in actions:
         length, truncates = plan.episodes[episode % len(plan.episodes)]
@@ -86,7 +86,7 @@ def random_actions(envs):
 
 
 def check_stepper(envs, plan):
-    """Steps the environments with random actions; each has to have done what the plain loop does."""
+    """Steps the environments with random actions, and compares each one with the plain loop."""
     spaces = envs.single_observation_space, envs.single_action_space
     stepper, told = Stepper(envs, SEED), [[] for _ in range(envs.num_envs)]
     steps, counted = [], []

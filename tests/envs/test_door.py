@@ -1,6 +1,6 @@
 """Checks of environments: forbidden behaviour raises a clear error, and allowed behaviour does no harm.
 
-That what is recorded is what happened is the business of `test_conformance`.
+`test_conformance` checks that rollouts record what really happened.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ NESTED = spaces.Dict(a=spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 255, (2,)
 
 
 class Told(gym.Env):
-    """Returns what it is told to, from the second step on; an episode has `length` steps."""
+    """Returns given values from the second step on. An episode has `length` steps."""
 
     def __init__(self, space=None, observation=None, reward=1.0, terminated=None, truncated=False, info=None, length=4):
         self.observation_space = spaces.Box(-9, 9, (2,), np.float32) if space is None else space
@@ -125,12 +125,12 @@ def test_a_step_that_returns_something_else_is_named(answer):
         def step(self, action):
             return answer
 
-    with pytest.raises(EnvironmentFailure, match=r"from step, expected a tuple of 5"):
+    with pytest.raises(EnvironmentFailure, match=r"from step, expected 5 values"):
         play(make_vec(Short))
 
 
 class Own(VectorEnv):
-    """A vector environment that returns what it is told to."""
+    """A vector environment that returns given values."""
 
     def __init__(self, mode=AutoresetMode.NEXT_STEP, infos=None, **answers):
         self.metadata, self.num_envs = {"autoreset_mode": mode}, 3

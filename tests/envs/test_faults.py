@@ -79,7 +79,7 @@ def test_only_the_broken_episode_is_left_out(vectorization, mode):
 @both
 @each_mode
 def test_what_is_valid_is_what_happens_without_failures(vectorization, mode):
-    """Step by step, as the environment would tell it; the one made anew begins with its first episode."""
+    """Valid steps equal those of an environment that does not fail. A new environment begins with its first episode."""
     played, plan = play(vectorization, mode), PLANS[vectorization]
     valid = played.column("valid")
     for env, failure in enumerate(plan):
@@ -177,7 +177,7 @@ def test_ppo_goes_on(vectorization, caplog, told):
 
 
 def test_the_limit_stops_the_run_between_iterations():
-    """With everything but the environments as the last iteration left it."""
+    """Everything except the environments is then as after the last iteration."""
 
     class Worse(FailingEnv):
         lives = 40
@@ -267,7 +267,7 @@ def state_of(ppo):
 
 @pytest.mark.parametrize(("jit_compile", "target_kl"), [(False, None), (False, 10.0), (True, None)])
 def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl):
-    """Neither weights nor optimizer: they become what the other steps alone make of them."""
+    """Weights and optimizer are the same as after the other steps alone."""
     options = {**TINY, "num_envs": 4, "num_minibatches": 4, "update_epochs": 2, "learning_rate": 0.1}
     options |= {"jit_compile": jit_compile, "target_kl": target_kl}
     ppo, expected = (PPO("MlpLnLstmPolicy", "CartPole-v1", **options) for _ in range(2))

@@ -526,8 +526,7 @@ SCRIPT = """
 
 
 def test_a_script_without_main_guard_and_ctrl_c(tmp_path):
-    """Workers do not run the script, know what it defined and registered, and leave Ctrl-C to it: to go on, or to
-    give up in the middle of a step."""
+    """Workers do not run the script, but know what it defined and registered. The script alone handles Ctrl-C."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     process = subprocess.Popen(

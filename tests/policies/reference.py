@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What comes of sequences: `actor` `[batch, time, n]` is logits or means, `hs` `[batch, time, state_size]`."""
+    """Results for sequences: `actor` `[batch, time, n]` is logits or means, `hs` is `[batch, time, state_size]`."""
 
     actor: np.ndarray
     log_std: np.ndarray | None
@@ -41,7 +41,7 @@ def weights_of(policy) -> Arrays:
 
 
 def randomise(policy, seed=0, scale=0.6):
-    """Weights under which a policy is neither near uniform nor saturated; returns the policy."""
+    """Sets weights with which a policy is neither nearly uniform nor saturated, and returns the policy."""
     rng = np.random.default_rng(seed)
     for variable in policy.trainable_variables:
         variable.assign(rng.normal(1.0 if "gamma" in variable.path else 0.0, scale, variable.shape))
@@ -59,7 +59,7 @@ def run(policy, observations, masks=None, state=None, weights: Arrays | None = N
     features = features.reshape(batch, time, -1)
     features = _dense_layers(features, weights, "encoder/encoder_")
 
-    # A constant beside the features, for what layer normalisation would lose of them
+    # a constant beside the features, because layer normalisation would lose their magnitude
     inputs = np.concatenate([features, np.ones((batch, time, 1))], -1)
 
     layers = sorted({path.split("/")[0] for path in weights if "lstm" in path})

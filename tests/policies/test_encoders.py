@@ -1,4 +1,4 @@
-"""Encoders by the kind of observation, deeper LSTMs, and what the LSTM sees of the step before."""
+"""Encoders for each kind of observation, several LSTM layers, and the last action and reward as inputs."""
 
 import gymnasium as gym
 import keras
@@ -76,7 +76,7 @@ def test_an_image_that_is_too_small_is_refused_or_flattened(shape):
 
 
 def test_layouts_are_told_apart():
-    """The same pixels, wherever the channels are and however frames are stacked: the same features."""
+    """The same pixels give the same features for every position of the channels and every stack of frames."""
     rng = np.random.default_rng(0)
     frames = rng.integers(256, size=(5, 20, 17, 3), dtype=np.uint8)
     stacked = rng.integers(256, size=(5, 2, 20, 17, 3), dtype=np.uint8)
@@ -112,7 +112,7 @@ def test_images_of_floats_are_those_of_bytes(normalized):
 
 
 def test_normalisation_leaves_of_an_image_what_changes():
-    """A bright background that is always there is gone, what moves stands out, and noise stays small."""
+    """A constant bright background disappears, moving objects stand out, and noise stays small."""
     rng = np.random.default_rng(0)
     frames = np.full((200, 20, 20, 1), 200, np.uint8)
     frames[np.arange(200), rng.integers(20, size=200), rng.integers(10, size=200)] = 90
@@ -195,7 +195,7 @@ def test_the_others_make_their_own_encoder_too():
 
 
 def test_entries_are_encoded_each_for_itself():
-    """A change in one entry changes its own features only."""
+    """A change in one entry changes only its own features."""
     space = spaces.Dict(image=image(16, 16, 1), place=spaces.Discrete(4), speed=spaces.Box(-1, 1, (2,)))
     policy = MultiInputLnLstmPolicy(space, DISCRETE, units=2, encoder_layers=(6,), seed=0)
     assert policy.is_convolutional
@@ -361,7 +361,7 @@ def test_what_the_lstm_sees_of_the_step_before():
 
 
 def test_predict_remembers_what_it_did():
-    """And of rewards what it is told; without being told it acts as if there had been none."""
+    """`predict` also remembers rewards that `rewarded` passes in. Otherwise it acts as if rewards were 0."""
     options = {"previous_action": True, "previous_reward": True, "units": 4, "encoder_layers": (), "head_layers": ()}
     policy = randomise(MlpLnLstmPolicy(VECTOR, DISCRETE, seed=0, **options))
     observations = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)

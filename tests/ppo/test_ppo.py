@@ -77,9 +77,9 @@ def intercept(monkeypatch):
     ids=lambda given: given.name if isinstance(given, AutoresetMode) else None,
 )
 def test_the_update_reproduces_acting(mode, action_space, config, intercept):
-    """Before the first gradient step log-probabilities and values are the recorded ones, so ratios are 1.
+    """Before the first gradient step, log-probabilities and values equal the recorded ones, so ratios are 1.
 
-    Also after updates of weights and of observation statistics, which are large here.
+    This also holds after updates of weights and observation statistics, which are large here.
     """
     ppo = tiny_ppo(
         scripted_envs(mode, action_space=action_space), normalize_observations=True, learning_rate=0.1, **config
@@ -109,7 +109,7 @@ def test_the_update_reproduces_acting(mode, action_space, config, intercept):
 
 
 def numbered_rollout(num_steps, num_envs, length):
-    """A rollout whose entries tell their step and environment, `[..., 0]` and `[..., 1]`."""
+    """A rollout whose entries contain their step, `[..., 0]`, and environment, `[..., 1]`."""
     steps, envs = np.indices((num_steps, num_envs))
     number = (1000 * steps + envs).astype(np.float32)
     rng = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def test_sequences_are_pieces_of_one_environments_steps(length):
 
 
 class Ticker(ScriptedEnv):
-    """Observations tell the environment and how many it has given."""
+    """Observations contain the number of the environment and of its observations so far."""
 
     ticks = -1
 
@@ -194,7 +194,7 @@ def test_every_epoch_takes_every_sequence_once_and_whole():
 
 
 class NumpyPPO:
-    """Recurrent PPO as the papers have it, full batch; transitions that did not happen are left out, not weighted."""
+    """Recurrent PPO as in the papers, with full batches. Invalid transitions are removed instead of weighted with 0."""
 
     def __init__(self, ppo):
         self.policy, self.config = ppo.policy, ppo.config
@@ -203,7 +203,7 @@ class NumpyPPO:
         self.gradient_norms = []
 
     def flat_weights(self):
-        """The policy's weights of this moment, in one float64 vector."""
+        """The current weights of the policy, in one float64 vector."""
         return np.concatenate([weights.ravel() for weights in reference.weights_of(self.policy).values()])
 
     def unflat(self, flat):
@@ -348,7 +348,7 @@ def test_the_update_is_that_of_the_papers(config, env, intercept):
         assert got["train/explained_variance"] == pytest.approx(explained, abs=1e-5)
         assert got["train/learning_rate"] == pytest.approx(learning_rate)
 
-    # The cases are what they say they are.
+    # Check that the cases test what their names say.
     assert any(of_one["train/clip_fraction"] > 0.05 for of_one in metrics)
     if ppo.config.target_kl is not None:
         assert 2 <= numpy_ppo.steps < 2 * ppo.config.update_epochs
@@ -357,9 +357,9 @@ def test_the_update_is_that_of_the_papers(config, env, intercept):
 
 
 def test_transitions_that_never_happened_have_no_influence(intercept):
-    """Other final observations, rewards at resets, and garbage in every column: bit for bit the same training.
+    """Changing final observations, rewards at resets and all invalid entries gives bitwise the same training.
 
-    Episodes terminate here: a truncated one has to look at its final observation.
+    Episodes terminate here, because a truncated episode uses its final observation.
     """
 
     class RewardsAtResets(VectorWrapper):
@@ -396,7 +396,7 @@ def test_transitions_that_never_happened_have_no_influence(intercept):
 
 
 def test_a_minibatch_of_nothing_but_resets_changes_nothing():
-    """With sequences of one step and one environment every other minibatch is a reset transition."""
+    """With one environment and sequences of one step, every other minibatch contains only a reset transition."""
     envs = scripted_envs(scripts=[[(1, "terminated")]])
     ppo = tiny_ppo(envs, num_steps=8, sequence_length=1, num_minibatches=8)
     metrics = iterate(ppo, 2)
@@ -409,7 +409,7 @@ def test_a_minibatch_of_nothing_but_resets_changes_nothing():
 
 @functools.cache
 def seeded_run(jit_compile, attempt):
-    """The metrics of three iterations, and the weights after each; attempts do the same."""
+    """Returns the metrics and weights after each of three iterations. Every attempt does the same."""
     config = {"update_epochs": 2, "num_minibatches": 2, "num_envs": 4, "sequence_length": 6, "target_kl": 1.0}
     ppo = tiny_ppo(normalize_observations=True, normalize_rewards=True, jit_compile=jit_compile, **config)
     metrics, weights = [], []
@@ -540,7 +540,7 @@ def test_what_does_not_fit_is_refused():
 
 
 class RecallEnv(gym.Env):
-    """The first observation tells which action the last step will reward; those between tell nothing."""
+    """The first observation says which action the last step will reward. Observations in between say nothing."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)

@@ -27,7 +27,7 @@ ACTION_SPACES = {"discrete": gym.spaces.Discrete(3), "box": BOX}
 
 
 class Play(NamedTuple):
-    """Some rollouts one after the other, and the environments' logs; `runs` are the reference's, log by log."""
+    """Consecutive rollouts and the environments' logs. `runs` holds the reference's results for each log."""
 
     policy: MlpLnLstmPolicy
     rollouts: list
@@ -38,7 +38,7 @@ class Play(NamedTuple):
         return np.concatenate([getattr(rollout, name) for rollout in self.rollouts])
 
     def happened(self, name, env):
-        """A column of the transitions that happened, of one environment."""
+        """A column of the valid transitions of one environment."""
         return self.column(name)[self.column("valid")[:, env], env]
 
 
@@ -53,14 +53,14 @@ def play(mode, kind="discrete"):
     policy, envs = policy_for(kind), scripted_envs(mode, action_space=ACTION_SPACES[kind])
     runner = RolloutRunner(policy, envs, NUM_STEPS, SEQUENCE_LENGTH, seed=0)
     rollouts = [runner.run() for _ in range(ROLLOUTS)]
-    # The log of an episode that was only reset into is its first observation.
+    # If an episode has only begun, its log contains only its first observation.
     logs = [env.log for env in envs.envs]
     runs = [[reference.run(policy, np.array(log.observations)[None]) for log in of_env] for of_env in logs]
     return Play(policy, rollouts, logs, runs)
 
 
 class Greedy:
-    """A real policy that acts deterministically, so that it acts alike in every mode."""
+    """A real policy that acts deterministically, so that it acts in the same way in every mode."""
 
     def __init__(self, policy):
         self.policy, self.initial_state, self.value = policy, policy.initial_state, policy.value
@@ -131,7 +131,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_termination_counts
     expected = np.concatenate([run.values[0, 1 : len(log) + 1] for log, run in zip(logs, runs, strict=True)])
     counts = ~played.happened("terminations", env)
     np.testing.assert_allclose(played.happened("next_values", env)[counts], expected[counts], atol=1e-5)
-    # The test could not fail if a reset state gave these values too.
+    # With a reset state the values must differ, otherwise this test could not fail.
     for log, run in zip(logs, runs, strict=True):
         if log.ending == "truncated":
             from_zeros = reference.run(played.policy, log.observations[-1][None, None]).values[0, 0]
@@ -156,7 +156,7 @@ def test_advantages_are_those_of_the_episodes(mode, env):
             for rollout in played.rollouts
         ]
     )[played.column("valid")[:, env], env]
-    # Rollouts break episodes off: estimates see no further than the rollout that they are made of.
+    # Rollouts cut episodes, and estimates use only the steps of their own rollout.
     rollout_of = np.repeat(np.arange(ROLLOUTS), NUM_STEPS)[played.column("valid")[:, env]]
     expected, position = [], 0
     for log, run in zip(played.logs[env], played.runs[env], strict=True):
@@ -246,7 +246,7 @@ class Countdown(gym.Env):
 
 
 class ValuesWhatItSees:
-    """A policy to which an observation x is worth 10 + x."""
+    """A policy whose value of an observation x is 10 + x."""
 
     def __init__(self, policy):
         self.policy, self.initial_state, self.clip_actions = policy, policy.initial_state, policy.clip_actions
