@@ -2,7 +2,7 @@
 
     python benchmarks/endurance.py [--iterations 2000] [--seeds 1] [--record]
 
-Memory is that of the process and of its workers together, once tables and caches are filled, and at the end. The
+Memory is the sum over the process and its workers, first when tables and caches are filled, then at the end. The
 failures are exceptions, NaN, and, where environments have processes of their own, also hanging and being killed.
 """
 

@@ -26,7 +26,7 @@ PACKAGES = ("tensorflow", "keras", "numpy", "gymnasium", "torch", "stable-baseli
 class Worker:
     """An object in a process of its own: thread pools, allocators and garbage of one candidate disturb no other.
 
-    Calls wait for their result, so that of all workers only one is ever at work.
+    Calls wait for their result, so only one worker computes at a time.
     """
 
     def __init__(self, factory: Callable, *arguments: Any) -> None:

@@ -109,7 +109,7 @@ class MaskEntry:
         if len(observation_space.spaces) == 1:
             raise UserError(f"mask_key={key!r}: the observation has no other entry; its space is {observation_space}")
         if not _could_be_mask(observation_space[key], action_space):
-            raise UserError(f"mask_key={key!r}: {observation_space[key]} is no mask for the actions {action_space}")
+            raise UserError(f"mask_key={key!r}: {observation_space[key]} does not fit the actions {action_space}")
         self.key = key
         self.other_entries = gym.spaces.Dict(
             {name: space for name, space in observation_space.spaces.items() if name != key}

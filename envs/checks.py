@@ -105,7 +105,7 @@ def _as_array(value: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:  # its parts have different shapes
-        raise Fault(f"returned {_shown(value)} as {what}, which is no array: {error}", lasting=True) from error
+        raise Fault(f"returned {_shown(value)} as {what}, which is not an array: {error}", lasting=True) from error
 
 
 def _cast(array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, what: str) -> np.ndarray:

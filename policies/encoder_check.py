@@ -74,7 +74,7 @@ def chosen_encoder(
     """
     seeds, make = seed_sequence(seed), type(policy).make_encoder
     if encoder is not None and make.__func__ is not base.make_encoder.__func__:
-        raise UserError(f"encoder: {type(policy).__name__} has its own, hand one to RecurrentPolicy instead")
+        raise UserError(f"encoder: {type(policy).__name__} makes its own; pass yours to RecurrentPolicy instead")
     of_the_user = encoder is not None or not make.__module__.startswith("rl_lnlstm.policies.")
     if encoder is None:
         encoder = policy.make_encoder(policy.observation_space, policy.options, seeds)

@@ -60,7 +60,7 @@ def load_policy(
         with _opened(folder) as (description, archive):
             if description["format"] != FORMAT:
                 raise UserError(
-                    f"{folder} holds a policy of format {description['format']}, this version reads format {FORMAT}"
+                    f"{folder} contains a policy of format {description['format']}, this version reads format {FORMAT}"
                 )
             built: Callable[..., RecurrentPolicy] = _class_of(description["policy"], policy_class)
             if description["custom_encoder"] != (encoder is not None):
@@ -89,7 +89,7 @@ def load_policy(
         raise UserError(printable(error, MAX_MESSAGE)) from None
     except Exception as error:  # a malicious file can cause any error; blame the file
         raise UserError(
-            f"{folder} holds no policy that can be loaded, {type(error).__name__}: {printable(error)}"
+            f"{folder} contains no policy that can be loaded, {type(error).__name__}: {printable(error)}"
         ) from error
     return policy
 

@@ -1,7 +1,7 @@
 """Saved policies: a folder with JSON and arrays. Loading executes and imports nothing from it.
 
-You need not trust whoever made the files. Sizes are checked before memory is allocated: the JSON against the headers of
-the arrays, the headers against the entries of the archive, and the entries against the size of the file.
+You need not trust the author of the files. Sizes are checked before memory is allocated: the JSON against the headers
+of the arrays, the headers against the entries of the archive, and the entries against the size of the file.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def open_weights(path: Path) -> Iterator[zipfile.ZipFile]:
     with open_regular(path) as (file, size), zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len(entries) > MAX_ARRAYS:
-            raise ValueError(f"{path.name} holds more than {MAX_ARRAYS} arrays")
+            raise ValueError(f"{path.name} contains more than {MAX_ARRAYS} arrays")
         if len({entry.filename for entry in entries}) < len(entries):
-            raise ValueError(f"{path.name} holds an array twice")
+            raise ValueError(f"{path.name} contains an array twice")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError(f"{path.name} is compressed")
         if sum(entry.file_size for entry in entries) > size:
-            raise ValueError(f"{path.name} claims more than it holds")
+            raise ValueError(f"{path.name} claims more data than it contains")
         yield archive
 
 
@@ -104,7 +104,7 @@ def read_headers(archive: zipfile.ZipFile) -> dict[str, Header]:
             shape, dtype = _read_header(file)
             # Python integers, because a product that overflows could hide the size of an array.
             if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-                raise ValueError(f"{entry.filename} must hold {dtype} {shape}, and is of another size")
+                raise ValueError(f"{entry.filename} must contain {dtype} {shape}, but has another size")
         headers[entry.filename.removesuffix(".npy")] = Header(tuple(shape), dtype)
     return headers
 

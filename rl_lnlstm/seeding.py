@@ -12,7 +12,7 @@ PURPOSES = ("environments", "policy", "shuffling", "selection", "evaluation", "s
 
 
 def seed_sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSequence:
-    """The seed sequence of a purpose, and of numbers within it such as that of an episode."""
+    """The seed sequence of a purpose and of numbers within it, such as the number of an episode."""
     return np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), *numbers))
 
 

@@ -123,7 +123,7 @@ class Agent:
             return evaluate_policy(self.policy, env, n_eval_episodes, deterministic, seed)
 
     def close(self) -> None:
-        """Closes the environments that the trainer made; a `VectorEnv` or environment that was handed in stays open."""
+        """Closes the environments that the trainer made; environments that you passed in stay open."""
         self._made.close()
 
     def __enter__(self) -> Self:

@@ -70,11 +70,11 @@ def read(path: Path) -> TrainingState:
         for name, checksum in manifest.items():
             contents[name] = read_regular(path / name)
             if hashlib.sha256(contents[name]).hexdigest() != checksum:
-                raise ValueError("its checksum is not that of the manifest")
+                raise ValueError("its checksum differs from the one in the manifest")
         name = STATE
         state = parse_json(contents[STATE])
         if state["format"] != FORMAT:
-            raise ValueError(f"it is of format {state['format']}, this version reads format {FORMAT}")
+            raise ValueError(f"its format is {state['format']}, but this version reads format {FORMAT}")
         with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as arrays:
             tree = _restored(state["tree"], arrays)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -86,7 +86,7 @@ def check_alike(what: str, saved: Iterable[np.ndarray], own: Iterable[np.ndarray
     """Raises `UserError` unless the arrays of a checkpoint have the same shapes and dtypes as the trainer's."""
     got, expected = ([(part.shape, str(part.dtype)) for part in parts] for parts in (saved, own))
     if got != expected:
-        raise UserError(f"the checkpoint is of another trainer: its {what} are {got}, this one's {expected}")
+        raise UserError(f"the checkpoint is from another trainer: its {what} are {got}, this trainer's {expected}")
 
 
 def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
@@ -97,7 +97,7 @@ def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
             snapshots[purpose] = take_snapshot(envs)
         except ValueError as error:
             warn(
-                f"checkpoints are without the environments for {purpose}, so that a resumed run begins new episodes: "
+                f"checkpoints do not contain the environments for {purpose}, so a resumed run begins new episodes: "
                 f"{error}"
             )
     return snapshots
@@ -106,7 +106,7 @@ def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
 def restored(envs: VectorEnv, snapshot: list[bytes] | None) -> str | None:
     """Restores `envs` from a snapshot. Returns None, or the reason why that is not possible."""
     if snapshot is None:
-        return "the checkpoint is without their snapshot"
+        return "the checkpoint does not contain their snapshot"
     try:
         restore_snapshot(envs, snapshot)
     except ValueError as error:
@@ -118,7 +118,7 @@ def _described(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     """`tree` in JSON types. Its arrays move to `arrays`, and the tree holds their names instead."""
     if isinstance(tree, np.ndarray | np.generic):
         if tree.dtype.hasobject:
-            raise TypeError(f"arrays of {tree.dtype} are no data")
+            raise TypeError(f"arrays of {tree.dtype} cannot be saved")
         name = f"{len(arrays):04d}"
         arrays[name] = np.asarray(tree)
         return {"array": name}
