@@ -98,7 +98,7 @@ def failing(env_id: str, vectorization: str, seed: int) -> tuple[float, int, flo
     seconds = time.perf_counter() - began
     failures = ppo.envs.failures
     ppo.envs.close()
-    return evaluate_policy(ppo.policy, env_id, 100, seed=1000)[0], failures, seconds
+    return evaluate_policy(ppo.best_policy, env_id, 100, seed=1000)[0], failures, seconds
 
 
 def resident_mib(pid: int) -> float:

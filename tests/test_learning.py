@@ -1,5 +1,6 @@
 """With its recurrent state, the policy solves a task that it provably cannot solve without."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -9,10 +10,20 @@ from rl_lnlstm.policies import MlpLnLstmPolicy
 
 
 class Memoryless(MlpLnLstmPolicy):
-    """The same policy with masks that are all zero."""
+    """The same policy, which takes every observation for an episode's first one: its state is always reset."""
 
-    def _run(self, observations, state, masks):
-        return super()._run(observations, state, tf.zeros_like(masks))
+    def step(self, observations, state, episode_starts, *masks):
+        return super().step(observations, state, np.ones_like(episode_starts), *masks)
+
+    def value(self, observations, state, episode_starts):
+        return super().value(observations, state, np.ones_like(episode_starts))
+
+    def evaluate_actions(self, observations, actions, state, episode_starts, *rest, **named):
+        starts = tf.ones_like(episode_starts)
+        return super().evaluate_actions(observations, actions, state, starts, *rest, **named)
+
+    def predict(self, observation, state=None, episode_start=None, *rest, **named):
+        return super().predict(observation, None, None, *rest, **named)
 
 
 TASKS = {  # arguments of the task, what training needs, best return, chance

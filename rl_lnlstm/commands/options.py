@@ -263,12 +263,18 @@ def _check(options: Options) -> None:
             checked(name, value, hints[name])
 
 
+SIZES_OF_A_ROLLOUT = ("--num-envs", "--num-steps", "--sequence-length")
+
+
 def _train_defaults(arguments: list[str]) -> TrainOptions:
     resumed = _value(arguments, "--resume")
     if resumed is not None:
         return saved_options(Path(resumed))
     env_id = _value(arguments, "--env-id")
-    return TrainOptions(**preset(PPOConfig.env_id if env_id is None else env_id))
+    options = preset(PPOConfig.env_id if env_id is None else env_id)
+    if any(_value(arguments, flag) is not None for flag in SIZES_OF_A_ROLLOUT):
+        options.pop("num_minibatches", None)  # the preset's number need not divide the sequences of another rollout
+    return TrainOptions(**options)
 
 
 def _value(arguments: list[str], option: str) -> str | None:

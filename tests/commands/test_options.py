@@ -7,6 +7,7 @@ import pytest
 import rl_lnlstm
 from rl_lnlstm.commands import main
 from rl_lnlstm.commands.options import TrainOptions, parse
+from rl_lnlstm.config import PPOConfig
 
 
 def test_help_is_grouped_and_marks_the_preset(capsys, monkeypatch):
@@ -61,3 +62,10 @@ def test_a_wrong_name_is_answered_with_the_right_one(option, words, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
+
+
+@pytest.mark.parametrize("num_envs", ["1", "3", "5"])
+def test_a_presets_minibatches_adapt_to_another_rollout(num_envs):
+    """CartPoleNoVel-v1's preset has 2, which does not divide the sequences of so many environments."""
+    options = parse(["train", "--num-envs", num_envs])
+    PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
