@@ -29,6 +29,7 @@ from rl_lnlstm.envs.checks import (
 )
 from rl_lnlstm.envs.faults import FAULT, Fault, raised
 from rl_lnlstm.envs.scores import SCORE, find_score
+from rl_lnlstm.errors import warn
 
 
 class Guard(gym.Wrapper):
@@ -95,6 +96,13 @@ class Guard(gym.Wrapper):
             return self._nothing(), {FAULT: fault}
         except Exception as error:
             return self._nothing(), {FAULT: Fault(raised(error, " in reset"), error)}
+
+    def close(self) -> None:
+        """Closes the environment. An error in its `close` is a warning, so that the other environments are closed."""
+        try:
+            super().close()
+        except Exception as error:
+            warn(f"{type(self.env.unwrapped).__name__} {raised(error, ' in close')}")
 
     def _read(self, info: Any) -> dict[str, Any]:
         """The parts of an info that are used. Nothing else may reach Gymnasium."""

@@ -132,7 +132,11 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
 def _run(encoder: Any, inputs: Any, **arguments: Any) -> np.ndarray:
     if not isinstance(encoder, keras.layers.Layer):
         raise UserError(f"encoder must be a Keras model or layer, got {type(encoder).__name__}")
-    features = encoder(inputs, **arguments)
+    try:
+        features = encoder(inputs, **arguments)
+    except Exception as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"encoder: a call with observations failed, {type(error).__name__}: {what}") from error
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 2:
         got = type(features).__name__ if shape is None else list(shape)

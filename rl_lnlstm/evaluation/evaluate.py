@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rl_lnlstm.config import Count, Index, checked
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
@@ -64,8 +65,9 @@ def evaluate(
     >>> result.mean, result.mean_interval
     (500.0, Interval(low=500.0, high=500.0))
     """
-    with _prepared(policy, env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
-        return gathered(EpisodeRunner(acting(policy), envs, plan, deterministic, max_steps), deterministic, base)
+    acts = acting(policy)
+    with _prepared(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
+        return gathered(EpisodeRunner(acts, envs, plan, deterministic, max_steps), deterministic, base)
 
 
 @overload
@@ -159,8 +161,9 @@ def record_episodes(
     >>> episode["h"].shape[0] == episode["rewards"].size
     True
     """
-    with _prepared(policy, env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
-        runner = EpisodeRunner(acting(policy), envs, plan, deterministic, max_steps, record=True)
+    acts = acting(policy)
+    with _prepared(acts, env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
+        runner = EpisodeRunner(acts, envs, plan, deterministic, max_steps, record=True)
         return [episode.arrays for episode in sorted(runner, key=lambda episode: episode.number)]
 
 
@@ -186,9 +189,18 @@ def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: in
 
 
 def acting(policy: Any) -> Any:
-    """The policy of a `PPO`; any other policy itself."""
+    """The policy of a `PPO`; any other policy itself.
+
+    Raises:
+        UserError: it is no policy.
+    """
     owned = getattr(policy, "policy", None)
-    return owned if isinstance(owned, RecurrentPolicy) else policy
+    acts = owned if isinstance(owned, RecurrentPolicy) else policy
+    if missing := [name for name in ("predict", "observation_space", "action_space") if not hasattr(acts, name)]:
+        raise UserError(
+            f"policy must have predict, observation_space and action_space: {acts!r:.80} has no {missing[0]}"
+        )
+    return acts
 
 
 class _Prepared(NamedTuple):
@@ -207,6 +219,9 @@ def _prepared(
     num_envs: int = 1,
 ) -> Iterator[_Prepared]:
     """A context manager for the environments and the plan. Closes environments that it made itself."""
+    checked("n_eval_episodes", n_eval_episodes, int)
+    checked("seed", seed, Index | None)
+    checked("num_envs", num_envs, Count)
     count = n_eval_episodes if episode_seeds is None else len(episode_seeds)
     if count < 1:
         raise UserError(f"the number of episodes must be at least 1, got {count}")

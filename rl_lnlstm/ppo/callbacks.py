@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -75,6 +76,8 @@ class Listeners:
         given = list(callbacks) if several else [] if callbacks is None else [callbacks]
         if not all(map(callable, given)):
             raise UserError(f"callback must be a function of the metrics, or several of them, got {callbacks!r:.100}")
+        for callback in given:
+            _check_signature(callback)
         self._callbacks = [*given, *(callback for callback in more if callback is not None)]
 
     @contextlib.contextmanager
@@ -103,3 +106,17 @@ class Listeners:
 
     def _told(self) -> list[Callback]:
         return [callback for callback in self._callbacks if isinstance(callback, Callback)]
+
+
+def _check_signature(callback: Any) -> None:
+    """Raises `UserError` if a callback does not accept the metrics as its only argument."""
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind({})
+    except TypeError as error:
+        raise UserError(
+            f"callback must accept one argument, the metrics: {callback!r:.100} does not: {error}"
+        ) from error

@@ -63,6 +63,7 @@ class PPO(Trainer):
                 and counters are those of the last complete iteration.
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
+        progress_bar = checked("progress_bar", progress_bar, bool)
         self._listeners = Listeners(callback, ProgressBar() if progress_bar else None)
         if total_timesteps is None and self._resumed:
             start, target, before = self._schedule

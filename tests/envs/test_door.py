@@ -477,3 +477,17 @@ def test_a_constructor_that_hangs_ends(monkeypatch):
         EnvironmentFailure, match=r"HangsWhenMade \(environment 0 in 0\.\.1\) did not answer within 1 s"
     ):
         make_vec(HangsWhenMade, 2, vectorization="async", timeout=1.0)
+
+
+def test_an_error_in_close_leaves_no_other_environment_open():
+    closed = []
+
+    class Fails(Told):
+        def close(self):
+            closed.append(self)
+            raise RuntimeError("already gone")
+
+    envs = make_vec(Fails, 3, vectorization="sync")
+    with pytest.warns(RunWarning, match="Fails raised RuntimeError in close: already gone"):
+        envs.close()
+    assert len(closed) == 3

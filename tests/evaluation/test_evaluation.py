@@ -118,3 +118,18 @@ def test_an_id_is_evaluated_in_what_has_the_policys_observations():
         envs = make_evaluation_envs("ALE/Pong-v5", 1, trained_on=trained_on)
         assert envs.single_observation_space.shape == expected
         envs.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": None}, "policy must have predict"),
+        ({"policy": lambda observation: 0}, "policy must have predict"),
+        ({"n_eval_episodes": 1.5}, "n_eval_episodes must be an integer"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+    ],
+    ids=["none", "function", "episodes", "seed"],
+)
+def test_arguments_of_other_types_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_policy(**{"policy": Recorder(), "env": lambda: Countdown(3), **arguments})

@@ -205,3 +205,10 @@ def test_channels_first_in_keras_configuration_changes_nothing():
             np.testing.assert_array_equal(*(policy.value(frame, None, [True, True]) for policy in (one, other)))
     finally:
         keras.config.set_image_data_format("channels_last")
+
+
+def test_an_encoder_that_raises_is_named():
+    encoder = keras.Sequential([keras.layers.Dense(4)])
+    encoder.build((None, 5))
+    with pytest.raises(UserError, match="encoder: a call with observations failed, ValueError"):
+        RecurrentPolicy(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2), encoder=encoder, units=4)

@@ -123,3 +123,16 @@ def test_a_callback_that_is_none_and_one_that_cannot_be():
     assert PPO("auto", "CartPole-v1", **TINY).learn(10, callback=None).num_timesteps
     with pytest.raises(UserError, match="callback must be"):
         PPO("auto", "CartPole-v1", **TINY).learn(10, callback=5)
+
+
+@pytest.mark.parametrize("callback", [lambda: True, lambda local, glob: True, [print, lambda: True]])
+def test_a_callback_that_does_not_accept_the_metrics_is_refused_before_training(callback):
+    ppo = PPO("auto", "CartPole-v1", **TINY)
+    with pytest.raises(UserError, match="callback must accept one argument"):
+        ppo.learn(64, callback=callback)
+    assert ppo.num_timesteps == 0
+
+
+def test_progress_bar_is_true_or_false():
+    with pytest.raises(UserError, match="progress_bar must be True or False"):
+        PPO("auto", "CartPole-v1", **TINY).learn(64, progress_bar="no")
