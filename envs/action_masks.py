@@ -75,7 +75,7 @@ def flat_mask(mask: Any, sizes: np.ndarray) -> np.ndarray:
 
 
 def _as_bools(mask: Any) -> np.ndarray:
-    """A new bool array of a mask of bools, or of the numbers 0 and 1.
+    """Converts a mask of bools, or of the numbers 0 and 1, to a new bool array.
 
     Other numbers may mean anything: in additive masks, 0 stands for what is legal.
 
@@ -84,11 +84,11 @@ def _as_bools(mask: Any) -> np.ndarray:
     """
     try:
         array = np.asarray(mask)
-    except ValueError as error:  # of parts that have different shapes
-        raise Fault(f"gave {mask!r:.80} as an action mask, which is no array: {error}", lasting=True) from error
+    except ValueError as error:  # its parts have different shapes
+        raise Fault(f"gave {mask!r:.80} as an action mask, which is not an array: {error}", lasting=True) from error
     bools = array.astype(bool) if array.dtype.kind in "biuf" else np.zeros(array.shape, bool)
     if array.dtype.kind not in "biuf" or not (array.dtype.kind == "b" or np.array_equal(bools, array)):
-        raise Fault(f"gave an action mask that holds other values than true and false: {array!r:.80}", lasting=True)
+        raise Fault(f"gave an action mask with values other than true and false: {array!r:.80}", lasting=True)
     return bools
 
 

@@ -192,7 +192,7 @@ class _WorkerPipe:
 
     def send(self, message: tuple[str, Any], seconds: float | None = None) -> None:
         """Sends a command. Its answer may take `seconds`, or as long as commands of its kind usually may."""
-        self._in_transfer = True  # first, so that nobody waits for an answer to a command that was never sent
+        self._in_transfer = True  # set first, so that no code waits for the answer to a command that was never sent
         self.expect(message[0], seconds)
         with contextlib.suppress(OSError):  # the worker is dead; `recv` will notice
             self._connection.send(message)
@@ -237,7 +237,7 @@ class _WorkerPipe:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a worker to talk to."""
+        """Whether the worker is running."""
         return not self._connection.closed and self._process.is_alive()
 
     def drained(self) -> bool:

@@ -27,7 +27,7 @@ TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs b
 
 
 def number_of(episode_starts: Any) -> int:
-    """How many there are; raises `UserError` if they are not an array."""
+    """The number of episode starts; raises `UserError` if they are not an array."""
     try:
         return len(episode_starts)
     except TypeError as error:
@@ -87,10 +87,10 @@ class Actor:
         return starts
 
     def check_observations(self, observations: Any, size: int) -> None:
-        """Raises `UserError` unless they are a batch of `size`."""
+        """Raises `UserError` unless the observations are a batch of `size`."""
         map_leaves(_check_shape, self._policy.observation_space, observations)
         if (got := len(flatten(self._policy.observation_space, observations)[0])) != size:
-            raise UserError(f"observations must be as many as episode_starts, {size}, got {got}")
+            raise UserError(f"observations must have the batch size of episode_starts, {size}, got {got}")
 
     def checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
         """Returns the action masks `[size, ...]` as bool, or None; raises `UserError` if their shape is wrong."""

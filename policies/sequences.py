@@ -70,7 +70,7 @@ def _log_probs(outputs: Outputs, actions: Any) -> Any:
 
 
 def _check_actions(space: gym.Space, actions: Any) -> None:
-    """Outside of a graph, raises `UserError` for actions that are not of the space: no log-probability is theirs."""
+    """Outside of a graph, raises `UserError` for actions that are not in the space; these have no log-probability."""
     if not tf.executing_eagerly():
         return
     actions = map_leaves(lambda _, part: np.asarray(part), space, actions)

@@ -124,15 +124,15 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
 
 
 def _observed(part: Any, leaf: gym.Space) -> np.ndarray:
-    """A part of an observation as an array. Fractions that integers cannot hold are an error, and not cut off."""
+    """A part of an observation as an array. Fractions for integer spaces raise an error instead of being truncated."""
     try:
         array = np.asarray(part)
-    except ValueError as error:  # of parts that have different shapes
+    except ValueError as error:  # its parts have different shapes
         raise UserError(f"observation must be an array of {leaf}, got {part!r:.80}: {error}") from error
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(leaf.dtype).kind != "f"):
         got = {"O": "objects", "U": "text", "S": "text"}.get(array.dtype.kind, str(array.dtype))
         if array.shape:
-            raise UserError(f"observation must be of {np.dtype(leaf.dtype)}, got {got} for {leaf}")
+            raise UserError(f"observation must have dtype {np.dtype(leaf.dtype)}, got {got} for {leaf}")
     return array
 
 

@@ -497,5 +497,5 @@ def test_an_entry_of_the_observation_that_is_no_mask_is_refused():
         def reset(self, *, seed=None, options=None):
             return {"seen": np.zeros(1, np.float32), "action_mask": np.array([0, -1e9], np.float32)}, {}
 
-    with pytest.raises(EnvironmentFailure, match="Adds gave an action mask that holds other values"):
+    with pytest.raises(EnvironmentFailure, match="Adds gave an action mask with values other than"):
         Stepper(make_vec(Adds, 2, mask_key="action_mask"), 0)

@@ -192,14 +192,16 @@ def test_what_is_no_array_of_the_right_kind_is_named():
     images = MlpLnLstmPolicy(spaces.Box(0, 255, (3,), np.uint8), DISCRETE, **SMALL)
     for call, message in {
         lambda: policy.predict((four[0], {})): "observation must be an array of",
-        lambda: policy.predict(["a", "b", "c"]): "observation must be of float32, got text",
-        lambda: images.predict(np.full(3, 0.5)): "observation must be of uint8, got float64",
+        lambda: policy.predict(["a", "b", "c"]): "observation must have dtype float32, got text",
+        lambda: images.predict(np.full(3, 0.5)): "observation must have dtype uint8, got float64",
         lambda: policy.predict(four[0], action_masks=True): "action_masks must have shape",
         lambda: policy.predict(four[0], action_masks=[0.0, -np.inf, 0.0, 0.0]): "action_masks: .* other values",
         lambda: policy.step(four, None, True): r"episode_starts must have shape \[batch\], got True",
         lambda: policy.distribution(four, None, True): r"episode_starts must have shape \[batch\], got True",
         lambda: policy.distribution(four[0], None, [True]): "observations must have shape",
-        lambda: policy.distribution(four, None, [True]): "observations must be as many as episode_starts, 1, got 4",
+        lambda: policy.distribution(
+            four, None, [True]
+        ): "observations must have the batch size of episode_starts, 1, got 4",
     }.items():
         with pytest.raises(UserError, match=message):
             call()
