@@ -195,7 +195,7 @@ def test_what_is_no_array_of_the_right_kind_is_named():
         lambda: policy.predict(["a", "b", "c"]): "observation must have dtype float32, got text",
         lambda: images.predict(np.full(3, 0.5)): "observation must have dtype uint8, got float64",
         lambda: policy.predict(four[0], action_masks=True): "action_masks must have shape",
-        lambda: policy.predict(four[0], action_masks=[0.0, -np.inf, 0.0, 0.0]): "action_masks: .* other values",
+        lambda: policy.predict(four[0], action_masks=[0.0, -np.inf, 0.0, 0.0]): "action_masks: .* values other than",
         lambda: policy.step(four, None, True): r"episode_starts must have shape \[batch\], got True",
         lambda: policy.distribution(four, None, True): r"episode_starts must have shape \[batch\], got True",
         lambda: policy.distribution(four[0], None, [True]): "observations must have shape",
