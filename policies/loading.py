@@ -55,6 +55,8 @@ def load_policy(
     Raises:
         UserError: there is no saved policy, it is damaged, or `encoder` or `policy_class` is missing.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"path must be that of a policy folder, got {path!r:.80}")
     folder = _find(Path(path))
     try:
         with _opened(folder) as (description, archive):
@@ -136,10 +138,13 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _find(path: Path) -> Path:
-    for folder in (path, path / "policy", path / "checkpoints" / "best"):
-        if (folder / DESCRIPTION).is_file():
-            return folder
-    problem = "does not exist" if not path.exists() else f"holds no {DESCRIPTION}, nor does its folder policy/"
+    try:
+        for folder in (path, path / "policy", path / "checkpoints" / "best"):
+            if (folder / DESCRIPTION).is_file():
+                return folder
+        problem = "does not exist" if not path.exists() else f"holds no {DESCRIPTION}, nor does its folder policy/"
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"no saved policy: {error}") from error
     raise UserError(f"no saved policy in {path}: it {problem}")
 
 

@@ -112,7 +112,7 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
                 f"observation must have shape {list(shape)} or [{', '.join(map(str, ('batch', *shape)))}], "
                 f"got {list(array.shape)}" + ("" if leaf is space else f" for {leaf}")
             )
-        return array.astype(leaf.dtype, copy=False)
+        return _in_space(array, leaf)
 
     try:
         batched = map_leaves(batch, space, observation)
@@ -131,9 +131,25 @@ def _observed(part: Any, leaf: gym.Space) -> np.ndarray:
         raise UserError(f"observation must be an array of {leaf}, got {part!r:.80}: {error}") from error
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(leaf.dtype).kind != "f"):
         got = {"O": "objects", "U": "text", "S": "text"}.get(array.dtype.kind, str(array.dtype))
-        if array.shape:
+        if array.shape or not leaf.shape:
             raise UserError(f"observation must have dtype {np.dtype(leaf.dtype)}, got {got} for {leaf}")
     return array
+
+
+def _in_space(batch: np.ndarray, leaf: gym.Space) -> np.ndarray:
+    """A batch in the dtype of its leaf. Raises `UserError` for integers that do not fit, and unknown categories."""
+    cast = batch.astype(leaf.dtype, copy=False)
+    if cast.dtype.kind == "f":
+        return cast
+    wrong = cast != batch
+    if is_categorical(leaf):
+        size = leaf.n if isinstance(leaf, gym.spaces.Discrete) else leaf.nvec
+        wrong |= (cast < leaf.start) | (cast >= leaf.start + size)
+    elif isinstance(leaf, gym.spaces.MultiBinary):
+        wrong |= (cast != 0) & (cast != 1)
+    if wrong.any():
+        raise UserError(f"observation must be in {leaf}, got {batch[wrong][0]}")
+    return cast
 
 
 def is_categorical(space: gym.Space) -> TypeGuard[gym.spaces.Discrete | gym.spaces.MultiDiscrete]:

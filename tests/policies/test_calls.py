@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 from gymnasium import spaces
 
-from rl_lnlstm import UserError
+from rl_lnlstm import UserError, load_policy
 from rl_lnlstm.policies import MlpLnLstmPolicy
 from tests.policies import reference
 
@@ -234,3 +234,27 @@ def test_evaluate_actions_names_masks_and_states_that_do_not_fit():
     ]:
         with pytest.raises(UserError, match=message):
             policy.evaluate_actions(*given, state, np.zeros((1, 4)), action_masks=masks)
+
+
+@pytest.mark.parametrize(
+    ("space", "fits", "wrong"),
+    [
+        (spaces.Discrete(3, start=2), [2, 3, 4], [2, 5]),
+        (spaces.MultiDiscrete([2, 3]), [[1, 2]], [[2, 0]]),
+        (spaces.MultiBinary(2), [[0, 1]], [[0, 2]]),
+        (spaces.Box(0, 255, (2,), np.uint8), [[0, 255]], [[0, 256]]),
+        (spaces.Discrete(3), 1, 1.5),
+    ],
+    ids=["discrete", "multi-discrete", "multi-binary", "bytes", "fraction"],
+)
+def test_predict_refuses_what_the_observation_space_does_not_hold(space, fits, wrong):
+    policy = MlpLnLstmPolicy(space, DISCRETE, **SMALL)
+    policy.predict(np.array(fits))
+    with pytest.raises(UserError, match="observation must"):
+        policy.predict(np.array(wrong))
+
+
+@pytest.mark.parametrize("path", [None, 5, "a" * 5000])
+def test_what_is_no_path_holds_no_policy(path):
+    with pytest.raises(UserError):
+        load_policy(path)
