@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -65,9 +64,11 @@ class RolloutRunner:
                 states.append(self._state)
             if self._noise_steps is not None and t % self._noise_steps == 0:
                 self.policy.reset_noise(len(stepper.episode_starts))
-            # Copy, because a step may overwrite the arrays of the step before.
-            observations, episode_starts = copy.deepcopy(stepper.observations), stepper.episode_starts
-            action_masks = stepper.action_masks
+            observations, episode_starts, action_masks = (
+                stepper.observations,
+                stepper.episode_starts,
+                stepper.action_masks,
+            )
             masks = () if action_masks is None else (action_masks,)
             actions, values, log_probs, self._state = self.policy.step(
                 observations, self._state, episode_starts, *masks

@@ -36,12 +36,7 @@ class PPO(Trainer):
             the given policy was made for other spaces.
     """
 
-    def learn(
-        self,
-        total_timesteps: int | None = None,
-        callback: Any = None,
-        progress_bar: bool = False,
-    ) -> PPO:
+    def learn(self, total_timesteps: int | None = None, callback: Any = None, progress_bar: bool = False) -> PPO:
         """Trains for `total_timesteps` more frames, and finishes the last rollout.
 
         Ctrl-C raises KeyboardInterrupt. You can call `learn` again afterwards: the interrupted rollout is dropped, and
@@ -123,15 +118,9 @@ class PPO(Trainer):
 
     def _learn_from(self, rollout: Rollout, remaining: float) -> Metrics:
         """Computes advantages, updates weights and then statistics. `remaining` falls from 1 to 0 during training."""
-        config = self.config
+        config, rewards, ends = self.config, self._scaled_rewards(rollout), (rollout.terminations, rollout.episode_ends)
         advantages = generalized_advantages(
-            self._scaled_rewards(rollout),
-            rollout.values,
-            rollout.next_values,
-            rollout.terminations,
-            rollout.episode_ends,
-            config.gamma,
-            config.gae_lambda,
+            rewards, rollout.values, rollout.next_values, *ends, config.gamma, config.gae_lambda
         )
         returns = advantages + rollout.values
         sequences = cut_sequences(rollout, advantages, returns, config.bptt_steps)

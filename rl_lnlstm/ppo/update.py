@@ -52,11 +52,8 @@ class Updater:
         minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
         minibatches = minibatches.reshape(-1, count // config.minibatches)
         self.optimizer.learning_rate.assign(learning_rate)
-        metrics, not_finite = self.function(
-            map_arrays(tf.convert_to_tensor, sequences),
-            tf.constant(minibatches, tf.int32),
-            tf.constant(clip_coef, tf.float32),
-        )
+        arguments = tf.constant(minibatches, tf.int32), tf.constant(clip_coef, tf.float32)
+        metrics, not_finite = self.function(map_arrays(tf.convert_to_tensor, sequences), *arguments)
         self._tell_skipped(iteration, int(metrics["skipped_steps"]), not_finite.numpy(), len(minibatches))
         stopped_after = int(metrics.pop("stopped_after"))  # 0 if all gradient steps were taken
         stopped_at_epoch = -(-stopped_after // config.minibatches)
@@ -70,9 +67,8 @@ class Updater:
         gradients = [f"the gradient of {variable.path}" for variable in self.policy.trainable_variables]
         named = [name for name, bad in zip([*TERMS, *gradients], not_finite, strict=True) if bad]
         # If a loss is not finite, its gradients are not either: name only the loss.
-        self.not_finite = " and ".join(
-            [name for name in named if name in TERMS] or named[:1] or ["the gradients' norm"]
-        )
+        terms = [name for name in named if name in TERMS]
+        self.not_finite = " and ".join(terms or named[:1] or ["the gradients' norm"])
         message = "iteration %d: %d of %d gradient steps skipped, because %s was not finite"
         log.warning(message, iteration, skipped, steps, self.not_finite)
 
@@ -102,9 +98,8 @@ class Updater:
                 self._apply(clipped, wanted)
             else:
                 tf.cond(proceed, lambda: self._apply(clipped, wanted), lambda: tf.constant(0))
-            sums = tuple(
-                total + tf.where(wanted, losses[name], 0.0) for name, total in zip(REPORTED, sums, strict=True)
-            )
+            reported = [tf.where(wanted, losses[name], 0.0) for name in REPORTED]
+            sums = tuple(total + value for total, value in zip(sums, reported, strict=True))
             taken, skipped = taken + tf.cast(wanted, tf.int32), skipped + tf.cast(~finite, tf.int32)
             return i + 1, proceed, taken, skipped, not_finite, *sums
 
