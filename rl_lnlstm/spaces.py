@@ -129,10 +129,13 @@ def _observed(part: Any, leaf: gym.Space) -> np.ndarray:
         array = np.asarray(part)
     except ValueError as error:  # its parts have different shapes
         raise UserError(f"observation must be an array of {leaf}, got {part!r:.80}: {error}") from error
-    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.dtype(leaf.dtype).kind != "f"):
-        got = {"O": "objects", "U": "text", "S": "text"}.get(array.dtype.kind, str(array.dtype))
-        if array.shape or not leaf.shape:
-            raise UserError(f"observation must have dtype {np.dtype(leaf.dtype)}, got {got} for {leaf}")
+    kind = array.dtype.kind
+    whole = kind in "biu" or (
+        kind == "f" and (np.dtype(leaf.dtype).kind == "f" or bool(np.all(array == np.floor(array))))
+    )
+    if not whole and (array.shape or not leaf.shape):
+        got = {"O": "objects", "U": "text", "S": "text"}.get(kind, f"{array.dtype} with fractions")
+        raise UserError(f"observation must have dtype {np.dtype(leaf.dtype)}, got {got} for {leaf}")
     return array
 
 

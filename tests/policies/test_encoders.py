@@ -190,7 +190,7 @@ def test_a_policy_that_does_not_suit_names_the_one_that_does(policy_class, space
 def test_the_others_make_their_own_encoder_too():
     encoder = keras.Sequential([keras.Input((7, 7, 3)), keras.layers.Flatten()])
     for policy_class in (CnnLnLstmPolicy, MultiInputLnLstmPolicy):
-        with pytest.raises(UserError, match=rf"encoder: {policy_class.__name__} has its own"):
+        with pytest.raises(UserError, match=rf"encoder: {policy_class.__name__} makes its own"):
             policy_class(image(7, 7, 3), DISCRETE, encoder=encoder)
 
 
