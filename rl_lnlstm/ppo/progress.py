@@ -42,6 +42,7 @@ class ProgressBar(Callback):
         self._compiled: tuple[float, int] | None = None  # when the first iteration ended, and the frames then
         self._active = self._frames < self._target
         self._last_line = time.monotonic()
+        self._printed = ""
         if self._active and (self.console.is_terminal or self.console.is_jupyter):
             self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.fields[text]}"), console=self.console)
             self._bar.start()
@@ -75,8 +76,9 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.update(self._task, total=self._total, completed=self._frames, text=self._text())
         elif last or time.monotonic() - self._last_line >= self._pause:
-            self._last_line = time.monotonic()
-            self.console.print(self._line(), markup=False, soft_wrap=True)
+            if (line := self._line()) != self._printed:
+                self.console.print(line, markup=False, soft_wrap=True)
+            self._last_line, self._printed = time.monotonic(), line
 
     @property
     def _total(self) -> int:
