@@ -140,7 +140,7 @@ class MadeAnew(CartPoleEnv, EzPickle):
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_environments_that_cannot_be_pickled_begin_new_episodes_and_say_so(env, vectorization, tmp_path):
     ppo = PPO("MlpLnLstmPolicy", lambda: env(), **TINY, vectorization=vectorization)
-    with pytest.warns(RunWarning, match="without the environments for training.*(lock|EzPickle)"):
+    with pytest.warns(RunWarning, match="do not contain the environments for training.*(lock|EzPickle)"):
         train(ppo, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint" / "envs.pkl").exists()
     resumed = PPO("MlpLnLstmPolicy", lambda: env(), **TINY, vectorization=vectorization)
