@@ -92,7 +92,7 @@ class RolloutRunner:
             )
             if columns is None:
                 columns = map_arrays(lambda part: np.empty((self.num_steps, *part.shape), part.dtype), transition)
-            map_arrays(lambda column, part, t=t: column.__setitem__(t, part), columns, transition)
+            transition.write_to(columns, t)
             episodes += step.episodes
         assert columns is not None
         return self._rollout(columns, map_arrays(lambda *parts: np.stack(parts), *states), episodes)

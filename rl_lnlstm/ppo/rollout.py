@@ -27,6 +27,14 @@ class Transition(NamedTuple):
     has_final_value: np.ndarray  # bool: the episode was truncated, and no later step sees its final observation
     final_values: np.ndarray  # the value of that observation; 0 elsewhere
 
+    def write_to(self, columns: Transition, t: int) -> None:
+        """Writes the step into row `t` of stacked transitions."""
+        for column, part in zip(columns, self, strict=True):
+            if isinstance(part, np.ndarray):  # nearly all are; walking a structure takes longer
+                column[t] = part
+            else:
+                map_arrays(lambda rows, value: rows.__setitem__(t, value), column, part)
+
 
 class Rollout(NamedTuple):
     """What `num_envs` environments produced in `num_steps` steps; arrays are `[num_steps, num_envs, ...]`.
