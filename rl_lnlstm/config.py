@@ -28,6 +28,7 @@ from rl_lnlstm.option_types import (
     checked,
     metadata,
 )
+from rl_lnlstm.other_names import name_here
 
 AUTO = "auto"
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
@@ -232,47 +233,6 @@ def _most_minibatches(count: int) -> int:
     return next(number for number in (4, 3, 2, 1) if count % number == 0)
 
 
-# Names of options in other libraries -> what to use here.
-OTHER_NAMES = {
-    # Stable-Baselines3 and sb3-contrib
-    "n_steps": "num_steps",
-    "n_epochs": "update_epochs",
-    "batch_size": "num_minibatches, the number of minibatches in an epoch and not their size",
-    "n_envs": "num_envs",
-    "clip_range": "clip_coef",
-    "clip_range_vf": "clip_vloss",
-    "normalize_advantage": "norm_adv",
-    "lstm_hidden_size": "units",
-    "n_lstm_layers": "num_layers",
-    "enable_critic_lstm": "shared_lstm, which is its opposite",
-    "activation_fn": "activation",
-    "net_arch": "encoder_layers and head_layers",
-    "policy_kwargs": "units, encoder_layers, head_layers, activation and the other options of the network",
-    "features_extractor_class": "policy, a RecurrentPolicy(..., encoder=your Keras model)",
-    "features_extractor_kwargs": "policy, a RecurrentPolicy(..., encoder=your Keras model)",
-    "verbose": "progress_bar=True, an argument of learn",
-    "callback": "callback, an argument of learn",
-    "progress_bar": "progress_bar, an argument of learn",
-    "tensorboard_log": "the command train, whose run directory (--run-dir) has TensorBoard's files",
-    "device": "TensorFlow's choice: a GPU if it sees one",
-    # CleanRL and OpenAI baselines
-    "minibatch_size": "num_minibatches, the number of minibatches in an epoch and not their size",
-    "num_iterations": "total_timesteps",
-    "num_updates": "total_timesteps",
-    "cuda": "TensorFlow's choice: a GPU if it sees one",
-    "exp_name": "--run-dir of the command train",
-    "capture_video": "--video of the command evaluate",
-    "nsteps": "num_steps",
-    "nminibatches": "num_minibatches",
-    "noptepochs": "update_epochs",
-    "cliprange": "clip_coef",
-    "lam": "gae_lambda",
-    "lr": "learning_rate",
-    "nenvs": "num_envs",
-    "nlstm": "units",
-}
-
-
 def make_config(**options: Any) -> PPOConfig:
     """Makes a `PPOConfig`. The error for an unknown option suggests similar names."""
     options = upgraded(options)
@@ -314,8 +274,8 @@ def with_options(policy_class: PolicyClass) -> PolicyClass:
 def _check_names(options: Mapping[str, Any], kind: type) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in options:
-        if name in OTHER_NAMES:
-            raise UserError(f"unknown option {name!r}: here it is {OTHER_NAMES[name]}")
+        if here := name_here(name, known):
+            raise UserError(f"unknown option {name!r}: here it is {here}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise UserError(f"unknown option {name!r}; did you mean {' or '.join(near)}?")

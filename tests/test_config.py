@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rl_lnlstm import PPO, PPOConfig, UserError
-from rl_lnlstm.config import OTHER_NAMES, make_config
+from rl_lnlstm.config import make_config
+from rl_lnlstm.other_names import OTHER_NAMES
 
 PUBLIC_NAMES = [
     *("env_id", "total_timesteps", "num_envs", "num_steps", "learning_rate", "anneal_lr", "gamma", "gae_lambda"),

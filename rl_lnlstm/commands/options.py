@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from rl_lnlstm.commands.parser import parse_options
 from rl_lnlstm.config import EnvironmentOptions, PolicyOptions, PPOConfig, PPOOptions, check_types, upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
-from rl_lnlstm.option_types import Count, Index, NonNegative, checked
+from rl_lnlstm.option_types import Count, Index, NonNegative
 from rl_lnlstm.presets import preset
 from rl_lnlstm.runs.layout import CONFIG
 
@@ -159,7 +158,7 @@ def parse(arguments: list[str]) -> Options | None:
 
     Raises:
         UserError: the command or an option is unknown, or a value is out of range.
-        SystemExit: tyro printed help, or an error about the options.
+        SystemExit: tyro printed help.
     """
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):
@@ -177,9 +176,7 @@ def parse(arguments: list[str]) -> Options | None:
         default = _train_defaults(rest)
         plain, word = TrainOptions(), "preset" if default.resume is None else "of the run"
         marks = {name: word for name, value in vars(default).items() if value != getattr(plain, name)}
-    options = parse_options(kind, rest, groups_of(kind), default, marks, f"rl-lnlstm {command}")
-    _check(options)
-    return options
+    return parse_options(kind, rest, groups_of(kind), default, marks, f"rl-lnlstm {command}")
 
 
 def groups_of(kind: type[Options]) -> dict[str, list[str]]:
@@ -251,16 +248,6 @@ def read_config(path: Path) -> dict[str, Any]:
 def tuple_if_list(value: Any) -> Any:
     """JSON has lists where options have tuples."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check(options: Options) -> None:
-    """Raises `UserError` for a value out of range. `PPO` itself checks the options that it takes."""
-    checked_later = {field.name for field in dataclasses.fields(PPOConfig)} if isinstance(options, TrainOptions) else ()
-    hints = typing.get_type_hints(type(options), include_extras=True)
-    for name, value in vars(options).items():
-        paths = isinstance(value, Path) or (isinstance(value, tuple) and any(isinstance(part, Path) for part in value))
-        if name not in checked_later and not paths:
-            checked(name, value, hints[name])
 
 
 SIZES_OF_A_ROLLOUT = ("--num-envs", "--num-steps", "--sequence-length")

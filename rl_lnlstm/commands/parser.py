@@ -1,12 +1,10 @@
-"""Parsing command lines: grouped help, several ways to write values, and hints for wrong names."""
+"""Parsing command lines with tyro, with a grouped help."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
-import re
 import textwrap
 import types
 import typing
@@ -16,33 +14,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.commands.words import normalised
 
-# Names of our flags in other libraries
-OTHER_FLAGS = {
-    "lr": "learning-rate",
-    "steps": "total-timesteps",
-    "timesteps": "total-timesteps",
-    "frames": "total-timesteps",
-    "env": "env-id",
-    "n-envs": "num-envs",
-    "n-steps": "num-steps",
-    "n-epochs": "update-epochs",
-    "epochs": "update-epochs",
-    "clip-range": "clip-coef",
-    "lstm-hidden-size": "units",
-    "n-lstm-layers": "num-layers",
-    "n-timesteps": "total-timesteps",
-    "n-eval-envs": "num-envs",
-    "max-kl": "target-kl",
-    "lam": "gae-lambda",
-    "lambda": "gae-lambda",
-    "entropy-coef": "ent-coef",
-    "value-coef": "vf-coef",
-    "output": "run-dir",
-    "logdir": "run-dir",
-    "log-dir": "run-dir",
-}
 WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
@@ -65,15 +38,15 @@ def parse_options(
         prog: the name of the command.
 
     Raises:
-        UserError: an option is unknown.
-        SystemExit: tyro printed help, or an error about a value.
+        UserError: an option is unknown, or a value has the wrong type or is out of range.
+        SystemExit: tyro printed help.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     grouped = _grouped_class(kind, hints, groups, default, marks or {})
     form: Any = tyro.conf.OmitArgPrefixes
     parsed: Any = tyro.cli(
         form[grouped],
-        args=_normalised(arguments, hints),
+        args=normalised(arguments, hints),
         prog=prog,
         description=inspect.getdoc(kind),
     )
@@ -174,67 +147,3 @@ def without(arguments: Sequence[str], *names: str) -> list[str]:
         if not dropping:
             result.append(argument)
     return result
-
-
-# ----------------------------------------------------------------------------------------- what may be written how
-
-
-def _normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
-    """Converts a command line to the forms that tyro knows.
-
-    Numbers such as 1e5 become integers, and `--env-kwargs length=5` becomes `--env-kwargs length 5`.
-
-    Raises:
-        UserError: a flag is unknown; the message suggests another.
-    """
-    flags = {name.replace("_", "-"): name for name in hints}
-    result: list[str] = []
-    current, value_follows = None, False  # whether the next word is a value, in a dictionary written as `length 5`
-    for argument in arguments:
-        if argument.startswith("--") and len(argument) > 2:
-            value_follows = False
-            flag, equals, value = argument[2:].partition("=")
-            flag = flag.replace("_", "-")
-            current = flags.get(flag) or flags.get(flag.removeprefix("no-"))
-            if current is None and flag not in ("help", "version"):
-                raise UserError(_unknown(flag, flags))
-            if equals and current is not None:
-                result += [f"--{flag}", *_values(value, hints[current])]
-            else:
-                result.append(f"--{flag}")
-        elif current is None or value_follows:
-            result.append(argument)
-            value_follows = False
-        else:
-            values = _values(argument, hints[current])
-            value_follows = dict in _kinds(hints[current]) and len(values) == 1
-            result += values
-    return result
-
-
-def _values(text: str, hint: Any) -> list[str]:
-    kinds = _kinds(hint)
-    if dict in kinds and "=" in text:
-        return list(text.partition("=")[::2])
-    if int in kinds and float not in kinds and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text):
-        number = float(text)
-        return [str(int(number))] if number.is_integer() else [text]
-    return [text]
-
-
-def _kinds(hint: Any) -> set[Any]:
-    """All types in a hint. A dictionary counts as `dict`, without the types of its keys and values."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is dict:
-        return {dict}
-    if origin is Annotated:
-        return _kinds(arguments[0])
-    return set().union(*map(_kinds, arguments)) if origin not in (None, Literal) else {hint}
-
-
-def _unknown(flag: str, flags: Mapping[str, str]) -> str:
-    if OTHER_FLAGS.get(flag) in flags:
-        return f"unknown option --{flag}: here it is --{OTHER_FLAGS[flag]}"
-    near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join('--' + name for name in near)}?" if near else "--help lists all options"
-    return f"unknown option --{flag}: {hint}"

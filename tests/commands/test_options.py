@@ -1,6 +1,8 @@
 """Parsing command lines, help texts and error messages."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ import rl_lnlstm
 from rl_lnlstm.commands import main
 from rl_lnlstm.commands.options import TrainOptions, parse
 from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.other_names import OTHER_NAMES
 
 
 def test_help_is_grouped_and_marks_the_preset(capsys, monkeypatch):
@@ -62,6 +65,65 @@ def test_a_wrong_name_is_answered_with_the_right_one(option, words, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --seed 0.5", "--seed must be an integer of at least 0, got '0.5'"),
+        ("train --num-envs x", "--num-envs must be an integer of at least 1, got 'x'"),
+        ("train --num_envs=x", "--num-envs must be an integer of at least 1, got 'x'"),
+        ("train --learning-rate abc", "--learning-rate must be greater than 0, got 'abc'"),
+        ("train --target-kl abc", "--target-kl must be greater than 0 or None, got 'abc'"),
+        ("train --gamma 1.5", "--gamma must be between 0 and 1, got 1.5"),
+        ("train --head-layers 64 x", "--head-layers must be a sequence, each an integer of at least 1, got (64, 'x')"),
+        (
+            "train --vectorization fast",
+            "--vectorization must be one of 'auto', 'sync', 'async'",
+        ),
+        ("train --seed", "--seed needs a value"),
+        ("train --seed --units 3", "--seed needs a value"),
+        ("train --seed 1 2", "unexpected '2'"),
+        ("train CartPole-v1", "unexpected 'CartPole-v1'"),
+        ("train --anneal-lr False", "--anneal-lr takes no value, got False: write --anneal-lr or --no-anneal-lr"),
+        ("train --no-units 3", "unknown option --no-units"),
+        ("train --env-kwargs length=5 fast", "--env-kwargs needs pairs such as length=5, got 'fast'"),
+        ("evaluate", "RUN_DIR must be given"),
+        ("evaluate --json", "RUN_DIR must be given"),
+        ("evaluate one two", "unexpected 'two'"),
+        ("evaluate run --seed -1", "--seed must be an integer of at least 0, got -1"),
+        ("evaluate run --episode-seeds 1 b", "--episode-seeds must be a sequence, each an integer of at least 0 or N"),
+        ("compare one", "SECOND must be given"),
+        ("compare", "FIRST and SECOND must be given"),
+        ("plot", "RUNS must be given"),
+        ("plot run --format xml", "--format must be one of 'text', 'csv', 'json', got 'xml'"),
+        ("build-kernel now", "unexpected 'now'"),
+    ],
+)
+def test_a_wrong_value_is_answered_in_one_line(arguments, message, capsys):
+    assert main(arguments.split()) == 2
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    assert told.startswith(f"error: {message}")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER_NAMES if "`" in OTHER_NAMES[name]])
+def test_a_name_of_another_library_is_answered_with_flags_that_exist(name, capsys):
+    assert main(["train", f"--{name.replace('_', '-')}", "1"]) == 2
+    told = capsys.readouterr().err
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainOptions)}
+    named = set(re.findall(r"--[a-z-]+", told.partition("here it is")[2]))
+    assert named
+    assert named <= flags
+
+
+def test_words_without_a_flag_may_stand_anywhere():
+    for arguments in ("run --episodes 5", "--episodes 5 run", "--json run --episodes=5"):
+        assert parse(["evaluate", *arguments.split()]).run_dir == Path("run")
+    assert parse(["plot", "a", "b", "--format", "csv", "c"]).runs == (Path("a"), Path("b"), Path("c"))
+    assert parse(["train", "--encoder-layers", "None", "--wrappers"]).encoder_layers is None
+    assert parse(["train", "--log-std-init", "-2"]).log_std_init == -2
 
 
 @pytest.mark.parametrize("num_envs", ["1", "3", "5"])
