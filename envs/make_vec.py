@@ -100,6 +100,12 @@ def make_vec(
         return env
     if isinstance(env, VectorEnv):
         return GuardedVectorEnv(env, type(env.unwrapped).__name__, info_keys=info_keys, mask_key=mask_key)
+    if hasattr(env, "step_wait") and hasattr(env, "env_method"):
+        raise UserError(
+            f"env is a {type(env).__name__} of Stable-Baselines3, which is not a gymnasium.vector.VectorEnv: give a "
+            "Gymnasium id, or a function that makes a single environment; to evaluate in it, use "
+            "stable_baselines3.common.evaluation.evaluate_policy, which takes policies of this package"
+        )
     if not (isinstance(env, str) or callable(env)):
         raise UserError(
             f"env: expected a Gymnasium id, a function that makes an environment, or a VectorEnv, got {env!r}"

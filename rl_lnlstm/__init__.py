@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rl_lnlstm.evaluation.evaluate import evaluate as evaluate
     from rl_lnlstm.evaluation.evaluate import evaluate_policy as evaluate_policy
     from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
+    from rl_lnlstm.evaluation.padding import PaddedEpisodes as PaddedEpisodes
+    from rl_lnlstm.evaluation.padding import pad_episodes as pad_episodes
+    from rl_lnlstm.evaluation.record import load_episodes as load_episodes
     from rl_lnlstm.evaluation.result import Evaluation as Evaluation
     from rl_lnlstm.lstm.cell import MaskedLNLSTMCell as MaskedLNLSTMCell
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
@@ -44,12 +47,15 @@ _EXPORTS = {
     "CheckpointCallback": "runs.checkpoints",
     "EvalCallback": "runs.eval_callback",
     "Evaluation": "evaluation.result",
+    "PaddedEpisodes": "evaluation.padding",
     "ProgressBar": "ppo.progress",
     "RunDirectory": "runs.run_directory",
     "TensorBoardLogger": "runs.loggers",
     "evaluate": "evaluation.evaluate",
     "evaluate_policy": "evaluation.evaluate",
+    "load_episodes": "evaluation.record",
     "load_policy": "policies.loading",
+    "pad_episodes": "evaluation.padding",
     "record_episodes": "evaluation.evaluate",
 }
 __all__ = ["__version__", *_EXPORTS]

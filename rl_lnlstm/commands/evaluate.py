@@ -84,7 +84,6 @@ def environments(
     vectorization: str = "auto",
     render: bool = False,
     trained_on: gym.Space | None = None,
-    **fault_tolerance: Any,
 ) -> VectorEnv:
     """Makes the environments that the options of `ENVIRONMENT` describe; see `make_evaluation_envs`.
 
@@ -94,7 +93,6 @@ def environments(
         vectorization: as for `make_evaluation_envs`.
         render: whether pictures are needed.
         trained_on: the policy's observation space.
-        **fault_tolerance: arguments of `make_vec`.
     """
     if render:
         # Videos need no screen. If SDL looks for one, it loads graphics drivers whose LLVM makes TensorFlow's LLVM
@@ -109,7 +107,6 @@ def environments(
         render_mode="rgb_array" if render else None,
         env_kwargs=environment["env_kwargs"],
         mask_key=environment["mask_key"],
-        **fault_tolerance,
     )
 
 

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
-from rl_lnlstm.commands.evaluate import MOST_ENVS, environments, needs_naming
+from rl_lnlstm.commands.evaluate import needs_naming
 from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, saved_options
 from rl_lnlstm.commands.seeds import default_run_dir
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError, warn
-from rl_lnlstm.evaluation.environments import plan_for
-from rl_lnlstm.evaluation.episodes import EpisodeRunner
-from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free, replacing_file
 from rl_lnlstm.ppo.progress import ProgressBar
@@ -69,8 +66,8 @@ def train(options: TrainOptions, stop: Stop) -> int:
         if not whole:
             return 1
         if not stop.requested and options.eval_episodes:
-            with stop.at_once(), ppo.best_weights():
-                _evaluate(ppo, run_dir, config, options)
+            with stop.at_once():
+                _evaluate(ppo, run_dir, options)
         tell(f"next: {evaluate_command(run_dir, options)}")
     return 0
 
@@ -132,16 +129,9 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
         tell(f"changed: {', '.join(changes.values())}")
 
 
-def _evaluate(ppo: PPO, run_dir: Path, config: dict[str, Any], options: TrainOptions) -> None:
+def _evaluate(ppo: PPO, run_dir: Path, options: TrainOptions) -> None:
     """Evaluates the policy, as `rl-lnlstm evaluate` does with the seed of the run, and writes `results.json`."""
-    seeds = seeds_of_episodes(options.seed, options.eval_episodes)
-    vectorization = "async" if options.vectorization == "async" else "auto"
-    trained_on = ppo.policy.observation_space
-    envs = environments(
-        config, min(MOST_ENVS, len(seeds)), vectorization, trained_on=trained_on, **ppo.config.fault_tolerance
-    )
-    with contextlib.closing(envs):
-        result = gathered(EpisodeRunner(ppo.policy, envs, plan_for(envs, seeds, options.seed)), True, options.seed)
+    result = ppo.evaluation(options.eval_episodes)
     results = {"env_id": options.env_id, "total_timesteps": ppo.num_timesteps, **result.to_dict()}
     try:
         with replacing_file(run_dir / RESULTS) as path:

@@ -18,6 +18,7 @@ from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
 from rl_lnlstm.evaluation.video import VideoRecorder
+from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.spaces import map_leaves
 
 MOST_ABORTED = 100  # aborted episodes in a row; without a limit, an environment that always fails would run forever
@@ -82,6 +83,7 @@ class EpisodeRunner:
         video: VideoRecorder | None = None,
     ) -> None:
         check_spaces(policy, envs)
+        checked("max_steps", max_steps, Count | None)
         self.envs, self.plan, self.video = envs, plan, video
         self._limit = max_steps or (None if has_time_limit(envs) else MAX_STEPS)
         self._recorder = (
@@ -95,8 +97,12 @@ class EpisodeRunner:
         self._aborted = np.zeros(envs.num_envs, int)  # in a row
 
     def __iter__(self) -> Iterator[EvaluatedEpisode]:
-        while (self.plan.numbers >= 0).any():
+        while (self.plan.numbers >= 0).any() or self._begin_again():
             yield from self._advance()
+
+    def _begin_again(self) -> bool:
+        self._lengths[:], self._returns[:] = 0, 0.0
+        return self.plan.begin_again(self._stepper)
 
     def _advance(self) -> Iterator[EvaluatedEpisode]:
         """Steps all environments once, and yields the episodes that ended."""
@@ -148,6 +154,7 @@ class EpisodeRunner:
         for index in np.flatnonzero(rows).tolist():
             number, seed = int(self.plan.numbers[index]), self.plan.seeds[index]
             yield self._finished(index, number, seed, self._stepper.observations, Outcome(False, True), cut=True)
+            self.plan.ended(index)
             self._forget(index)
         self.plan.give_up(self._stepper, rows, again=False)
 

@@ -8,9 +8,7 @@ from typing import Protocol
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.envs.action_masks import environment_name
 from rl_lnlstm.envs.autoreset import Stepper
-from rl_lnlstm.errors import EnvironmentFailure
 from rl_lnlstm.seeding import derived_seed, seed_sequence
 
 
@@ -39,6 +37,9 @@ class Plan(Protocol):
 
     def give_up(self, stepper: Stepper, rows: np.ndarray, again: bool) -> None:
         """Abandons the unfinished episodes where `rows` is true. With `again`, they are run again."""
+
+    def begin_again(self, stepper: Stepper) -> bool:
+        """Called when no environment runs an episode that counts. Resets all environments if episodes are left."""
 
 
 class InOrder:
@@ -74,6 +75,10 @@ class InOrder:
         self._again = rows & again
         stepper.begin_episodes(rows)
 
+    def begin_again(self, stepper: Stepper) -> bool:
+        """Returns False, because no episode is left."""
+        return False
+
     def _begin(self, rows: np.ndarray) -> list[int]:
         """Assigns the next episodes where `rows` is true, and returns the seeds of all environments."""
         if self.before_reset is not None:
@@ -107,10 +112,11 @@ class EvenlySpread:
     def __init__(self, n_eval_episodes: int, num_envs: int, seed: int | None = None) -> None:
         self._seed = seed
         self._left = np.array([(n_eval_episodes + index) // num_envs for index in range(num_envs)])
-        self.numbers = np.where(self._left > 0, 0, -1)
+        self._waiting = np.zeros(num_envs, bool)  # in an episode that was cut
+        self._ended = 0
+        self.numbers = self._numbers()
         self.seeds = [None] * num_envs
         self.generators: None = None
-        self._ended = 0
 
     def start(self, envs: VectorEnv) -> Stepper:
         """Resets all environments."""
@@ -120,19 +126,28 @@ class EvenlySpread:
         """Numbers episodes in the order in which they end."""
         self._left[index] -= 1
         self._ended += 1
-        self.numbers = np.where(self._left > 0, self._ended, -1)
+        self.numbers = self._numbers()
 
     def give_up(self, stepper: Stepper, rows: np.ndarray, again: bool) -> None:
-        """With `again`, does nothing, because the environments have begun new episodes themselves.
+        """Waits for the others, because the environments cannot be reset one by one.
 
-        Raises:
-            EnvironmentFailure: without `again`, because these environments cannot be reset one by one.
+        With `again`, does nothing, because the environments have begun new episodes themselves.
         """
         if not again:
-            raise EnvironmentFailure(
-                f"an episode of {environment_name(stepper.envs)} did not end within the limit of steps: add a time "
-                "limit with gymnasium.wrappers.TimeLimit, or allow more steps with max_steps"
-            )
+            self._waiting |= rows
+            self.numbers = self._numbers()
+
+    def begin_again(self, stepper: Stepper) -> bool:
+        """Resets all environments, if there are episodes left for environments whose episodes were cut."""
+        if not self._left.any():
+            return False
+        stepper.restart()
+        self._waiting[:] = False
+        self.numbers = self._numbers()
+        return True
+
+    def _numbers(self) -> np.ndarray:
+        return np.where((self._left > 0) & ~self._waiting, self._ended, -1)
 
 
 def _sampling(seed: int) -> np.random.Generator:

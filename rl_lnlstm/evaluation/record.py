@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +87,33 @@ def save_episode(arrays: EpisodeArrays, path: Path) -> None:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(f"an episode cannot be recorded in {path}: {error}") from error
+
+
+def load_episodes(folder: str | os.PathLike) -> list[EpisodeArrays]:
+    """Loads the episodes that `rl-lnlstm evaluate --record FOLDER` wrote, in the order of their numbers.
+
+    Loading executes nothing that is in the files.
+
+    Args:
+        folder: the folder, with an `.npz` file for each episode.
+
+    Returns:
+        What `record_episodes` returned. `pad_episodes` makes a batch of it.
+
+    Raises:
+        UserError: there are no episodes in the folder, or a file is damaged.
+    """
+    paths = sorted(Path(folder).glob("*.npz"))
+    if not paths:
+        raise UserError(f"{folder} holds no episodes: expected a folder with .npz files")
+    episodes = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                episodes.append(dict(arrays))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path} is not a recorded episode: {error}") from error
+    return episodes
 
 
 def _named_leaves(name: str, space: gym.Space, structure: Any) -> Iterator[tuple[str, Any]]:

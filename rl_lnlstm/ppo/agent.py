@@ -13,11 +13,14 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.best_policy import BestPolicy
-from rl_lnlstm.evaluation.evaluate import evaluate_policy
+from rl_lnlstm.evaluation.environments import plan_for
+from rl_lnlstm.evaluation.episodes import EpisodeRunner
+from rl_lnlstm.evaluation.evaluate import evaluate_policy, gathered, seeds_of_episodes
+from rl_lnlstm.evaluation.result import Evaluation
+from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.loading import load_policy
-from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_environments
-from rl_lnlstm.seeding import derived_seed
+from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_evaluation_environments
 
 MOST_ENVS = 8  # environments that `evaluate` makes at most
 
@@ -97,30 +100,52 @@ class Agent:
         return self.policy.rewarded(state, rewards)
 
     def evaluate(
-        self, n_eval_episodes: int = 10, deterministic: bool = True, env: GivenEnv | None = None
+        self,
+        n_eval_episodes: int = 10,
+        deterministic: bool = True,
+        env: GivenEnv | None = None,
+        max_steps: int | None = None,
     ) -> tuple[float, float]:
-        """Mean and standard deviation of the returns of the best policy; see `evaluate_policy`.
+        """Mean and standard deviation of the returns of the best policy.
+
+        It runs the same episodes as `rl_lnlstm.evaluate` with the seed of the run.
 
         Args:
             n_eval_episodes: number of episodes.
             deterministic: take the most probable actions instead of sampled ones.
             env: the environment to evaluate in. None makes environments like the training environments.
+            max_steps: limit of an episode's steps, as for `rl_lnlstm.evaluate`.
 
         Raises:
             UserError: `env` is None, but `PPO` was given an environment object, so it cannot make another one.
         """
-        seed = derived_seed(self.config.seed, "evaluation")
-        with contextlib.ExitStack() as resources:
-            if env is None:
-                if isinstance(self._env, VectorEnv | gym.Env):
-                    raise UserError(
-                        "env: give evaluate an environment of its own, because PPO was given an environment object, "
-                        "cannot make another one like it, and must not disturb it"
-                    )
-                env = make_environments(self._env, self.config, min(n_eval_episodes, MOST_ENVS))
-                resources.callback(env.close)
-            resources.enter_context(self.best_weights())
-            return evaluate_policy(self.policy, env, n_eval_episodes, deterministic, seed)
+        if env is not None:
+            with self.best_weights():
+                return evaluate_policy(
+                    self.policy, env, n_eval_episodes, deterministic, self.config.seed, max_steps=max_steps
+                )
+        result = self.evaluation(n_eval_episodes, deterministic, max_steps)
+        return result.mean, result.std
+
+    def evaluation(self, n_eval_episodes: int, deterministic: bool = True, max_steps: int | None = None) -> Evaluation:
+        """The same as `evaluate`, in new environments, with intervals and the seed of each episode.
+
+        Raises:
+            UserError: `PPO` was given an environment object, so it cannot make another one.
+        """
+        if isinstance(self._env, VectorEnv | gym.Env):
+            raise UserError(
+                "env: give evaluate an environment of its own, because PPO was given an environment object, cannot "
+                "make another one like it, and must not disturb it"
+            )
+        seed = self.config.seed
+        seeds = seeds_of_episodes(seed, checked("n_eval_episodes", n_eval_episodes, Count))
+        envs = make_evaluation_environments(
+            self._env, self.config, min(MOST_ENVS, len(seeds)), self.policy.observation_space
+        )
+        with contextlib.closing(envs), self.best_weights():
+            runner = EpisodeRunner(self.policy, envs, plan_for(envs, seeds, seed), deterministic, max_steps)
+            return gathered(runner, deterministic, seed)
 
     def close(self) -> None:
         """Closes the environments that the trainer made; environments that you passed in stay open."""

@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from rl_lnlstm.config import AUTO, PolicyOptions, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.seeding import derived_seed
 
@@ -81,6 +82,29 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> Vector
         info_keys=config.info_keys,
         mask_key=config.mask_key,
         **tolerance,
+    )
+
+
+def make_evaluation_environments(
+    env: str | Callable[..., gym.Env], config: PPOConfig, num_envs: int, trained_on: gym.Space
+) -> VectorEnv:
+    """Makes environments like the training environments, which can be seeded one by one, if possible.
+
+    Args:
+        env: the id, or the function that makes an environment.
+        config: the configuration.
+        num_envs: number of environments.
+        trained_on: the policy's observation space.
+    """
+    return make_evaluation_envs(
+        env,
+        num_envs,
+        "async" if config.vectorization == "async" else AUTO,
+        trained_on,
+        wrappers=config.wrappers,
+        env_kwargs=config.env_kwargs,
+        mask_key=config.mask_key,
+        **config.fault_tolerance,
     )
 
 

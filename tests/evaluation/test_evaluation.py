@@ -127,9 +127,35 @@ def test_an_id_is_evaluated_in_what_has_the_policys_observations():
         ({"policy": lambda observation: 0}, "policy must have predict"),
         ({"n_eval_episodes": 1.5}, "n_eval_episodes must be an integer"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"max_steps": 0}, "max_steps must be an integer of at least 1 or None, got 0"),
     ],
-    ids=["none", "function", "episodes", "seed"],
+    ids=["none", "function", "episodes", "seed", "steps"],
 )
 def test_arguments_of_other_types_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
         evaluate_policy(**{"policy": Recorder(), "env": lambda: Countdown(3), **arguments})
+
+
+def test_a_vec_env_of_stable_baselines3_is_refused_with_the_way_out():
+    class DummyVecEnv:  # has the methods of theirs
+        def reset(self): ...
+        def step_async(self, actions): ...
+        def step_wait(self): ...
+        def env_method(self, name): ...
+
+    with pytest.raises(
+        UserError, match=r"^env is a DummyVecEnv of Stable-Baselines3.* id, or a function.*, use stable_"
+    ):
+        evaluate_policy(Recorder(), DummyVecEnv())
+
+
+@pytest.mark.peers
+def test_a_policy_is_evaluated_in_a_real_vec_env_by_their_function():
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env").DummyVecEnv([lambda: gym.make("CartPole-v1")] * 2)
+    policy = MlpLnLstmPolicy(vec_env.observation_space, vec_env.action_space, units=4, seed=0)
+    with pytest.raises(UserError, match="env is a DummyVecEnv of Stable-Baselines3") as refused:
+        evaluate_policy(policy, vec_env)
+    assert "stable_baselines3.common.evaluation.evaluate_policy" in str(refused.value)
+    theirs = pytest.importorskip("stable_baselines3.common.evaluation").evaluate_policy
+    mean, _ = theirs(policy, vec_env, n_eval_episodes=4, warn=False)
+    assert 8 <= mean <= 500

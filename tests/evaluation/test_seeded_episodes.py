@@ -10,7 +10,7 @@ from gymnasium.wrappers import TimeLimit
 
 from rl_lnlstm import PPO, UserError, evaluate, evaluate_policy, record_episodes
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.errors import EnvironmentFailure, RunWarning
+from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
@@ -186,9 +186,36 @@ def test_a_recorded_episode_that_was_cut_is_truncated(policy):
         assert bool(episode["truncated"]) == (len(episode["rewards"]) == 20)
 
 
-def test_somebody_elses_environments_cannot_be_cut_which_is_said(policy):
-    with pytest.raises(EnvironmentFailure, match=r"did not end within the limit of steps.*TimeLimit.*max_steps"):
-        evaluate(policy, make_vec(Endless, 2), 6, seed=0, max_steps=20)
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_episodes_of_a_vector_env_are_cut_too(policy, mode):
+    """Its environments are reset together, when all of them wait."""
+    with pytest.warns(RunWarning, match="did not end within 20 steps"):
+        episodes = record_episodes(policy, make_vec(Endless, 3, autoreset_mode=mode), 31, seed=0, max_steps=20)
+    lengths = [len(episode["rewards"]) for episode in episodes]
+    assert len(lengths) == 31
+    assert set(lengths) == {3, 20}
+    assert [bool(episode["truncated"]) for episode in episodes] == [length == 20 for length in lengths]
+    assert 8 < lengths.count(20) < 24, "half of the episodes are endless"
+    for episode in episodes:
+        assert (episode["h"][0] == 0).all(), "each one begins at its beginning"
+    with pytest.warns(RunWarning):
+        result = evaluate(policy, make_vec(Endless, 3, autoreset_mode=mode), 31, seed=0, max_steps=20)
+    assert result.lengths == lengths
+    assert result.returns == pytest.approx([episode["rewards"].sum() for episode in episodes])
+
+
+@pytest.mark.filterwarnings("ignore::rl_lnlstm.errors.RunWarning")
+def test_a_trainer_evaluates_without_a_time_limit(monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.evaluation.episodes.MAX_STEPS", 15)
+    small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 1, "units": 4, "jit_compile": False}
+    with PPO("auto", Endless, **small, eval_interval=1, n_eval_episodes=5) as ppo:
+        metrics = []
+        ppo.learn(32, metrics.append)
+        assert np.isfinite([row["eval/mean_reward"] for row in metrics]).all()
+        with pytest.warns(RunWarning, match=r"did not end within 15 steps.*--max-steps"):
+            ppo.evaluate(6)
+        with pytest.warns(RunWarning, match="did not end within 9 steps"):
+            ppo.evaluate(6, max_steps=9)
 
 
 # ------------------------------------------------------------------------------------------------------- failures

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
-from rl_lnlstm import PPO, UserError, evaluate_policy, load_policy
+from rl_lnlstm import PPO, UserError, evaluate, evaluate_policy, load_policy
 from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 
 SMALL = {"num_steps": 16, "units": 4, "jit_compile": False, "seed": 0, "update_epochs": 1}
@@ -133,6 +133,10 @@ def test_a_trainer_evaluates_and_is_evaluated():
     mean, std = ppo.evaluate(4)
     assert mean > 0
     assert (mean, std) == ppo.evaluate(4)
+    same = evaluate(ppo, "CartPole-v1", 4, seed=ppo.config.seed)
+    assert (same.mean, same.std) == (mean, std)
+    assert ppo.evaluate(4, env="CartPole-v1") == (mean, std)
+    assert ppo.evaluation(4) == same
     assert evaluate_policy(ppo, "CartPole-v1", 3, seed=1) == evaluate_policy(ppo.policy, "CartPole-v1", 3, seed=1)
     assert ppo.evaluate(2, env=SyncVectorEnv([lambda: gym.make("CartPole-v1")]))[0] > 0
 
