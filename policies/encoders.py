@@ -138,7 +138,7 @@ def convolutions(
     layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
     if _is_symbols(space):
         # So few pixels are symbols, and the distance between two symbols means nothing.
-        rows, columns, channels = _size(space.shape or ())
+        rows, columns, channels = image_size(space.shape or ())
         initializer = keras.initializers.RandomNormal(stddev=1.0, seed=next(seeds))
         layers += [
             keras.layers.Embedding(256, SYMBOL_WIDTH, embeddings_initializer=initializer, name=f"{prefix}_symbols"),
@@ -204,26 +204,26 @@ def _bytes_to_fractions(space: gym.Space, normalized: bool) -> list[keras.layers
     return [keras.layers.Rescaling(1 / 255)] if _is_bytes(space) and not normalized else []
 
 
-def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Height, width and channels. The channels of stacked frames are merged."""
     if len(shape) == 2:
         return *shape, 1
     if len(shape) == 4:
-        rows, columns, channels = _size(shape[1:])
+        rows, columns, channels = image_size(shape[1:])
         return rows, columns, channels * shape[0]
     channels_first = shape[0] < shape[2] and shape[0] <= shape[1]
     return (*shape[1:], shape[0]) if channels_first else shape  # type: ignore[return-value]
 
 
 def _smaller_side(shape: tuple[int, ...]) -> int:
-    return min(_size(shape)[:2])
+    return min(image_size(shape)[:2])
 
 
 def _channels_last(shape: tuple[int, ...]) -> list[keras.layers.Layer]:
     """Layers that convert to `[height, width, channels]`, which convolutions on a CPU need."""
-    size = _size(shape)
+    size = image_size(shape)
     if len(shape) == 4:
-        order = (2, 3, 1, 4) if _size(shape[1:]) == shape[1:] else (3, 4, 1, 2)
+        order = (2, 3, 1, 4) if image_size(shape[1:]) == shape[1:] else (3, 4, 1, 2)
         return [keras.layers.Permute(order), keras.layers.Reshape(size)]
     if len(shape) == 2:
         return [keras.layers.Reshape(size)]

@@ -14,7 +14,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -83,16 +83,32 @@ def weight_names(policy: Any) -> list[str]:
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens the archive of arrays, and refuses it if its entries claim more than the file holds."""
-    with open_regular(path) as (file, size), zipfile.ZipFile(file) as archive:
+    with open_regular(path) as (file, size), stored_archive(file, size, path.name) as archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def stored_archive(file: BinaryIO, size: int, name: str) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip whose entries are not compressed.
+
+    Args:
+        file: the zip.
+        size: its size in bytes.
+        name: its name, for error messages.
+
+    Raises:
+        ValueError: it has too many entries, two of the same name, or they claim more than the file holds.
+    """
+    with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len(entries) > MAX_ARRAYS:
-            raise ValueError(f"{path.name} contains more than {MAX_ARRAYS} arrays")
+            raise ValueError(f"{name} contains more than {MAX_ARRAYS} arrays")
         if len({entry.filename for entry in entries}) < len(entries):
-            raise ValueError(f"{path.name} contains an array twice")
+            raise ValueError(f"{name} contains an array twice")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError(f"{path.name} is compressed")
+            raise ValueError(f"{name} is compressed")
         if sum(entry.file_size for entry in entries) > size:
-            raise ValueError(f"{path.name} claims more data than it contains")
+            raise ValueError(f"{name} claims more data than it contains")
         yield archive
 
 

@@ -153,7 +153,8 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
     with open_regular(path) as (file, size):
         if limit is not None and size > limit:
             raise OSError(f"{path} is larger than {limit:,} bytes")
-        return file.read() if limit is None else file.read(limit)
+        # Not `read(limit)`, which allocates that much, whatever the size of the file.
+        return file.read() if limit is None else file.read(size)
 
 
 def read_json(path: Path) -> Any:

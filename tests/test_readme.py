@@ -14,6 +14,7 @@ import pytest
 
 from rl_lnlstm.commands import main
 from rl_lnlstm.config import PPOConfig
+from tests.importing.sb2_agent import random_agent, write_zip
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -40,6 +41,7 @@ SHORT = {
     "resume": "--total-timesteps 33 --eval-episodes 0",
     "evaluate": "--episodes 1",
     "build-kernel": "",
+    "import-sb2": "",
     "plot": "",
     "compare": "",
 }
@@ -61,6 +63,11 @@ gym.register("MyEnv-v0", MyEnv)
 """
 
 
+def an_agent_to_import(folder):
+    env = gym.make("CartPole-v1")
+    write_zip(folder / "agent.zip", random_agent(env.observation_space, env.action_space, units=8))
+
+
 def run(code, where):
     exec(compile(code, where, "exec"), namespace := {"__name__": "example"})
     return namespace
@@ -78,6 +85,7 @@ def test_the_examples_are_found():
 @pytest.mark.parametrize("page", [page for page in EXAMPLES if EXAMPLES[page]])
 def test_the_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    an_agent_to_import(tmp_path)
     run("\n\n".join(EXAMPLES[page]), page)  # a later example goes on from an earlier one
 
 
@@ -96,6 +104,7 @@ def test_the_commands_run(page, tmp_path, monkeypatch, request):
     monkeypatch.delitem(sys.modules, "my_package", raising=False)  # it registers MyEnv-v0 again
     request.addfinalizer(lambda: gym.registry.pop("MyEnv-v0", None))  # other tests' workers could not import it
     monkeypatch.chdir(tmp_path)
+    an_agent_to_import(tmp_path)
     not_there = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
     for line in COMMANDS[page]:
         words = shlex.split(line.replace("\\\n", " "), comments=True)

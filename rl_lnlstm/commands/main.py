@@ -19,6 +19,7 @@ from rl_lnlstm.commands.options import (
     parse,
 )
 from rl_lnlstm.commands.seeds import train_seeds
+from rl_lnlstm.commands.sharing_options import ImportSb2Options
 from rl_lnlstm.commands.signals import Stop, signals
 from rl_lnlstm.errors import RunFailure, UserError
 
@@ -63,6 +64,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
     import_tensorflow_quietly()
     # Import here, because these modules import TensorFlow.
     from rl_lnlstm.commands.evaluate import evaluate
+    from rl_lnlstm.commands.import_sb2 import import_sb2
     from rl_lnlstm.commands.train import train
 
     with _current_folder_importable():
@@ -71,6 +73,9 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         if isinstance(options, EvaluateOptions):
             with stop.at_once():
                 return evaluate(options)
+        if isinstance(options, ImportSb2Options):
+            with stop.at_once():
+                return import_sb2(options)
     return _build_kernel(options)
 
 

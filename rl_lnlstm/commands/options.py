@@ -11,6 +11,7 @@ import tyro
 
 import rl_lnlstm
 from rl_lnlstm.commands.parser import parse_options
+from rl_lnlstm.commands.sharing_options import ImportSb2Options
 from rl_lnlstm.config import EnvironmentOptions, PolicyOptions, PPOConfig, PPOOptions, check_types, upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
@@ -131,7 +132,7 @@ class BuildKernelOptions:
     """compile even if it is there already"""
 
 
-Options = TrainOptions | EvaluateOptions | PlotOptions | CompareOptions | BuildKernelOptions
+Options = TrainOptions | EvaluateOptions | PlotOptions | CompareOptions | ImportSb2Options | BuildKernelOptions
 USAGE = """usage: rl-lnlstm COMMAND [OPTIONS]
 
 Recurrent PPO with a masked layer-normalised LSTM.
@@ -141,6 +142,7 @@ commands:
   evaluate      run a saved policy for whole episodes and report their returns
   plot          draw the learning curves of runs, over seeds, in one picture
   compare       compare the scores and the options of two groups of runs
+  import-sb2    import an agent of Stable-Baselines 2 with a layer-normalised LSTM
   build-kernel  compile the CPU kernel ahead of its first use
 
 `rl-lnlstm COMMAND --help` lists the options of a command, `rl-lnlstm --version` tells the version."""
@@ -149,6 +151,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": EvaluateOptions,
     "plot": PlotOptions,
     "compare": CompareOptions,
+    "import-sb2": ImportSb2Options,
     "build-kernel": BuildKernelOptions,
 }
 

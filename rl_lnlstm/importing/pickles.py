@@ -1,0 +1,368 @@
+"""Reads pickles that hold arrays and plain data. Nothing in the file is executed, imported or instantiated.
+
+The unpicklers of Python's library call what the file names, and build NumPy arrays by NumPy's own code. This module
+interprets the opcodes itself instead: a pickle is a program for a stack machine, and the few instructions that describe
+data need no more than the table below. Names of known classes become `Reference`, and their instances become
+`Instance`, which only hold what the file says about them. Everything else is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickletools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_lnlstm.errors import UserError, printable
+from rl_lnlstm.files import read_regular
+
+MAX_BYTES = 256 << 20
+MAX_OPERATIONS = 100_000  # each takes some microseconds and at most some hundred bytes
+MAX_AXES = 8
+ENTRY_BYTES = 200  # of an entry of a container, roughly
+FORTRAN = "F"
+
+# Classes whose instances are admitted as data. Their code is not needed, and not used if it is installed.
+CLASSES = re.compile(
+    r"stable_baselines\.common\.vec_env(\.vec_normalize)?\.VecNormalize"
+    r"|stable_baselines\.common\.running_mean_std\.RunningMeanStd"
+    r"|stable_baselines\.common\.policies\.\w+Policy"
+    r"|gym\.spaces(\.\w+)?\.(Box|Discrete|MultiBinary|MultiDiscrete)"
+    r"|(builtins|__builtin__)\.object"
+    # The generator from which a space samples.
+    r"|gym\.utils\.seeding\.RandomNumberGenerator"
+    r"|numpy\.random\.(mtrand\.|_mt19937\.|_pcg64\.)?(RandomState|MT19937|PCG64)"
+    r"|numpy\.random(\._pickle)?\.__(randomstate|generator|bit_generator)_ctor"
+    # Type objects as values, such as the dtype of a space.
+    r"|numpy\.(bool_?|u?int(8|16|32|64)|float(16|32|64))"
+)
+NUMBERS = re.compile(r"[<>|=]?[biuf][1248]")  # the dtypes of arrays; objects and records are not among them
+
+
+class Reference(NamedTuple):
+    """A class or function that the file names."""
+
+    name: str
+
+
+@dataclasses.dataclass(eq=False)
+class Instance:
+    """An instance of a class: its name, and what the file gives as its state."""
+
+    name: str
+    state: Any = None
+
+
+@dataclasses.dataclass(eq=False)
+class Array:
+    """An array. Its data come in a later instruction than the array itself."""
+
+    value: np.ndarray | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class _DType:
+    value: np.dtype
+
+
+class NotPlainData(ValueError):
+    """The file is not a pickle, is damaged, or contains more than arrays and plain data."""
+
+
+def read_pickle(path: Path) -> Any:
+    """Reads a pickle of arrays and plain containers, which need not be trusted.
+
+    Returns:
+        Numbers, strings, bytes, None, lists, tuples and dicts as themselves; arrays as `Array`; classes and instances
+        of the known classes as `Reference` and `Instance`.
+
+    Raises:
+        UserError: the file cannot be read, is damaged or too large, or contains anything else.
+    """
+    try:
+        return plain_pickle(read_regular(path, MAX_BYTES))
+    except (OSError, NotPlainData) as error:
+        raise UserError(f"{path} cannot be read: {printable(error)}") from None
+
+
+def plain_pickle(content: bytes) -> Any:
+    """Reads a pickle from bytes; see `read_pickle`.
+
+    Raises:
+        NotPlainData: it contains anything else.
+    """
+    try:
+        return _Machine(content).run()
+    except NotPlainData:
+        raise
+    except Exception as error:  # a malicious file can cause any error; blame the file
+        raise NotPlainData(f"it is damaged, or not a pickle, {type(error).__name__}: {error}") from error
+
+
+def array_of(value: Any) -> np.ndarray:
+    """The NumPy array of a value that is an `Array` or a number.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, Array) and value.value is not None:
+        return value.value
+    if isinstance(value, bool | int | float):
+        return np.asarray(value)
+    raise ValueError(f"expected an array, got {type(value).__name__}")
+
+
+class _Machine:
+    """The stack machine of the pickle protocol, without the instructions that could do anything."""
+
+    def __init__(self, content: bytes) -> None:
+        self._instructions: Iterator[tuple[Any, Any, int | None]] = pickletools.genops(content)
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        # A call may copy what it is given. An honest file gives every value once, a malicious one a thousand times.
+        self._left = 2 * len(content) + (1 << 20)
+
+    def run(self) -> Any:
+        for number, (instruction, argument, _) in enumerate(self._instructions):
+            name = instruction.name
+            if number > MAX_OPERATIONS:
+                raise NotPlainData(f"it has more than {MAX_OPERATIONS:,} instructions")
+            if name == "STOP":
+                break
+            if name in _VALUES:
+                self._stack.append(argument)
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name])
+            elif name in _INSTRUCTIONS:
+                _INSTRUCTIONS[name](self, argument)
+            elif name not in ("PROTO", "FRAME"):
+                raise NotPlainData(f"its instruction {name} is not one of arrays and plain data")
+        if len(self._stack) != 1:
+            raise NotPlainData("it is damaged: it does not leave one value")
+        return self._stack[0]
+
+    def mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def since_mark(self) -> list[Any]:
+        start = self._marks.pop()
+        taken = self._stack[start:]
+        del self._stack[start:]
+        return taken
+
+    def pop(self, _: Any = None) -> Any:
+        if self._marks and self._marks[-1] == len(self._stack):
+            raise NotPlainData("it is damaged: it takes values that are not there")
+        return self._stack.pop()
+
+    def put(self, index: Any) -> None:
+        self._memo[len(self._memo) if index is None else int(index)] = self._stack[-1]
+
+    def get(self, index: Any) -> None:
+        self._stack.append(self._memo[int(index)])
+
+    def make_tuple(self, size: int) -> None:
+        self._stack.append(tuple(reversed([self.pop() for _ in range(size)])))
+
+    def tuple_since_mark(self, _: Any) -> None:
+        self._stack.append(tuple(self.since_mark()))
+
+    def list_since_mark(self, _: Any) -> None:
+        self._stack.append(self.since_mark())
+
+    def dict_since_mark(self, _: Any) -> None:
+        items = self.since_mark()
+        self._stack.append({})
+        self._set(items)
+
+    def append(self, _: Any) -> None:
+        value = self.pop()
+        self._extend([value])
+
+    def appends(self, _: Any) -> None:
+        self._extend(self.since_mark())
+
+    def _extend(self, values: list[Any]) -> None:
+        if type(self._stack[-1]) is not list:
+            raise NotPlainData("it appends to something that is no list")
+        self._stack[-1].extend(values)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self._set([key, value])
+
+    def set_items(self, _: Any) -> None:
+        self._set(self.since_mark())
+
+    def _set(self, items: Sequence[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not dict:
+            raise NotPlainData("it sets entries of something that is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Python hashes nested tuples by recursion, without a limit.
+            if not isinstance(key, str | int | float):
+                raise NotPlainData(f"the keys of its dicts must be strings or numbers, got {type(key).__name__}")
+            target[key] = value
+
+    def name(self, argument: str) -> None:
+        self._stack.append(_reference(argument.replace(" ", ".", 1)))
+
+    def stack_name(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        self._stack.append(_reference(f"{module}.{name}"))
+
+    def call(self, _: Any) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, Reference) or not isinstance(arguments, tuple):
+            raise NotPlainData("it calls something that is no function")
+        self._charge(arguments)
+        known = _FUNCTIONS.get(function.name)
+        self._stack.append(Instance(function.name) if known is None else known(*arguments))
+
+    def build(self, _: Any) -> None:
+        state = self.pop()
+        if isinstance(state, tuple):
+            self._charge(state)
+        _complete(self._stack[-1], state)
+
+    def _charge(self, values: tuple[Any, ...]) -> None:
+        for value in values:
+            if isinstance(value, str | bytes | bytearray):
+                self._left -= len(value)
+            elif isinstance(value, list | tuple):
+                self._left -= ENTRY_BYTES * len(value)
+        if self._left < 0:
+            raise NotPlainData("it uses the same data too often, and would take more memory than the file")
+
+
+_VALUES = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+)
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": lambda machine, _: machine.since_mark(),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    "EMPTY_TUPLE": lambda machine, _: machine.make_tuple(0),
+    "TUPLE1": lambda machine, _: machine.make_tuple(1),
+    "TUPLE2": lambda machine, _: machine.make_tuple(2),
+    "TUPLE3": lambda machine, _: machine.make_tuple(3),
+    "TUPLE": _Machine.tuple_since_mark,
+    "EMPTY_LIST": lambda machine, _: machine._stack.append([]),
+    "LIST": _Machine.list_since_mark,
+    "EMPTY_DICT": lambda machine, _: machine._stack.append({}),
+    "DICT": _Machine.dict_since_mark,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.appends,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.stack_name,
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.call,
+    "BUILD": _Machine.build,
+}
+
+
+# ----------------------------------------------------------------------------------- what a name means, without it
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise NotPlainData(f"it encodes text as {encoding}")
+    return text.encode("latin-1")
+
+
+def _dtype(name: str, *_: Any) -> _DType:
+    if not isinstance(name, str) or not NUMBERS.fullmatch(name):
+        raise NotPlainData(f"its arrays must contain numbers, got dtype {name}")
+    return _DType(np.dtype(name))
+
+
+def _scalar(dtype: _DType, data: bytes | str) -> Any:
+    return _array(data, dtype, ()).item()
+
+
+def _from_buffer(data: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> Array:
+    return Array(_array(data, dtype, shape, order))
+
+
+def _ordered_dict(items: Sequence[Any] = ()) -> dict[Any, Any]:
+    if not all(isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str) for item in items):
+        raise NotPlainData("an OrderedDict must have pairs of a string and a value")
+    return {item[0]: item[1] for item in items}
+
+
+def _reconstructed(kind: Any, _base: Any, _state: Any) -> Instance:
+    return Instance(kind.name)
+
+
+def _empty_bytes() -> bytes:  # with an argument, `bytes` could allocate any size
+    return b""
+
+
+def _no_data_yet(*_: Any) -> Array:
+    return Array()
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "_codecs.encode": _encode,
+    "builtins.bytes": _empty_bytes,
+    "__builtin__.bytes": _empty_bytes,
+    "numpy.dtype": _dtype,
+    "collections.OrderedDict": _ordered_dict,
+    "copyreg._reconstructor": _reconstructed,
+    "copy_reg._reconstructor": _reconstructed,
+    "numpy.core.multiarray._reconstruct": _no_data_yet,
+    "numpy._core.multiarray._reconstruct": _no_data_yet,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
+}
+
+
+def _reference(name: str) -> Reference:
+    if name in _FUNCTIONS or name == "numpy.ndarray" or CLASSES.fullmatch(name):
+        return Reference(name)
+    raise NotPlainData(f"it contains {name[:200]!r}, which is neither an array nor plain data, and is not executed")
+
+
+def _complete(target: Any, state: Any) -> None:
+    """Gives an instance its state, or an array its data."""
+    if isinstance(target, Array) and target.value is None:
+        _version, shape, dtype, fortran, data = state
+        target.value = _array(data, dtype, shape, FORTRAN if fortran else "C")
+    elif isinstance(target, _DType):
+        _version, order, *description = state
+        if order not in ("<", ">", "=", "|") or any(part is not None for part in description[:3]):
+            raise NotPlainData("its arrays must contain numbers, got records")
+        target.value = target.value.newbyteorder(order)
+    elif isinstance(target, Instance) and target.state is None:
+        target.state = state
+    else:
+        raise NotPlainData(f"it gives a state to a {type(target).__name__}")
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
+    """An array on the bytes that are in the file, without a copy."""
+    if isinstance(data, str):  # as written by Python 2
+        data = data.encode("latin-1")
+    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _DType) or not isinstance(shape, tuple):
+        raise NotPlainData("an array must have bytes, a dtype of numbers and a shape")
+    if len(shape) > MAX_AXES or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise NotPlainData("an array has an impossible shape")
+    # Python integers, because a product that overflows could hide the size of an array.
+    if math.prod(shape) * dtype.value.itemsize != len(data):
+        raise NotPlainData(f"an array of shape {list(shape)} does not fit its {len(data):,} bytes")
+    return np.frombuffer(data, dtype.value).reshape(shape, order="F" if order == FORTRAN else "C")
