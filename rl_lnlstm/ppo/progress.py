@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import time
 
 from rich.console import Console
@@ -13,13 +14,16 @@ from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.ppo.callbacks import Callback, Training
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_UPDATES = 0.2  # of the line in a notebook
+BAR = 20  # characters of the bar in a notebook
 
 
 class ProgressBar(Callback):
     """Shows the progress of training: frames, frames/s, return, time left, and the current phase.
 
-    On a terminal and in a notebook this is a bar. Otherwise it is a plain line about every 10 seconds and one at the
-    end. These lines also show the length of episodes and the result of the last evaluation.
+    On a terminal and in a notebook this is a bar, which is redrawn in its place. In a file, and if a command is run
+    with `!` in a notebook, it is a plain line about every 10 seconds and one at the end. These lines also show the
+    length of episodes and the result of the last evaluation.
 
     Args:
         console: where to show it; standard error if None.
@@ -30,6 +34,7 @@ class ProgressBar(Callback):
         self.console = Console(stderr=True, highlight=False) if console is None else console
         self._pause = seconds_between_lines
         self._bar: Progress | None = None
+        self._notebook: _NotebookBar | None = None
         self._active = False
         self._metrics: dict[str, float] = {}
         self._evaluation = math.nan
@@ -43,7 +48,9 @@ class ProgressBar(Callback):
         self._active = self._frames < self._target
         self._last_line = time.monotonic()
         self._printed = ""
-        if self._active and (self.console.is_terminal or self.console.is_jupyter):
+        if self._active and self.console.is_jupyter:
+            self._notebook = _NotebookBar()
+        elif self._active and self.console.is_terminal and not _run_from_notebook():
             self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.fields[text]}"), console=self.console)
             self._bar.start()
             self._task = self._bar.add_task("", total=self._total, completed=self._frames, text=self._text())
@@ -68,13 +75,15 @@ class ProgressBar(Callback):
         self._show(last=True)
         if self._bar is not None:
             self._bar.stop()
-        self._bar, self._active = None, False
+        self._bar, self._notebook, self._active = None, None, False
 
     def _show(self, last: bool = False) -> None:
         if not self._active:
             return
         if self._bar is not None:
             self._bar.update(self._task, total=self._total, completed=self._frames, text=self._text())
+        elif self._notebook is not None:
+            self._notebook.show(self._frames / max(1, self._total), self._text(), last)
         elif last or time.monotonic() - self._last_line >= self._pause:
             if (line := self._line()) != self._printed:
                 self.console.print(line, markup=False, soft_wrap=True)
@@ -122,6 +131,32 @@ class ProgressBar(Callback):
             rate = (self._frames - frames) / (time.monotonic() - since)
         seconds = (self._total - self._frames) / max(rate, 1e-9)
         return str(datetime.timedelta(seconds=round(min(seconds, 1e9))))
+
+
+def _run_from_notebook() -> bool:
+    """Whether this process was started with `!` in a notebook.
+
+    It then has a terminal, but a notebook keeps everything that was written, so a bar would fill it.
+    """
+    return "JPY_PARENT_PID" in os.environ
+
+
+class _NotebookBar:
+    """A bar in the output of a notebook's cell. rich's own needs ipywidgets, which few notebooks have installed."""
+
+    def __init__(self) -> None:
+        from IPython.display import display  # installed wherever a notebook runs
+
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._shown = -math.inf
+
+    def show(self, done: float, text: str, last: bool) -> None:
+        """Redraws the bar, unless it was redrawn just before."""
+        if last or time.monotonic() - self._shown >= SECONDS_BETWEEN_UPDATES:
+            full = math.floor(done * BAR)
+            line = "█" * full + "░" * (BAR - full) + "  " + text
+            self._handle.update({"text/plain": line}, raw=True)
+            self._shown = time.monotonic()
 
 
 QUICK = "collecting", "updating"  # short phases, not worth showing

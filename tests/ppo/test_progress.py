@@ -48,6 +48,15 @@ def test_a_terminal_of_80_columns_gets_a_bar_that_fits():
     assert max(map(len, drawn)) <= 80
 
 
+def test_a_command_in_a_notebook_has_a_terminal_but_gets_plain_lines(monkeypatch):
+    """The notebook would keep every bar that was drawn."""
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    file = io.StringIO()
+    trained(Console(file=file, width=80, force_terminal=True))
+    assert "\x1b[2K" not in file.getvalue()
+    assert file.getvalue().splitlines()[-1].count("frames") == 2
+
+
 def test_nothing_is_shown_when_nothing_is_left(tmp_path):
     ppo = PPO("auto", "CartPole-v1", **TINY, total_timesteps=32)
     ppo.learn()
@@ -136,3 +145,21 @@ def test_a_callback_that_does_not_accept_the_metrics_is_refused_before_training(
 def test_progress_bar_is_true_or_false():
     with pytest.raises(UserError, match="progress_bar must be True or False"):
         PPO("auto", "CartPole-v1", **TINY).learn(64, progress_bar="no")
+
+
+@pytest.mark.peers
+def test_a_notebook_gets_one_bar_which_is_redrawn():
+    """Without ipywidgets, and without more outputs than one."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    code = f"""from rl_lnlstm import PPO
+ppo = PPO("auto", "CartPole-v1", **{TINY})
+ppo.learn(2_000, progress_bar=True)
+ppo.num_timesteps"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=300).execute()
+    bar, value = [output for output in notebook.cells[0].outputs if output.output_type != "stream"]
+    shown = bar["data"]["text/plain"]
+    assert re.match(r"█+  2,016/2,016 frames  [\d,]+/s  return [\d.]+", shown), shown
+    assert value["data"]["text/plain"] == "2016"
+    assert not [output for output in notebook.cells[0].outputs if "ipywidgets" in output.get("text", "")]
