@@ -90,7 +90,7 @@ class Guard(gym.Wrapper):
         """Resets the environment and checks the result. A failure is reported in the info."""
         self._ended = self._reset_next = False
         try:
-            observation, info = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
+            observation, info = unpacked(_reset(self.env, seed, options), 2, "reset")
             return checked_observation(self._spaces[0], observation), self._read(info)
         except Fault as fault:
             return self._nothing(), {FAULT: fault}
@@ -190,9 +190,8 @@ class Copies(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets the environment, and returns a copy of the observation."""
         self.calls += 1
-        answer = self.env.reset(seed=seed, options=options)
         with self._indexed():
-            observation, info = unpacked(answer, 2, "reset")
+            observation, info = unpacked(_reset(self.env, seed, options), 2, "reset")
             return checked_observation(self._spaces[0], observation), _without_gymnasiums(info)
 
     @contextlib.contextmanager
@@ -202,6 +201,16 @@ class Copies(gym.Wrapper):
         except Fault as fault:
             fault.index = self._index
             raise
+
+
+def _reset(env: gym.Env, seed: int | None, options: dict[str, Any] | None) -> Any:
+    try:
+        return env.reset(seed=seed, options=options)
+    except TypeError as error:
+        if any(f"unexpected keyword argument {name!r}" in str(error) for name in ("seed", "options")):
+            what = f"has a reset without the arguments of Gymnasium's, reset(self, *, seed=None, options=None): {error}"
+            raise Fault(what, error, lasting=True) from error
+        raise
 
 
 def _without_gymnasiums(info: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import concatenate
 from rl_lnlstm.envs.guard import Guard
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_wrappers
 from rl_lnlstm.envs.registry import EnvSource, construction, portable
+from rl_lnlstm.envs.scores import warn_of_lives
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper
 from rl_lnlstm.errors import UserError
@@ -55,6 +56,7 @@ class EnvMaker:
                 if not isinstance(space, gym.Space):
                     raise UserError(f"{self.name}: {name} must be a gymnasium.Space, got {space!r}")
             refuse_learning_wrappers(env, self.name)
+            warn_of_lives(env, self.name.partition(" (environment ")[0])
             return Guard(env, self.info_keys)
 
 

@@ -1,18 +1,22 @@
-"""Scores of games whose rewards are clipped for learning: rewards from before the clipping."""
+"""Scores of games: rewards from before a wrapper clipped them, and warnings where scores cannot be known."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
-from rl_lnlstm.envs.checks import checked_reward
+from rl_lnlstm.envs.checks import checked_reward, checked_rewards
 from rl_lnlstm.errors import warn
 
-SCORE = "rl_lnlstm.score"  # infos[SCORE][index] is the reward before it was clipped; only the modules here read it
-CLIPPING = "ClipReward", "ClipRewardEnv"  # the classes' names in Gymnasium and in Stable-Baselines3
+SCORE = "rl_lnlstm.score"  # infos[SCORE][index] is the reward before it was changed; only the modules here read it
+VECTOR_SCORE = "rl_lnlstm.vector_score"  # the same for a wrapper of a vector environment
+# The classes' names in Gymnasium and in Stable-Baselines3. They change rewards for learning.
+CLIPPING = "ClipReward", "ClipRewardEnv", "TransformReward"
+LIVES = "terminal_on_life_loss"  # attribute of Gymnasium's AtariPreprocessing
 
 
 class Score(gym.Wrapper):
@@ -27,35 +31,86 @@ class Score(gym.Wrapper):
         return answer
 
 
+class VectorScore(VectorWrapper):
+    """The same for a vector environment: it keeps the last rewards `[num_envs]`."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self.rewards = np.zeros(env.num_envs)
+
+    def step(self, actions: Any) -> Any:
+        """Steps the environments and keeps the rewards."""
+        answer = self.env.step(actions)
+        self.rewards = checked_rewards(answer[1], self.num_envs)
+        return answer
+
+
 def find_score(env: gym.Env) -> Score | None:
-    """Inserts a `Score` inside the innermost wrapper that clips rewards; None if there is no such wrapper."""
-    score, layer = None, env
-    while isinstance(layer, gym.Wrapper):
-        if type(layer).__name__ in CLIPPING:
-            score = layer
-        layer = layer.env
-    if score is None:
+    """Inserts a `Score` inside the innermost wrapper that changes rewards; None if there is no such wrapper."""
+    return _inserted(env, gym.Wrapper, Score)
+
+
+def find_vector_score(envs: VectorEnv) -> VectorScore | None:
+    """The same for the wrappers of a vector environment."""
+    return _inserted(envs, VectorWrapper, VectorScore)
+
+
+def _inserted(env: Any, wrapper: type, score: type) -> Any:
+    clipping = [layer for layer in _layers(env, wrapper) if type(layer).__name__ in CLIPPING]
+    if not clipping:
         return None
-    if not isinstance(score.env, Score):
-        score.env = Score(score.env)
-    return score.env
+    innermost: Any = clipping[-1]
+    if not isinstance(innermost.env, score):
+        innermost.env = score(innermost.env)
+    return innermost.env
+
+
+def _layers(env: Any, wrapper: type) -> Iterator[Any]:
+    while isinstance(env, wrapper):
+        yield env
+        env = env.env  # type: ignore[attr-defined]
+    yield env
 
 
 def scores(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
-    """The rewards `[num_envs]` from before the clipping, where infos hold them."""
+    """The rewards `[num_envs]` from before a wrapper changed them, where infos hold them."""
+    rewards = infos.get(VECTOR_SCORE, rewards)
     for told in (infos, infos.get("final_info")):
         if isinstance(told, dict) and SCORE in told:
             rewards = np.where(told[f"_{SCORE}"], told[SCORE], rewards)
     return rewards
 
 
-def warn_of_clipped_scores(envs: VectorEnv, name: str) -> None:
-    """Warns if a wrapper of a vector environment clips rewards, because the original rewards are not accessible."""
-    layer = envs
-    while isinstance(layer, VectorWrapper):
-        if type(layer).__name__ in CLIPPING:
+def warn_of_lives(env: gym.Env, name: str) -> None:
+    """Warns if a wrapper ends an episode with each life, because reports are then not of whole games."""
+    for layer in _layers(env, gym.Wrapper):
+        if vars(layer).get(LIVES) or type(layer).__name__ == "EpisodicLifeEnv":
+            _warn_of_lives(name, type(layer).__name__)
+
+
+def warn_of_vector_scores(envs: VectorEnv, name: str) -> None:
+    """Warns if a vector environment clips rewards itself, or ends episodes with lives."""
+    *_, innermost = _layers(envs, VectorWrapper)
+    if isinstance(innermost, SyncVectorEnv):
+        for env in innermost.envs:
+            warn_of_lives(env, name)
+    elif isinstance(innermost, AsyncVectorEnv):
+        if all(innermost.call("has_wrapper_attr", LIVES)) and any(innermost.get_attr(LIVES)):
+            _warn_of_lives(name, "AtariPreprocessing")
+    elif type(innermost).__name__ == "AtariVectorEnv":
+        kwargs = getattr(innermost.spec, "kwargs", {})
+        if kwargs.get("reward_clipping", True):
             warn(
-                f"{name}: {type(layer).__name__} clips rewards, so the returns that are reported are not the "
-                "environment's scores; leave it out and use --clip-rewards (clip_rewards=True) for learning"
+                f"{name}: Atari's vector implementation clips rewards unless it is made with reward_clipping=False, "
+                "and the returns that are reported are sums of its rewards; use --clip-rewards (clip_rewards=True) for "
+                "learning"
             )
-        layer = layer.env
+        if kwargs.get("episodic_life"):
+            _warn_of_lives(name, "episodic_life=True")
+
+
+def _warn_of_lives(name: str, what: str) -> None:
+    warn(
+        f"{name}: {what} ends an episode with each life, so the returns that are reported are of lives and not of "
+        f"whole games; leave {LIVES} and episodic_life off for the scores of games"
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from rl_lnlstm.envs import snapshot
@@ -24,26 +23,18 @@ from rl_lnlstm.envs.checks import (
     wrong_values,
 )
 from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised, user_frames
+from rl_lnlstm.envs.final_observations import FinalObservations
 from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
-from rl_lnlstm.envs.scores import warn_of_clipped_scores
+from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
+from rl_lnlstm.envs.uses import attributes_of, uses_of
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 log = logging.getLogger(__name__)
 
 STEPS_TO_RECOVER = 100
-
-
-class Uses:
-    """Counts the steps and resets of a vector environment, over all guards of it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
-_USES: weakref.WeakKeyDictionary[VectorEnv, Uses] = weakref.WeakKeyDictionary()
 
 
 # Longer than most classes: checking, counting and replacing share the same counters, and read better together.
@@ -82,9 +73,12 @@ class GuardedVectorEnv(VectorWrapper):
         self._batch = (env.num_envs,)
         if not self._holds_guards():
             refuse_learning_vector_wrappers(env, name)
-            warn_of_clipped_scores(env, name)
+            warn_of_vector_scores(env, name)
             guard_environments_of(env.unwrapped)
-        self._uses = _uses_of(env.unwrapped)
+        self._score = None if self._holds_guards() else find_vector_score(env)
+        may_share = not self._holds_guards() and not isinstance(env.unwrapped, SyncVectorEnv)
+        self._final = FinalObservations(env.single_observation_space, name, may_share)
+        self._uses = uses_of(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
         if mask_key is None:
             warn_of_mask_entry(*self._inner_spaces, name)
@@ -112,7 +106,7 @@ class GuardedVectorEnv(VectorWrapper):
     def uses(self) -> int:
         """A count that grows whenever any code steps or resets the environments, if that can be noticed.
 
-        Calls through another guard of the same environments are noticed, and so are all calls in a `SyncVectorEnv`.
+        All calls of the vector environment are noticed, and in a `SyncVectorEnv` also those of single environments.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
         return self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
@@ -120,7 +114,6 @@ class GuardedVectorEnv(VectorWrapper):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As Gymnasium's; see `make_vec` for what is checked and what failures do."""
         self._steps += 1
-        self._uses.count += 1
         try:
             sent = as_elements(self._inner_spaces[1], actions)
         except Exception as error:
@@ -149,34 +142,10 @@ class GuardedVectorEnv(VectorWrapper):
         truncations = checked_ends(truncations, num_envs, "truncations")
         infos = infos if isinstance(infos, dict) else {}
         if self._mode is AutoresetMode.SAME_STEP and (ends := terminations | truncations).any():
-            infos = {**infos, "final_obs": self._final_observations(infos, ends), "_final_obs": ends}
+            infos = {**infos, "final_obs": self._final.read(infos, ends, observations), "_final_obs": ends}
+        if self._score is not None:
+            infos = {**infos, VECTOR_SCORE: self._score.rewards}
         return observations, rewards, terminations, truncations, infos
-
-    def _final_observations(self, infos: dict[str, Any], ends: np.ndarray) -> np.ndarray:
-        """Copies of the last observations of the episodes that ended: an array `[num_envs]` of objects, None elsewhere.
-
-        Vector environments return them as one object for each environment, or as a batch with the structure of
-        observations.
-        """
-        given = infos.get("final_obs")
-        final = np.full(self.num_envs, None, object)
-        one_by_one = isinstance(given, list) or (isinstance(given, np.ndarray) and given.dtype == object)
-        batch = None
-        if given is not None and not one_by_one:
-            batch = checked_observation(self._inner_spaces[0], given, self._batch, "info['final_obs']")
-        for index in np.flatnonzero(ends).tolist():
-            observation = None if given is None else given[index] if batch is None else _row(batch, index)
-            try:
-                if observation is None:
-                    raise Fault(
-                        "gave no info['final_obs'] for an episode that ended, which autoreset mode SAME_STEP requires",
-                        lasting=True,
-                    )
-                final[index] = checked_observation(self._inner_spaces[0], observation, (), "info['final_obs']")
-            except Fault as fault:
-                fault.index = index
-                raise
-        return final
 
     def _without_mask(self, observations: Any, infos: dict[str, Any], when: str) -> Any:
         try:
@@ -203,7 +172,6 @@ class GuardedVectorEnv(VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As Gymnasium's; see `make_vec` for what is checked and what failures do."""
-        self._uses.count += 1
         if seed is not None:
             self._seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
         try:
@@ -230,7 +198,7 @@ class GuardedVectorEnv(VectorWrapper):
     def take_snapshot(self) -> list[bytes]:
         """See `rl_lnlstm.envs.take_snapshot`."""
         if not self._holds_guards():
-            return [snapshot.to_bytes(vars(self.env))]
+            return [snapshot.to_bytes(attributes_of(self.env))]
         parts = list(self.env.call("take_snapshot"))  # type: ignore[attr-defined]
         for part in parts:
             if isinstance(part, str):
@@ -246,6 +214,7 @@ class GuardedVectorEnv(VectorWrapper):
             attributes = snapshot.from_bytes(parts[0])
             vars(self.env).clear()
             vars(self.env).update(attributes)
+            self._uses = uses_of(self.env.unwrapped)
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
@@ -335,16 +304,3 @@ class GuardedVectorEnv(VectorWrapper):
 def guarded(env: VectorEnv) -> GuardedVectorEnv:
     """Puts a guard around a vector environment, unless it has one."""
     return env if isinstance(env, GuardedVectorEnv) else GuardedVectorEnv(env, type(env.unwrapped).__name__)
-
-
-def _uses_of(env: VectorEnv) -> Uses:
-    try:
-        return _USES.setdefault(env, Uses())
-    except TypeError:  # it cannot be a key, so only the calls of this guard are counted
-        return Uses()
-
-
-def _row(batch: Any, index: int) -> Any:
-    if isinstance(batch, dict):
-        return {key: _row(part, index) for key, part in batch.items()}
-    return tuple(_row(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -9,13 +10,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import cloudpickle
 import gymnasium as gym
 from gymnasium.vector.async_vector_env import _async_worker
+
+from rl_lnlstm.errors import RunWarning
 
 STARTED = "started"  # a worker's first message: it has started, and begins to make its environment
 
@@ -27,40 +31,51 @@ class Description(NamedTuple):
     render_mode: str | None
     observation_space: gym.Space
     action_space: gym.Space
+    warnings: tuple[str, ...]  # `RunWarning`s while the environment was made
 
 
-def describe(env_fn: Callable[[], gym.Env], pipe: Connection) -> None:
+def describe(pickled: bytes, pipe: Connection) -> None:
     """Makes an environment, sends its `Description`, pickled by cloudpickle, and closes the environment.
 
     This runs in a process of its own, because the parent could not stop a constructor that hangs.
+
+    Args:
+        pickled: a function that makes the environment, pickled by cloudpickle.
+        pipe: to the parent.
     """
-    answers = _begin(pipe)
+    with _run_warnings_kept() as messages:
+        made = _begin(pickled, pipe)
+    answers = Answers(pipe)
     try:
-        env = env_fn()
-        description = Description(dict(env.metadata), env.render_mode, env.observation_space, env.action_space)
+        if isinstance(made, Exception):
+            raise made
+        description = Description(
+            dict(made.metadata), made.render_mode, made.observation_space, made.action_space, tuple(messages)
+        )
         content = cloudpickle.dumps(description)
     except Exception as error:
-        answers.put((0, type(error), error, traceback.format_exc()))
+        answers.put((0, type(error), error, "".join(traceback.format_exception(error))))
         answers.send((None, False))
     else:
         answers.send((content, True))
-        env.close()
+        made.close()
 
 
-def run_worker(index: int, env_fn: Callable[[], gym.Env], pipe: Any, parent_pipe: Any, buffer: Any, *rest: Any) -> None:
+def run_worker(index: int, pickled: bytes, pipe: Any, parent_pipe: Any, buffer: Any, *rest: Any) -> None:
     """Makes an environment, and runs Gymnasium's worker, which answers the parent's commands."""
-    answers = _begin(pipe)
-    try:
-        env = env_fn()
-    except Exception as error:
-        answers.put((index, type(error), error, traceback.format_exc()))
+    with _run_warnings_kept():  # `describe` has told the parent about them
+        made = _begin(pickled, pipe)
+    answers = Answers(pipe)
+    if isinstance(made, Exception):
+        answers.put((index, type(made), made, "".join(traceback.format_exception(made))))
         answers.recv()  # the parent's first command
         answers.send((None, False))
     else:
-        _async_worker(index, lambda: env, answers, parent_pipe, buffer, answers, *rest[1:])  # type: ignore[arg-type]
+        _async_worker(index, lambda: made, answers, parent_pipe, buffer, answers, *rest[1:])  # type: ignore[arg-type]
 
 
-def _begin(pipe: Connection) -> Answers:
+def _begin(pickled: bytes, pipe: Connection) -> gym.Env | Exception:
+    """Prepares the process, tells the parent that it has started, and makes the environment, or returns the error."""
     _end_with_parent()
     # Ctrl-C in a terminal and SIGTERM from a scheduler reach the whole process group. Workers ignore them, because the
     # parent decides when to stop.
@@ -68,8 +83,34 @@ def _begin(pipe: Connection) -> Answers:
     if hasattr(os, "setpgrp"):
         os.setpgrp()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        env_fn = cloudpickle.loads(pickled)
+    except Exception as error:
+        pipe.send(STARTED)
+        return error
     pipe.send(STARTED)
-    return Answers(pipe)
+    try:
+        return env_fn()
+    except Exception as error:
+        return error
+
+
+@contextlib.contextmanager
+def _run_warnings_kept() -> Iterator[list[str]]:
+    """A context manager that collects the messages of `RunWarning`s instead of printing them."""
+    messages: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def keep(message: Any, category: type[Warning], *others: Any, **options: Any) -> None:
+            if issubclass(category, RunWarning):
+                messages.append(str(message))
+            else:
+                show(message, category, *others, **options)
+
+        warnings.showwarning = keep
+        warnings.simplefilter("always", RunWarning)
+        yield messages
 
 
 class Answers:

@@ -18,7 +18,6 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import (
-    CloudpickleWrapper,
     batch_space,
     clear_mpi_env_vars,
     create_shared_memory,
@@ -27,7 +26,8 @@ from gymnasium.vector.utils import (
 
 from rl_lnlstm.envs.faults import FAULT, Fault, WorkerTraceback
 from rl_lnlstm.envs.worker_process import STARTED, Description, describe, run_worker
-from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
+from rl_lnlstm.interrupts import interrupts_deferred
 
 # Seconds that a worker may always take, even if the timeout is shorter:
 START_SECONDS = 180.0  # to start its process, which may import a simulator while many others do the same
@@ -123,13 +123,18 @@ class WorkerVectorEnv(AsyncVectorEnv):
     def _described(self) -> Description:
         """The `Description` of an environment. A process makes the environment for this, and ends afterwards."""
         pipe, process = self._started_process("description", describe, self.env_fns[0])
-        pipe.expect("describe")
-        content, success = pipe.recv()
-        if not success:
-            self._raise(pipe.error, 0)
-        process.join(min(CLOSE_SECONDS, self._timeout or CLOSE_SECONDS))
-        pipe.kill()
-        return cloudpickle.loads(content)
+        try:
+            pipe.expect("describe")
+            content, success = pipe.recv()
+            if not success:
+                self._raise(pipe.error, 0)
+            process.join(min(CLOSE_SECONDS, self._timeout or CLOSE_SECONDS))
+        finally:
+            pipe.kill()
+        description = cloudpickle.loads(content)
+        for message in description.warnings:
+            warn(message)
+        return description
 
     def _start(self, index: int) -> tuple[Any, Any]:
         # Versions of Gymnasium differ in the number of arguments of their worker. The last one is a semaphore.
@@ -140,13 +145,23 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self, what: str, target: Callable[..., None], env_fn: Callable[[], gym.Env], *args: Any
     ) -> tuple[Any, Any]:
         ours, theirs = self._context.Pipe()
-        wrapped = CloudpickleWrapper(env_fn)
-        arguments = (args[0], wrapped, theirs, ours, *args[1:]) if args else (wrapped, theirs)
+        # The worker unpickles the function itself, after it has prepared for Ctrl-C and for the end of this process. It
+        # may import much.
+        pickled = cloudpickle.dumps(env_fn)
+        arguments = (args[0], pickled, theirs, ours, *args[1:]) if args else (pickled, theirs)
         process = self._context.Process(target=target, name=f"Worker<{self._name}>-{what}", args=arguments, daemon=True)
-        with clear_mpi_env_vars(), _main_not_imported():
-            process.start()
-        theirs.close()
-        return _WorkerPipe(ours, process, self._timeout), process
+        # An interrupt in the middle would leave a process that nobody knows, and break the fork server for others.
+        pipe = None
+        try:
+            with clear_mpi_env_vars(), _main_not_imported(), interrupts_deferred():
+                process.start()
+                theirs.close()
+                pipe = _WorkerPipe(ours, process, self._timeout)
+        except BaseException:
+            if pipe is not None:
+                pipe.kill()
+            raise
+        return pipe, process
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         # Only for commands other than step and reset. Gymnasium's method would log all errors and raise the last one.

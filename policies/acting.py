@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tensorflow as tf
 
@@ -18,7 +18,8 @@ from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_step
 from rl_lnlstm.policies.encoder_check import random_observations
 from rl_lnlstm.policies.last_action_reward import LastActionRewardState
 from rl_lnlstm.policies.network import Network
-from rl_lnlstm.spaces import flatten, leaves, map_leaves, unflatten
+from rl_lnlstm.policies.watch import Watch
+from rl_lnlstm.spaces import flatten, leaves, map_leaves, observed, unflatten
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +45,23 @@ class Actor:
 
     def __init__(self, policy: Any, base: type) -> None:
         self._policy, self._base = policy, base
+        self._watch = Watch(policy)
+        self._built: dict[bool, StepFunction] = {}  # by whether there are action masks
 
-    @functools.cached_property
-    def _step(self) -> StepFunction:
-        return compiled_like_graph(self._policy, self._base) or graph_step(self._policy)
+    def _step(self, masked: bool = False) -> StepFunction:
+        """The step; it is built again if a layer has changed since, for example its activation."""
+        if self._watch.changed():
+            self._built, self._watch = {}, Watch(self._policy)
+        if masked not in self._built:
+            self._built[masked] = self._build(masked)
+            self._watch.settle()
+        return self._built[masked]
 
-    @functools.cached_property
-    def _masked_step(self) -> StepFunction:
-        return self._step if isinstance(self._step, CompiledStep) else graph_step(self._policy, masked=True)
+    def _build(self, masked: bool) -> StepFunction:
+        if not masked:
+            return compiled_like_graph(self._policy, self._base) or graph_step(self._policy)
+        unmasked = self._step()
+        return unmasked if isinstance(unmasked, CompiledStep) else graph_step(self._policy, masked=True)
 
     def act(
         self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
@@ -59,11 +69,14 @@ class Actor:
         """Acts as `RecurrentPolicy.step` does: returns actions, values, log-probabilities and the new state."""
         size = len(noise)
         h, c, *kept = self.checked_state(state, size)
+        observations = in_space(self._policy.observation_space, observations)
         given = [observations, h, c, self.checked_starts(episode_starts, size), noise, *kept]
         if action_masks is None:
-            actions, values, log_probs, h, c, *kept = self._step(*given)
+            actions, values, log_probs, h, c, *kept = self._step()(*given)
         else:
-            actions, values, log_probs, h, c, *kept = self._masked_step(*given, self.checked_masks(action_masks, size))
+            actions, values, log_probs, h, c, *kept = self._step(masked=True)(
+                *given, self.checked_masks(action_masks, size)
+            )
         after = LastActionRewardState(h, c, *kept) if kept else State(h, c)
         return self._policy.action_head.to_space(actions), values, log_probs, after
 
@@ -86,15 +99,38 @@ class Actor:
             raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
         return starts
 
-    def check_observations(self, observations: Any, size: int) -> None:
-        """Raises `UserError` unless the observations are a batch of `size`."""
+    def checked_observations(self, observations: Any, size: int) -> Any:
+        """Returns the observations in the dtypes of their space; raises `UserError` unless they are a batch of `size`.
+
+        Symbolic tensors have no values, so only their shapes are checked.
+        """
+        if tf.executing_eagerly():
+            observations = in_space(self._policy.observation_space, observations)
         map_leaves(_check_shape, self._policy.observation_space, observations)
         if (got := len(flatten(self._policy.observation_space, observations)[0])) != size:
             raise UserError(f"observations must have the batch size of episode_starts, {size}, got {got}")
+        return observations
 
     def checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
         """Returns the action masks `[size, ...]` as bool, or None; raises `UserError` if their shape is wrong."""
         return None if action_masks is None else checked_masks(action_masks, self._policy.action_space, size)
+
+
+def in_space(space: gym.Space, observations: Any) -> Any:
+    """Returns observations in the dtypes of their space; tensors stay tensors, so that gradients reach them.
+
+    Raises:
+        UserError: they have another structure, or values that the space does not hold; see `spaces.observed`.
+    """
+
+    def checked(leaf: gym.Space, part: Any) -> Any:
+        values = observed(leaf, part)
+        return part if tf.is_tensor(part) else values
+
+    try:
+        return map_leaves(checked, space, observations)
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"observations must be structured as {space}, {type(error).__name__}: {error}") from error
 
 
 def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:

@@ -147,6 +147,7 @@ def compiled_step(policy: Any) -> CompiledStep | None:
     statistics = policy.observation_statistics
     compiled = (
         all(map(_is_known, dense))
+        and [one.activation for one in network.actor_layers] == [one.activation for one in network.critic_layers]
         and head.projection.activation is network.value_head.activation is keras.activations.linear
         and all(type(layer) is MaskedLNLSTM and layer.backend != "while_loop" for layer in network.lstm_layers)
         and all(layer.compute_dtype == layer.variable_dtype == "float32" for layer in network.lstm_layers)

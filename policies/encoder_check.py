@@ -13,12 +13,13 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.encoders import as_floats, seed_sequence
-from rl_lnlstm.spaces import is_categorical, map_leaves
+from rl_lnlstm.spaces import flatten, is_categorical, map_leaves, unflatten
 
 ROWS = 4
 TOLERANCE = 1e-4
 WIDE = 1e4  # wider bounds say nothing about the actual observations
 HALF_PRECISION = ("float16", "bfloat16")
+PYTHON_OPERATIONS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # tf.numpy_function and tf.py_function
 
 
 @contextlib.contextmanager
@@ -89,14 +90,16 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
     """Runs an encoder on random observations.
 
     Raises:
-        UserError: the encoder computes in half precision; its output is not `[batch, features]`; a call changes its
-            variables; or its output differs from call to call, between training and inference, or with other rows in
-            the batch.
+        UserError: the encoder computes in half precision; its output is not `[batch, features]`, or not finite; a call
+            changes its variables; its output differs from call to call, between training and inference, or with other
+            rows in the batch; or it does not work in a TensorFlow graph, for example because it calls NumPy.
     """
     observations = random_observations(space, ROWS, np.random.default_rng(0))
     inputs = map_leaves(as_floats, space, map_leaves(lambda _, part: tf.convert_to_tensor(part), space, observations))
     first = _run(encoder, inputs)  # builds layers that are not built yet
     _check_precision(encoder)
+    if not np.isfinite(first).all():
+        raise UserError(f"{_named(encoder)}: its output for observations of the space holds NaN or infinity")
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in encoder.variables]
     problem = None
     for what, arguments in {
@@ -117,16 +120,40 @@ def check_encoder(encoder: Any, space: gym.Space) -> None:
         problem = f"a call changes its variable {changed[0].path}"
     if problem is not None:
         raise UserError(
-            f"encoder: {problem}{_suspects(encoder)}, but a policy must compute the same in acting and training. Leave "
-            "such layers out: LayerNormalization can replace BatchNormalization, and a penalty such as "
+            f"{_named(encoder)}: {problem}{_suspects(encoder)}, but a policy must compute the same in acting and "
+            "training. Leave such layers out: LayerNormalization can replace BatchNormalization, and a penalty such as "
             "kernel_regularizer can replace Dropout"
         )
     rows = [_run(encoder, map_leaves(lambda _, part, i=i: part[i : i + 1], space, inputs)) for i in range(ROWS)]
     if not _close(first, np.concatenate(rows)):
         raise UserError(
-            "encoder: the features of an observation depend on the other observations in the batch, but a policy must "
-            "compute the same in acting and training, whose batches differ"
+            f"{_named(encoder)}: the features of an observation depend on the other observations in the batch, but a "
+            "policy must compute the same in acting and training, whose batches differ"
         )
+    _check_in_graph(encoder, inputs, space, first)
+
+
+def _check_in_graph(encoder: Any, inputs: Any, space: gym.Space, expected: np.ndarray) -> None:
+    """Raises `UserError` unless the encoder computes the same in a graph, where acting and training run it."""
+    advice = "use keras.ops or TensorFlow in its call, and no NumPy"
+    function = tf.function(lambda *parts: encoder(unflatten(space, parts)), autograph=False)
+    try:
+        concrete = function.get_concrete_function(
+            *(tf.TensorSpec([None, *p.shape[1:]], p.dtype) for p in flatten(space, inputs))
+        )
+        features = concrete(*flatten(space, inputs))
+    except Exception as error:
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"{_named(encoder)}: it cannot run in a TensorFlow graph, {type(error).__name__}: {what:.300}; {advice}"
+        ) from error
+    called = [operation.name for operation in concrete.graph.get_operations() if operation.type in PYTHON_OPERATIONS]
+    if called:
+        raise UserError(
+            f"{_named(encoder)}: {called[0]} calls Python, which has no gradient or cannot be compiled; {advice}"
+        )
+    if not _close(expected, np.array(tf.cast(features, tf.float32))):
+        raise UserError(f"{_named(encoder)}: its output in a TensorFlow graph differs; {advice}")
 
 
 def _run(encoder: Any, inputs: Any, **arguments: Any) -> np.ndarray:
@@ -136,12 +163,18 @@ def _run(encoder: Any, inputs: Any, **arguments: Any) -> np.ndarray:
         features = encoder(inputs, **arguments)
     except Exception as error:
         what = " ".join(str(error).split())
-        raise UserError(f"encoder: a call with observations failed, {type(error).__name__}: {what}") from error
+        raise UserError(
+            f"{_named(encoder)}: a call with observations failed, {type(error).__name__}: {what}"
+        ) from error
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 2:
         got = type(features).__name__ if shape is None else list(shape)
-        raise UserError(f"encoder: its output must have shape [batch, features], got {got}")
+        raise UserError(f"{_named(encoder)}: its output must have shape [batch, features], got {got}")
     return np.array(tf.cast(features, tf.float32))
+
+
+def _named(encoder: Any) -> str:
+    return f"encoder {encoder.name} ({type(encoder).__name__})"
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
@@ -152,8 +185,8 @@ def _check_precision(encoder: Any) -> None:
     for layer in encoder._flatten_layers():
         if layer.compute_dtype in HALF_PRECISION:
             raise UserError(
-                f"encoder: layer {layer.name} computes in {layer.compute_dtype}, but half precision makes acting and "
-                "training differ by rounding, and PPO does not scale losses; build it with dtype='float32'"
+                f"{_named(encoder)}: layer {layer.name} computes in {layer.compute_dtype}, but half precision makes "
+                "acting and training differ by rounding, and PPO does not scale losses; build it with dtype='float32'"
             )
 
 

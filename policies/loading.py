@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from rl_lnlstm.config import upgraded
 from rl_lnlstm.errors import UserError, printable
-from rl_lnlstm.files import parse_json, read_regular
+from rl_lnlstm.files import folder_path, parse_json, read_regular
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.policies.heads import has_box
@@ -55,9 +55,7 @@ def load_policy(
     Raises:
         UserError: there is no saved policy, it is damaged, or `encoder` or `policy_class` is missing.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise UserError(f"path must be that of a policy folder, got {path!r:.80}")
-    folder = _find(Path(path))
+    folder = _find(folder_path(path))
     try:
         with _opened(folder) as (description, archive):
             if description["format"] != FORMAT:

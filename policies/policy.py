@@ -213,7 +213,7 @@ class RecurrentPolicy(keras.layers.Layer):
         size = number_of(episode_starts)
         h, c, *kept = self._actor.checked_state(state, size)
         starts, masks = self._actor.checked_starts(episode_starts, size), self._actor.checked_masks(action_masks, size)
-        self._actor.check_observations(observations, size)
+        observations = self._actor.checked_observations(observations, size)
         observations = map_leaves(
             lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), self.observation_space, observations
         )

@@ -20,7 +20,7 @@ import numpy as np
 
 from rl_lnlstm.config import upgraded
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import open_regular, replacing_folder
+from rl_lnlstm.files import folder_path, open_regular, replacing_folder
 from rl_lnlstm.spaces import space_to_json
 
 FORMAT = 1
@@ -38,6 +38,7 @@ class Header(NamedTuple):
 
 def save_policy(policy: Any, path: str | os.PathLike) -> None:
     """Saves `policy` in the folder `path`, and replaces a policy that is there."""
+    target = folder_path(path)
     options = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(policy.options).items()
@@ -57,7 +58,6 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
             f"a policy's spaces and options must be described in {MAX_DESCRIPTION:,} bytes to be saved, got "
             f"{len(text):,}; a Box with the same bounds for all components takes few"
         )
-    target = Path(path)
     if target.exists() and not (target / DESCRIPTION).is_file():
         raise UserError(f"a policy is saved as a folder, and {target} is something else: name another path")
     with replacing_folder(target) as folder:

@@ -12,6 +12,7 @@ from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.envs.checks import checked_observation, checked_parts, wrong_values
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies.acting import in_space
 from rl_lnlstm.policies.network import Outputs
 from rl_lnlstm.spaces import flatten, map_leaves
 
@@ -28,6 +29,8 @@ def evaluate_sequences(
     rewards: Any = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Log-probabilities, entropies and values, each `[batch, time]`; see `RecurrentPolicy.evaluate_actions`."""
+    if tf.executing_eagerly():
+        observations = in_space(policy.observation_space, observations)
     shape = _swapped(flatten(policy.observation_space, observations)[0]).shape[:2]
     given = {"episode_starts": episode_starts, "rewards": rewards, "actions": flatten(policy.action_space, actions)[0]}
     given = {name: _swapped(part) for name, part in given.items() if part is not None}

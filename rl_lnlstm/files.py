@@ -19,6 +19,13 @@ MAX_JSON_BYTES = 8 << 20
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # constants of Linux, from fcntl.h and fs.h
 
 
+def folder_path(path: Any) -> Path:
+    """The path of a folder; raises `UserError` if it is not a path."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"path must be that of a folder, got {path!r:.80}")
+    return Path(path)
+
+
 def check_is_free(path: Path, what: str, flag: str) -> None:
     """Raises `UserError` unless the folder `path`, given by `flag`, is new or empty."""
     if path.is_file():

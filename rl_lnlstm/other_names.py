@@ -1,4 +1,4 @@
-"""Names of options in other libraries, and what to use here."""
+"""Names of options and arguments in other libraries, and what to use here."""
 
 from __future__ import annotations
 
@@ -66,6 +66,16 @@ OTHER_NAMES = {
     "max_kl": "`target_kl`",
     "logdir": _RUN_DIR,
     "output": _RUN_DIR,
+}
+
+# Arguments of `learn` in Stable-Baselines3
+ARGUMENTS_OF_LEARN = {
+    "log_interval": "callback=function, which gets the metrics after each iteration, or progress_bar=True",
+    "reset_num_timesteps": "a new PPO to count from 0; each call of learn(n) trains n more frames",
+    "tb_log_name": _RUN_DIR,
+    "eval_env": "eval_interval, an option of PPO",
+    "eval_freq": "eval_interval, an option of PPO, counted in iterations",
+    "eval_log_path": "save, which saves the best policy",
 }
 
 

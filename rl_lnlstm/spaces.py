@@ -101,7 +101,7 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
     sizes: list[int | None] = []
 
     def batch(leaf: gym.Space, part: Any) -> np.ndarray:
-        array, shape = _observed(part, leaf), leaf.shape or ()
+        array, shape = observed(leaf, part), leaf.shape or ()
         if array.shape == shape:
             sizes.append(None)
             array = array[np.newaxis]
@@ -112,7 +112,7 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
                 f"observation must have shape {list(shape)} or [{', '.join(map(str, ('batch', *shape)))}], "
                 f"got {list(array.shape)}" + ("" if leaf is space else f" for {leaf}")
             )
-        return _in_space(array, leaf)
+        return array
 
     try:
         batched = map_leaves(batch, space, observation)
@@ -123,35 +123,38 @@ def batch_of(space: gym.Space, observation: Any) -> tuple[Any, int | None]:
     return batched, sizes[0]
 
 
-def _observed(part: Any, leaf: gym.Space) -> np.ndarray:
-    """A part of an observation as an array. Fractions for integer spaces raise an error instead of being truncated."""
+def observed(leaf: gym.Space, part: Any) -> np.ndarray:
+    """A leaf's part of observations `[..., *leaf.shape]`, as an array in the leaf's dtype.
+
+    Raises:
+        UserError: it is no array of numbers, or has values that the space does not hold: fractions, numbers that do not
+            fit into its dtype, or unknown categories. The bounds of a `Box` are not checked.
+    """
+    dtype = np.dtype(leaf.dtype)
     try:
         array = np.asarray(part)
     except ValueError as error:  # its parts have different shapes
         raise UserError(f"observation must be an array of {leaf}, got {part!r:.80}: {error}") from error
     kind = array.dtype.kind
-    whole = kind in "biu" or (
-        kind == "f" and (np.dtype(leaf.dtype).kind == "f" or bool(np.all(array == np.floor(array))))
-    )
-    if not whole and (array.shape or not leaf.shape):
+    if array.dtype == dtype and isinstance(leaf, gym.spaces.Box):
+        return array
+    whole = kind in "biu" or (kind == "f" and (dtype.kind == "f" or bool(np.all(array == np.floor(array)))))
+    if not whole:
+        if leaf.shape and not array.shape:
+            return array  # the caller checks the shape
         got = {"O": "objects", "U": "text", "S": "text"}.get(kind, f"{array.dtype} with fractions")
-        raise UserError(f"observation must have dtype {np.dtype(leaf.dtype)}, got {got} for {leaf}")
-    return array
-
-
-def _in_space(batch: np.ndarray, leaf: gym.Space) -> np.ndarray:
-    """A batch in the dtype of its leaf. Raises `UserError` for integers that do not fit, and unknown categories."""
-    cast = batch.astype(leaf.dtype, copy=False)
-    if cast.dtype.kind == "f":
+        raise UserError(f"observation must have dtype {dtype}, got {got} for {leaf}")
+    cast = array.astype(dtype, copy=False)
+    if dtype.kind == "f":
         return cast
-    wrong = cast != batch
+    wrong = cast != array
     if is_categorical(leaf):
         size = leaf.n if isinstance(leaf, gym.spaces.Discrete) else leaf.nvec
         wrong |= (cast < leaf.start) | (cast >= leaf.start + size)
     elif isinstance(leaf, gym.spaces.MultiBinary):
         wrong |= (cast != 0) & (cast != 1)
-    if wrong.any():
-        raise UserError(f"observation must be in {leaf}, got {batch[wrong][0]}")
+    if np.any(wrong):
+        raise UserError(f"observation must be in {leaf}, got {array[wrong][0]}")
     return cast
 
 

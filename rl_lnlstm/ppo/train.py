@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from rl_lnlstm.config import refuse_arguments_of_learn
+from rl_lnlstm.interrupts import interrupts_deferred
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo.advantages import discounted_sums, explained_variance, generalized_advantages
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
-from rl_lnlstm.ppo.interrupts import interrupts_deferred
 from rl_lnlstm.ppo.metrics import rollout_metrics
 from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.ppo.rollout import Rollout, cut_sequences
@@ -36,7 +37,9 @@ class PPO(Trainer):
             the given policy was made for other spaces.
     """
 
-    def learn(self, total_timesteps: int | None = None, callback: Any = None, progress_bar: bool = False) -> PPO:
+    def learn(
+        self, total_timesteps: int | None = None, callback: Any = None, progress_bar: bool = False, **unknown: Any
+    ) -> PPO:
         """Trains for `total_timesteps` more frames, and finishes the last rollout.
 
         Ctrl-C raises KeyboardInterrupt. You can call `learn` again afterwards: the interrupted rollout is dropped, and
@@ -48,16 +51,18 @@ class PPO(Trainer):
             callback: one function or several, called with the metrics after each iteration. Training stops when one
                 returns False. A `Callback` can do more.
             progress_bar: show frames, frames/s, return and time left on standard error; see `ProgressBar`.
+            **unknown: arguments of other libraries; the error says what to use here.
 
         Returns:
             The trainer itself. Its `policy` has the weights of the last iteration; see also `best_policy`.
 
         Raises:
-            UserError: an argument has the wrong type.
+            UserError: an argument is unknown or has the wrong type.
             EnvironmentFailure: an environment failed more than `max_env_failures` times in a row. Weights, statistics
                 and counters are those of the last complete iteration.
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
+        refuse_arguments_of_learn(unknown)
         progress_bar = checked("progress_bar", progress_bar, bool)
         self._listeners = Listeners(callback, ProgressBar() if progress_bar else None)
         if total_timesteps is None and self._resumed:

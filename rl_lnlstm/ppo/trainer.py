@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -19,6 +18,7 @@ from rl_lnlstm.envs.autoreset import Episode
 from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, warn
 from rl_lnlstm.evaluation.best_policy import BestPolicy
 from rl_lnlstm.evaluation.episodes import check_spaces, has_time_limit
+from rl_lnlstm.files import folder_path
 from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
@@ -143,6 +143,7 @@ class Trainer(Agent):
             UserError: it was called in the middle of an iteration.
             OSError: the disk is full or cannot be written.
         """
+        folder = folder_path(path)
         if not self.between_iterations:
             if not self._interrupted:
                 raise UserError(
@@ -168,7 +169,7 @@ class Trainer(Agent):
             "episodes": list(self._episodes),
         }
         snapshots = training_state.take_snapshots(self._environments()) if env_snapshot else {}
-        training_state.write(Path(path), tree, snapshots)
+        training_state.write(folder, tree, snapshots)
 
     def load_checkpoint(
         self,
@@ -193,7 +194,7 @@ class Trainer(Agent):
         """
         state = checkpoint
         if not isinstance(state, training_state.TrainingState):
-            state = training_state.read(Path(state))
+            state = training_state.read(folder_path(state))
         tree = state.tree
         self._check_is_alike(tree)
         self.policy.set_weights(tree["weights"])

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies.watch import Watch
 from rl_lnlstm.ppo import loss
 from rl_lnlstm.ppo.protocols import LearningPolicy
 from rl_lnlstm.ppo.rollout import Sequences
@@ -38,26 +40,46 @@ class Updater:
     def __init__(self, policy: LearningPolicy, config: PPOConfig, generator: np.random.Generator) -> None:
         self.policy, self.config, self.generator = policy, config, generator
         self.optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=ADAM_EPSILON)
-        self.optimizer.build(policy.trainable_variables)
+        self._trained = list(policy.trainable_variables)
+        self.optimizer.build(self._trained)
         self.fruitless, self.not_finite = 0, ""
+        self._compile()
+
+    def _compile(self) -> None:
+        self._watch = Watch(self.policy)
         # On a CPU, convolutions in XLA take about 50 times as long as in TensorFlow.
-        slower = policy.is_convolutional and not tf.config.list_logical_devices("GPU")
-        self.function = tf.function(self._update, autograph=False, jit_compile=config.jit_compile and not slower)
+        slower = self.policy.is_convolutional and not tf.config.list_logical_devices("GPU")
+        self.function = tf.function(self._update, autograph=False, jit_compile=self.config.jit_compile and not slower)
 
     def __call__(
         self, sequences: Sequences, learning_rate: float, clip_coef: float, iteration: int
     ) -> dict[str, float]:
         """Takes all gradient steps on the sequences of a rollout, and returns the means of their metrics."""
         config, count = self.config, len(sequences.valid)
+        if self._watch.changed():
+            self._check_variables()
+            self._compile()
+        compiles = self.function.experimental_get_tracing_count() == 0
         minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
         minibatches = minibatches.reshape(-1, count // config.minibatches)
         self.optimizer.learning_rate.assign(learning_rate)
         arguments = tf.constant(minibatches, tf.int32), tf.constant(clip_coef, tf.float32)
         metrics, not_finite = self.function(map_arrays(tf.convert_to_tensor, sequences), *arguments)
+        if compiles:
+            self._watch.settle()
         self._tell_skipped(iteration, int(metrics["skipped_steps"]), not_finite.numpy(), len(minibatches))
         stopped_after = int(metrics.pop("stopped_after"))  # 0 if all gradient steps were taken
         stopped_at_epoch = -(-stopped_after // config.minibatches)
         return {**{name: float(value) for name, value in metrics.items()}, "stopped_at_epoch": stopped_at_epoch}
+
+    def _check_variables(self) -> None:
+        known = {id(variable) for variable in self._trained}
+        new = [variable.path for variable in self.policy.trainable_variables if id(variable) not in known]
+        if new or len(self.policy.trainable_variables) != len(known):
+            raise UserError(
+                f"the policy's weights are not those that PPO was made with, new ones are {new[:3]}: make a new PPO "
+                "after you have changed layers of the policy"
+            )
 
     def _tell_skipped(self, iteration: int, skipped: int, not_finite: np.ndarray, steps: int) -> None:
         """Logs which losses and gradients were not finite; `not_finite` is in the order of `_update`."""

@@ -427,11 +427,6 @@ def test_returns_are_of_the_rewards_before_they_are_clipped(vectorization, mode)
         assert {episode.episode_return for episode in episodes_of(handed_in)} == {31.0}
 
 
-def test_a_vector_wrapper_that_clips_is_warned_of():
-    with pytest.warns(RunWarning, match="ClipReward clips rewards.*--clip-rewards"):
-        make_vec(gym.wrappers.vector.ClipReward(gym.make_vec("CartPole-v1", 2), -1, 1))
-
-
 def test_ataris_vector_implementation_gives_whole_games_and_their_scores():
     pytest.importorskip("ale_py")
     for kwargs, pellet in (({}, 10), ({"reward_clipping": True}, 1)):

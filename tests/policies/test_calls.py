@@ -4,10 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import scipy.stats
+import tensorflow as tf
 from gymnasium import spaces
 
 from rl_lnlstm import UserError, load_policy
-from rl_lnlstm.policies import MlpLnLstmPolicy
+from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
+from rl_lnlstm.spaces import map_leaves
 from tests.policies import reference
 
 BOX, DISCRETE = spaces.Box(-1, 1, (3,)), spaces.Discrete(4)
@@ -205,6 +207,48 @@ def test_what_is_no_array_of_the_right_kind_is_named():
     }.items():
         with pytest.raises(UserError, match=message):
             call()
+
+
+IMAGE, NESTED = spaces.Box(0, 255, (3,), np.uint8), spaces.Dict(a=spaces.Tuple([spaces.MultiDiscrete([2, 3])]))
+
+
+@pytest.mark.parametrize(
+    ("space", "batch", "message"),
+    [
+        (IMAGE, np.full((1, 3), 0.5), "dtype uint8, got float64 with fractions"),
+        (IMAGE, np.full((1, 3), 256), "in Box.*, got 256"),
+        (IMAGE, np.full((1, 3), "a"), "dtype uint8, got text"),
+        (DISCRETE, np.array([4]), r"in Discrete\(4\), got 4"),
+        (DISCRETE, np.array([1.5]), "fractions"),
+        (spaces.MultiBinary(2), np.array([[0, 2]]), "got 2"),
+        (NESTED, {"a": (np.array([[2, 0]]),)}, "got 2"),
+        (NESTED, {"b": 1}, "structured as"),
+    ],
+)
+def test_every_method_refuses_observations_that_are_none(space, batch, message):
+    policy = RecurrentPolicy(space, DISCRETE, **SMALL)
+    sequence = batch if message == "structured as" else map_leaves(lambda _, part: part[None], space, batch)
+    start = np.ones(1, bool)
+    for call in (
+        lambda: policy.predict(batch),
+        lambda: policy.step(batch, None, start),
+        lambda: policy.value(batch, None, start),
+        lambda: policy.distribution(batch, None, start),
+        lambda: policy.evaluate_actions(sequence, np.zeros((1, 1), int), None, start[None]),
+    ):
+        with pytest.raises(UserError, match=f"observations? must.*{message}"):
+            call()
+
+
+def test_gradients_reach_the_observations():
+    policy, observations = policy_for(), tf.constant(observations_of(1, 2))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(observations)
+        values = policy.evaluate_actions(observations, np.zeros((1, 2), int), None, np.ones((1, 2)))[2]
+        entropy = policy.distribution(observations[0], None, [True, True]).entropy()
+    assert np.abs(tape.gradient(values, observations)).min() > 0
+    if tf.is_tensor(entropy):
+        assert np.abs(tape.gradient(entropy, observations)).min() > 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_lnlstm import UserError
+from rl_lnlstm import PPO, UserError
 from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, RecurrentPolicy
 from rl_lnlstm.policies.compiled_step import CompiledStep
 from tests.policies import reference
@@ -91,7 +91,7 @@ def test_any_subclass_acts_as_it_is_learnt():
     for kind in (Encodes, Runs, Narrow):
         policy = reference.randomise(kind(BOX, DISCRETE, **SMALL))
         assert_acting_is_what_is_learnt(policy)
-        assert not isinstance(policy._actor._step, CompiledStep) or kind is Narrow
+        assert not isinstance(policy._actor._step(), CompiledStep) or kind is Narrow
 
     patched = reference.randomise(MlpLnLstmPolicy(BOX, DISCRETE, **SMALL))
     encode = patched._encode
@@ -134,7 +134,7 @@ REFUSED = {
 @pytest.mark.parametrize("layer", REFUSED.values(), ids=REFUSED)
 def test_what_would_act_otherwise_is_refused_when_the_policy_is_built(layer):
     encoder = Sequential([keras.Input([3]), Dense(3), layer()])
-    with pytest.raises(UserError, match="encoder: "):
+    with pytest.raises(UserError, match=r"encoder sequential\w* \(Sequential\): "):
         RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL)
 
 
@@ -150,7 +150,9 @@ def test_a_refused_encoder_is_named_and_stays_as_it_was():
     RecurrentPolicy(BOX, DISCRETE, encoder=Sequential([keras.Input([3]), frozen]), **SMALL)
     with pytest.raises(UserError, match="encoder must be a Keras model or layer, got function"):
         RecurrentPolicy(BOX, DISCRETE, encoder=lambda x: x, **SMALL)
-    with pytest.raises(UserError, match=r"encoder: its output must have shape \[batch, features\], got \[4, 3, 1\]"):
+    with pytest.raises(
+        UserError, match=r"\(Sequential\): its output must have shape \[batch, features\], got \[4, 3, 1\]"
+    ):
         RecurrentPolicy(BOX, DISCRETE, encoder=Sequential([keras.Input([3]), keras.layers.Reshape([3, 1])]), **SMALL)
 
 
@@ -190,7 +192,7 @@ def test_a_global_dtype_policy_changes_nothing(global_dtype):
     if global_dtype == "float64":
         assert_acting_is_what_is_learnt(RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL))
     else:
-        with pytest.raises(UserError, match=r"encoder: layer \w+ computes in b?float16"):
+        with pytest.raises(UserError, match=r"\(Sequential\): layer \w+ computes in b?float16"):
             RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **SMALL)
 
 
@@ -207,8 +209,96 @@ def test_channels_first_in_keras_configuration_changes_nothing():
         keras.config.set_image_data_format("channels_last")
 
 
+class UsesNumpy(keras.Model):
+    def call(self, x):
+        return tf.constant(np.tanh(x))
+
+
+class CallsPython(keras.Model):
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(np.tanh, [x], tf.float32), [None, 3])
+
+
+class Eager(keras.Model):
+    def call(self, x):
+        return x if tf.executing_eagerly() else 2.0 * x
+
+
+class TakesLogarithm(keras.Model):
+    def call(self, x):
+        return tf.math.log(x)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        (UsesNumpy, "cannot run in a TensorFlow graph, .*; use keras.ops or TensorFlow"),
+        (CallsPython, "calls Python"),
+        (Eager, "its output in a TensorFlow graph differs"),
+        (TakesLogarithm, "holds NaN or infinity"),
+    ],
+)
+def test_an_encoder_that_fails_later_is_refused_and_named_at_once(encoder, expected):
+    with pytest.raises(UserError, match=rf"encoder mine \({encoder.__name__}\): .*{expected}"):
+        RecurrentPolicy(BOX, DISCRETE, encoder=encoder(name="mine"), **SMALL)
+
+
+class Scales(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.factor, self.calls = 1.0, 0
+
+    def call(self, x):
+        self.calls += 1  # an attribute that each call changes must not have the step built again and again
+        return x * self.factor
+
+
+def test_a_layer_that_is_changed_after_the_policy_has_acted_is_used_as_it_is():
+    encoder = Sequential([keras.Input([3]), Dense(3, "tanh")])
+    policy = reference.randomise(RecurrentPolicy(BOX, DISCRETE, encoder=encoder, **{**SMALL, "head_layers": (4,)}))
+    assert_acting_is_what_is_learnt(policy)
+    step = policy._actor._step()
+    assert isinstance(step, CompiledStep)
+    for layer in (encoder.layers[0], policy.network.actor_layers[0], policy.network.value_head):
+        layer.activation = keras.activations.softplus if layer is policy.network.value_head else keras.activations.relu
+        assert_acting_is_what_is_learnt(policy)
+        assert policy._actor._step() is not step
+        step = policy._actor._step()
+
+
+def test_a_layer_that_is_changed_between_two_calls_of_learn_is_learnt_as_it_is():
+    scales = Scales()
+    policy = RecurrentPolicy(BOX, DISCRETE, encoder=Sequential([keras.Input([3]), Dense(3), scales]), **SMALL)
+    ppo = PPO(policy, LinearEnv, num_envs=1, num_steps=8, num_minibatches=1, jit_compile=False, seed=0)
+    ppo.learn(8)
+    step, update = policy._actor._step(), ppo._updater.function
+    assert_acting_is_what_is_learnt(policy)
+    ppo.learn(8)
+    assert (policy._actor._step(), ppo._updater.function) == (step, update)
+    scales.factor = 2.0
+    assert_acting_is_what_is_learnt(policy)
+    ppo.learn(8)
+    assert step is not policy._actor._step()
+    assert update is not ppo._updater.function
+    policy.network.value_head = Dense(1)
+    policy.network.value_head.build([None, 7])
+    with pytest.raises(UserError, match="make a new PPO"):
+        ppo.learn(8)
+
+
+class LinearEnv(gym.Env):
+    observation_space, action_space = BOX, DISCRETE
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, False, False, {}
+
+
 def test_an_encoder_that_raises_is_named():
     encoder = keras.Sequential([keras.layers.Dense(4)])
     encoder.build((None, 5))
-    with pytest.raises(UserError, match="encoder: a call with observations failed, ValueError"):
+    with pytest.raises(UserError, match=r"\(Sequential\): a call with observations failed, ValueError"):
         RecurrentPolicy(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2), encoder=encoder, units=4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl_lnlstm import PPO, UserError
-from rl_lnlstm.ppo.interrupts import interrupts_deferred
+from rl_lnlstm.interrupts import interrupts_deferred
 
 SMALL = {
     **{"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "units": 4, "jit_compile": False},

@@ -193,3 +193,26 @@ def test_load_policy_takes_what_ppo_saves(tmp_path):
     ppo.save(tmp_path / "mine")
     for one, other in zip(ppo.policy.get_weights(), load_policy(tmp_path / "mine").get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ({"log_interval": 4}, "learn has no argument 'log_interval': use callback"),
+        ({"reset_num_timesteps": False}, "each call of learn"),
+        ({"tb_log_name": "run"}, "--run-dir of the command train"),
+        ({"gamma": 0.9}, "it is an option of PPO"),
+        ({"total_steps": 9}, "expected total_timesteps, callback or progress_bar"),
+    ],
+    ids=str,
+)
+def test_arguments_of_learn_in_other_libraries_are_answered(argument, answer):
+    with pytest.raises(UserError, match=answer), PPO("auto", "CartPole-v1", num_envs=1, **SMALL) as ppo:
+        ppo.learn(10, **argument)
+
+
+def test_a_path_that_is_none_is_named():
+    with PPO("auto", "CartPole-v1", num_envs=1, **SMALL) as ppo:
+        for call in (ppo.save, ppo.policy.save, ppo.save_checkpoint, ppo.load_checkpoint, load_policy):
+            with pytest.raises(UserError, match="path must be that of a folder, got None"):
+                call(None)

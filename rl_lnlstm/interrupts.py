@@ -1,4 +1,4 @@
-"""Ctrl-C during training."""
+"""Ctrl-C during what must not be done by halves."""
 
 from __future__ import annotations
 
