@@ -8,7 +8,11 @@
 #include <vector>
 
 #include "launch.h"
+#if __has_include("xla/hlo/builder/xla_builder.h")
 #include "xla/hlo/builder/xla_builder.h"
+#else  // until TensorFlow 2.18
+#include "xla/client/xla_builder.h"
+#endif
 
 // xla_op_kernel.h includes two headers only for these names. They would double the time to compile.
 #define TENSORFLOW_COMPILER_TF2XLA_XLA_COMPILER_H_
