@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from rl_lnlstm.runs.loggers import CSVLogger as CSVLogger
     from rl_lnlstm.runs.loggers import TensorBoardLogger as TensorBoardLogger
     from rl_lnlstm.runs.run_directory import RunDirectory as RunDirectory
+    from rl_lnlstm.runs.trackers import MlflowLogger as MlflowLogger
+    from rl_lnlstm.runs.trackers import TrackioLogger as TrackioLogger
+    from rl_lnlstm.runs.trackers import WandbLogger as WandbLogger
 
 __version__ = "0.1.0"
 
@@ -47,6 +50,9 @@ _EXPORTS = {
     "Callback": "ppo.callbacks",
     "CheckpointCallback": "runs.checkpoints",
     "EvalCallback": "runs.eval_callback",
+    "MlflowLogger": "runs.trackers",
+    "TrackioLogger": "runs.trackers",
+    "WandbLogger": "runs.trackers",
     "Evaluation": "evaluation.result",
     "PaddedEpisodes": "evaluation.padding",
     "ProgressBar": "ppo.progress",

@@ -37,6 +37,9 @@ class TrainOptions(PPOConfig):
     """number of these runs that train at the same time, each in a process of its own"""
     check_env: bool = True
     """before the run, make an environment, reset it, take one step and check what it returns"""
+    track: Literal["wandb", "trackio", "mlflow"] | None = None
+    """also send the metrics to this experiment tracker, whose package must be installed; its own settings apply, such
+    as WANDB_MODE=offline or MLFLOW_TRACKING_URI"""
 
     resume: Path | None = None
     """run directory to resume from its newest checkpoint; resuming can execute code in the checkpoint, so use only your

@@ -25,6 +25,7 @@ from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
 from rl_lnlstm.runs.run_directory import RunDirectory, locked
+from rl_lnlstm.runs.trackers import TRACKERS, Tracker
 
 NOT_SAVED = "run_dir", "resume", "seeds", "parallel"  # options that do not belong to a single run
 OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
@@ -40,6 +41,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
         raise UserError("--resume continues in its own run directory: leave out --run-dir")
     run_dir = options.resume or options.run_dir or default_run_dir(options, str(options.seed))
     config = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_SAVED}
+    tracker = None if options.track is None else TRACKERS[options.track](_name(run_dir), run_dir)
     with contextlib.ExitStack() as resources:
         state = None
         if options.resume is None:
@@ -62,7 +64,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
             tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}")
         else:
             run = _resume(ppo, state, run_dir, config, options)
-        whole = _learn(ppo, run, options, stop)
+        whole = _learn(ppo, run, options, stop, tracker)
         if not whole:
             return 1
         if not stop.requested and options.eval_episodes:
@@ -72,7 +74,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
     return 0
 
 
-def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bool:
+def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop, tracker: Tracker | None) -> bool:
     """Trains to the end, or until a signal. Returns whether all files could be written."""
     checkpoints = Checkpoints(
         run.path / CHECKPOINTS,
@@ -87,7 +89,8 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop) -> bo
     try:
         checkpoints.save()  # from now on there is always a checkpoint
         if not stop.requested:
-            ppo.learn(callback=[run, ProgressBar(messages), checkpoints])
+            trackers = [] if tracker is None else [tracker]
+            ppo.learn(callback=[run, *trackers, ProgressBar(messages), checkpoints])
     except BaseException:
         # Training cannot continue from the middle of an iteration. Then the checkpoint before it stays the newest.
         if ppo.between_iterations:
@@ -127,6 +130,12 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
         raise UserError(f"a resumed run cannot change its network or its environments: {listed}")
     if changes:
         tell(f"changed: {', '.join(changes.values())}")
+
+
+def _name(run_dir: Path) -> str:
+    """The name of a run for a tracker. The folder of one of several seeds is named after its seed only."""
+    run_dir = run_dir.absolute()
+    return f"{run_dir.parent.name}/{run_dir.name}" if run_dir.name.startswith("seed-") else run_dir.name
 
 
 def _evaluate(ppo: PPO, run_dir: Path, options: TrainOptions) -> None:
