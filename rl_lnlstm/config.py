@@ -263,16 +263,24 @@ def make_policy_options(options: Mapping[str, Any]) -> PolicyOptions:
 
 
 def described(kind: type) -> str:
-    """Lists the options of a dataclass, with defaults and meanings, for a docstring."""
-    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
-    lines = []
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            default = ast.unparse(field.value) if field.value is not None else "required"
-            meaning = " ".join(str(text.value.value).split())
-            entry = f"{ast.unparse(field.target)} ({default}): {meaning}"
-            lines += textwrap.wrap(entry, width=116, subsequent_indent="    ")
-    return "\n".join(lines)
+    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring."""
+    entries: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                name, default = (
+                    ast.unparse(field.target),
+                    "required" if field.value is None else ast.unparse(field.value),
+                )
+                entries[name] = f"{name} ({default}): {' '.join(str(text.value.value).split())}"
+    return "\n".join(
+        line for entry in entries.values() for line in textwrap.wrap(entry, width=116, subsequent_indent="    ")
+    )
+
+
+# `help(PPOConfig)` shows what each option means.
+PPOConfig.__doc__ = f"{inspect.getdoc(PPOConfig)}\n\nOptions:\n{described(PPOConfig)}\n"
 
 
 def with_options(policy_class: PolicyClass) -> PolicyClass:

@@ -1,8 +1,10 @@
 """Options: an error names a wrong option, what was given and what was expected; correct options have their effect."""
 
 import dataclasses
+import inspect
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -177,3 +179,10 @@ def test_options_are_of_their_types():
             PPOConfig(**{name: value})
     assert type(PPOConfig(log_std_init=np.float32(-1)).log_std_init) is float
     assert PPOConfig(head_layers=[8, 4]).head_layers == (8, 4)
+
+
+def test_help_says_what_each_option_means():
+    shown = inspect.getdoc(PPOConfig)
+    for field in dataclasses.fields(PPOConfig):
+        assert re.search(rf"^ *{field.name} \(.+\): \w", shown, re.MULTILINE), field.name
+    assert "shared_lstm (False)" in shown, "the default of PPO, which differs from the policies'"
