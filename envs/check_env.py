@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -34,6 +35,8 @@ def check_env(env: Any, **arguments: Any) -> None:
         isinstance(env, str) and env in gym.registry and not gym.registry[env].entry_point
     ):
         return
+    problems: list[str] = []
+    arguments["wrappers"] = [*arguments.get("wrappers", ()), lambda made: _Watch(made, problems)]
     envs = make_vec(env, 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED, **arguments)
     with contextlib.closing(envs):
         try:
@@ -48,6 +51,45 @@ def check_env(env: Any, **arguments: Any) -> None:
             elif "raised TypeError" in message and "positional argument" in message:
                 message += "; expected step(self, action)"
             raise EnvironmentFailure(message) from error.__cause__
+        if problems:
+            raise EnvironmentFailure(f"{environment_name(envs)} {problems[0]}")
+
+
+class _Watch(gym.Wrapper):
+    """Looks for mistakes that do no harm in a run, and are therefore not looked for in every step."""
+
+    def __init__(self, env: gym.Env, problems: list[str]) -> None:
+        super().__init__(env)
+        self._problems = problems
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        answer = self.env.reset(seed=seed, options=options)
+        self._look(answer, "reset")
+        return answer
+
+    def step(self, action: Any) -> Any:
+        answer = self.env.step(action)
+        self._look(answer, "step")
+        return answer
+
+    def _look(self, answer: Any, method: str) -> None:
+        if not isinstance(answer, tuple) or len(answer) < 2:
+            return  # the checks of every step say so
+        if not isinstance(answer[-1], dict):
+            self._problems.append(f"returned {answer[-1]!r:.80} as info from {method}, expected a dict")
+        for what, key in _unknown_keys(self.env.observation_space, answer[0], "observation"):
+            self._problems.append(f"returned {what} with {key!r} from {method}, which is not in its space")
+
+
+def _unknown_keys(space: gym.Space, observation: Any, what: str) -> Iterator[tuple[str, Any]]:
+    """The keys in an observation that its space does not have, with the name of the part that has them."""
+    if isinstance(space, gym.spaces.Dict) and isinstance(observation, Mapping):
+        yield from ((what, key) for key in observation if key not in space.spaces)
+        for key, inner in space.spaces.items():
+            yield from _unknown_keys(inner, observation.get(key), f"{what}[{key!r}]")
+    elif isinstance(space, gym.spaces.Tuple) and isinstance(observation, tuple | list):
+        for index, (inner, part) in enumerate(zip(space.spaces, observation, strict=False)):
+            yield from _unknown_keys(inner, part, f"{what}[{index}]")
 
 
 def _warn_if_outside(envs: VectorEnv, observations: Any) -> None:

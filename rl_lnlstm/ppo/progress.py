@@ -85,7 +85,8 @@ class ProgressBar(Callback):
         elif self._notebook is not None:
             self._notebook.show(self._frames / max(1, self._total), self._text(), last)
         elif last or time.monotonic() - self._last_line >= self._pause:
-            if (line := self._line()) != self._printed:
+            line = self._line()
+            if line != self._printed and (self._frames or not last):  # a run that failed at once has nothing to say
                 self.console.print(line, markup=False, soft_wrap=True)
             self._last_line, self._printed = time.monotonic(), line
 

@@ -46,6 +46,11 @@ WRONG = {
     "a reward of text": ({"answer": ({"x": X, "cue": 1}, "much", False, False, {})}, ["'much' as reward"]),
     "a reward of None": ({"answer": ({"x": X, "cue": 1}, None, False, False, {})}, ["None as reward"]),
     "an end of text": ({"answer": ({"x": X, "cue": 1}, 0.0, "no", False, {})}, ["'no' as termination", "bool"]),
+    "an info of None": (
+        {"answer": ({"x": X, "cue": 1}, 0.0, False, False, None)},
+        ["None as info from step", "a dict"],
+    ),
+    "another entry": ({"observation": {"x": X, "cue": 1, "Cue": 2}}, ["observation with 'Cue' from reset"]),
     "a bug": ({"step": bug}, ["ZeroDivisionError"]),
     "a bug in the constructor": ({"__init__": bug}, ["could not be made", "ZeroDivisionError"]),
     "no observation space": ({"observation_space": None}, ["observation_space must be a gymnasium.Space, got None"]),
@@ -64,7 +69,7 @@ def test_what_is_wrong_is_said_in_plain_words(wrong):
 
 
 def test_good_environments_pass():
-    for env in (Good, CardEnv, "CartPole-v1", "Blackjack-v1", "TMaze-v0"):
+    for env in (Good, CardEnv, lambda: CardEnv("method"), "CartPole-v1", "Blackjack-v1", "TMaze-v0"):
         check_env(env)
 
 
