@@ -6,7 +6,10 @@ from pathlib import Path
 from rl_lnlstm.commands import main
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--units", "8", "--no-jit-compile"]
+SMALL = [
+    *("--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--units", "8", "--no-jit-compile"),
+    *("--shared-lstm", "--head-layers"),  # fewer weights, so that tracing takes less time
+]
 
 
 def train(run_dir, *arguments):

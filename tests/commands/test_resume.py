@@ -33,7 +33,7 @@ FRAMES = 2400
 TINY = [
     *("--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--update-epochs", "2", "--no-jit-compile"),
     *("--units", "8", "--eval-interval", "20", "--n-eval-episodes", "2", "--eval-episodes", "0"),
-    *("--checkpoint-interval", "3"),
+    *("--checkpoint-interval", "3", "--shared-lstm", "--head-layers"),
 ]
 TIMINGS = ("time/fps", "time/time_elapsed")
 ENVIRONMENT = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -6,7 +6,10 @@ import pytest
 from rl_lnlstm import PPO, UserError, load_policy
 from rl_lnlstm.envs import make_vec
 
-SMALL = {"num_envs": 2, "num_steps": 32, "num_minibatches": 1, "units": 8, "jit_compile": False, "seed": 0}
+SMALL = {
+    **{"num_envs": 2, "num_steps": 32, "num_minibatches": 1, "units": 8, "jit_compile": False, "seed": 0},
+    **{"shared_lstm": True, "head_layers": ()},  # fewer weights, so that tracing takes less time
+}
 
 
 def train(**config):

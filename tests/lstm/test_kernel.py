@@ -98,7 +98,8 @@ def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
 def test_equals_while_loop_for_any_shape_under_xla(unroll, sizes, masked, seed):
     case = Case(*sizes, masked=masked, seed=seed)
     run = tf.function(case.run, autograph=False, jit_compile=True)
-    assert_equal(run(unroll), case.run_in_float64(), 1e-5)
+    # XLA rounds differently from TensorFlow in the products outside of the kernel, in TensorFlow 2.18 a little more.
+    assert_equal(run(unroll), case.run_in_float64(), 2e-5)
 
 
 def test_under_xla_a_tape_may_be_outside():

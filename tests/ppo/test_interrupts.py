@@ -12,6 +12,7 @@ from rl_lnlstm.interrupts import interrupts_deferred
 
 SMALL = {
     **{"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "units": 4, "jit_compile": False},
+    **{"shared_lstm": True, "head_layers": (), "encoder_layers": (4,)},
     **{"seed": 0, "normalize_rewards": True, "normalize_observations": True},
 }
 

@@ -13,7 +13,10 @@ from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.ppo.callbacks import Callback
 from rl_lnlstm.ppo.progress import ProgressBar, shown
 
-TINY = {"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 0}
+TINY = {
+    **{"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 0},
+    **{"shared_lstm": True, "head_layers": ()},  # fewer weights, so that tracing takes less time
+}
 
 
 def trained(console, frames=200, **config):

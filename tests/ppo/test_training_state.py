@@ -23,7 +23,10 @@ from tests.policies.card_env import CardEnv
 # Workers then need not import this module, and TensorFlow with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-TINY = {"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 3}
+TINY = {
+    **{"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 3},
+    **{"shared_lstm": True, "head_layers": ()},  # fewer weights, so that tracing takes less time
+}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 FRAMES = 8 * 3 * 16
 FAILURES = Failure("raise", 4, 2), Failure("nan", 12, 1), Failure("raise", 14, 1)  # of the three environments

@@ -19,7 +19,10 @@ from rl_lnlstm import (
 )
 from rl_lnlstm.commands import main
 
-TINY = {"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 0}
+TINY = {
+    **{"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 0},
+    **{"shared_lstm": True, "head_layers": ()},  # fewer weights, so that tracing takes less time
+}
 
 
 def rows(path):
