@@ -164,7 +164,7 @@ class TrackioLogger(Tracker):
 
     def end(self, failed: bool) -> None:
         """See `Tracker`."""
-        self._run.finish()
+        self.module.finish()  # also of the module, which would end it again when Python exits
 
 
 class MlflowLogger(Tracker):
