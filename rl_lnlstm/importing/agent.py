@@ -25,8 +25,7 @@ from rl_lnlstm.policies.saving import read_array, read_headers, stored_archive
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80", b"("
 MAX_PARAMETERS = 1 << 30  # bytes
-ENTRIES = {"data", "parameters", "parameter_list"}
-PICKLED = ":serialized:"  # the key of a pickle in `data`
+ENTRIES = ("parameters", "parameter_list", "data")
 
 
 class Agent(NamedTuple):
@@ -59,14 +58,14 @@ def read_agent(path: Path) -> Agent:
 def _from_zip(path: Path) -> Agent:
     with open_regular(path) as (file, size), stored_archive(file, size, path.name) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-        missing = ENTRIES - sizes.keys()
-        if missing:
-            raise ValueError(f"a zip of Stable-Baselines 2 has {', '.join(sorted(missing))}")
         for name in ENTRIES:
+            if name not in sizes and name != "data":
+                raise ValueError(f"a zip of Stable-Baselines 2 has {name}, and this one has {', '.join(sizes)}")
             limit = MAX_PARAMETERS if name == "parameters" else MAX_JSON_BYTES
-            if sizes[name] > limit:
+            if sizes.get(name, 0) > limit:
                 raise ValueError(f"its {name} has more than {limit:,} bytes")
-        data, names = parse_json(archive.read("data")), parse_json(archive.read("parameter_list"))
+        data = parse_json(archive.read("data")) if "data" in sizes else {}
+        names = parse_json(archive.read("parameter_list"))
         packed = archive.read("parameters")
     if not isinstance(data, dict) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("data must be an object and parameter_list a list of names")

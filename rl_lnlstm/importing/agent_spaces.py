@@ -55,7 +55,7 @@ def observation_space(sources: Sources, layout: Layout) -> gym.Space:
     Raises:
         UserError: the sources contradict each other or the weights, or do not suffice.
     """
-    space = _chosen(sources, "observation", bool(layout.convolutions))
+    space = _chosen(sources, "observation", None if layout.convolutions else layout.inputs)
     if space is None and not layout.convolutions:
         space = gym.spaces.Box(-np.inf, np.inf, (layout.inputs,))
     if space is None:
@@ -76,7 +76,8 @@ def action_space(sources: Sources, layout: Layout) -> gym.Space:
     Raises:
         UserError: the sources contradict each other or the weights, or do not suffice.
     """
-    space, outputs = _chosen(sources, "action"), layout.logits.kernel.shape[1]
+    outputs = layout.logits.kernel.shape[1]
+    space = _chosen(sources, "action", outputs)
     if space is None:
         if layout.log_std is None:
             raise UserError(
@@ -92,15 +93,18 @@ def action_space(sources: Sources, layout: Layout) -> gym.Space:
     return space
 
 
-def _chosen(sources: Sources, what: str, images: bool = False) -> gym.Space | None:
-    """The first of the sources. Raises `UserError` if the environment contradicts the file."""
-    in_file = None if sources.told is None else _described(sources.told, what)
+def _chosen(sources: Sources, what: str, size: int | None) -> gym.Space | None:
+    """The first of the sources. Raises `UserError` if the environment contradicts the file.
+
+    `size` is the width of the space according to the weights; None for images.
+    """
+    in_file = None if sources.told is None else _described(sources.told, what, size)
     if sources.given is not None:
         return sources.given
     space = sources.of_environment
     if space is None or in_file is None:
         return in_file if space is None else space
-    if not _alike(space, in_file, images):
+    if not _alike(space, in_file, images=size is None):
         raise UserError(f"the environment has {what} space {space}, but the agent was trained with {in_file}")
     return space
 
@@ -121,8 +125,8 @@ def _alike(one: gym.Space, other: gym.Space, images: bool) -> bool:
     return width(one) == width(other)
 
 
-def _described(told: Told, what: str) -> gym.Space | None:
-    """The space that a file tells about; None if it does not tell enough."""
+def _described(told: Told, what: str, size: int | None) -> gym.Space | None:
+    """The space that a file tells about; None if it does not tell enough. A `size` that it does not tell is given."""
     if told.kind not in KINDS:
         raise UserError(f"the agent's {what} space is a {told.kind}, expected {' or '.join(KINDS)}")
     description: dict[str, Any] = {"type": told.kind}
@@ -130,16 +134,21 @@ def _described(told: Told, what: str) -> gym.Space | None:
     if told.kind == "Box":
         shape = told.numbers("shape" if "shape" in told.attributes else "_shape")
         if shape is None:
+            if size is None:
+                return None
+            shape = np.array([size])
+        description |= _box(told, [int(length) for length in shape])
+        return space_from_json(description, Budget())
+    if sizes is None or not sizes.size:
+        if size is None or told.kind == "MultiDiscrete":
             return None
-        description |= _box(told, [int(size) for size in shape])
-    elif sizes is None or not sizes.size:
-        return None
-    elif told.kind == "Discrete":
-        description |= {"n": int(sizes[0]), "start": 0}
+        sizes = np.array([size])
+    counts = [int(count) for count in sizes]
+    if told.kind == "Discrete":
+        description |= {"n": counts[0], "start": 0}
     elif told.kind == "MultiBinary":
-        description |= {"shape": [int(sizes[0])], "flat": True}
+        description |= {"shape": counts[:1], "flat": True}
     else:
-        counts = [int(size) for size in sizes]
         description |= {"shape": [len(counts)], "dtype": "int64", "nvec": counts, "start": 0}
     return space_from_json(description, Budget())
 

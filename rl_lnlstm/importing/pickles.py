@@ -32,12 +32,13 @@ CLASSES = re.compile(
     r"stable_baselines\.common\.vec_env(\.vec_normalize)?\.VecNormalize"
     r"|stable_baselines\.common\.running_mean_std\.RunningMeanStd"
     r"|stable_baselines\.common\.policies\.\w+Policy"
-    r"|gym\.spaces(\.\w+)?\.(Box|Discrete|MultiBinary|MultiDiscrete)"
+    r"|gym(nasium)?\.spaces(\.\w+)?\.(Box|Discrete|MultiBinary|MultiDiscrete)"
     r"|(builtins|__builtin__)\.object"
     # The generator from which a space samples.
-    r"|gym\.utils\.seeding\.RandomNumberGenerator"
-    r"|numpy\.random\.(mtrand\.|_mt19937\.|_pcg64\.)?(RandomState|MT19937|PCG64)"
+    r"|gym(nasium)?\.utils\.seeding\.RandomNumberGenerator"
+    r"|numpy\.random\.(mtrand\.|_mt19937\.|_pcg64\.|bit_generator\.)?(RandomState|MT19937|PCG64|SeedSequence)"
     r"|numpy\.random(\._pickle)?\.__(randomstate|generator|bit_generator)_ctor"
+    r"|numpy\.random\.bit_generator\.__pyx_unpickle_SeedSequence"
     # Type objects as values, such as the dtype of a space.
     r"|numpy\.(bool_?|u?int(8|16|32|64)|float(16|32|64))"
 )

@@ -117,7 +117,8 @@ def test_the_imported_policy_gives_the_outputs_of_the_original(case, tmp_path):
 def test_the_statistics_of_a_vecnormalize_become_part_of_the_policy(protocol, tmp_path):
     agent = random_agent(BOX, gym.spaces.Discrete(4))
     mean, variance = np.array([0.5, -3.0, 20.0]), np.array([0.01, 2.0, 300.0])
-    (tmp_path / "vec.pkl").write_bytes(vecnormalize(mean, variance, protocol=protocol))
+    newer = gym.spaces.Box(-1, 1, (3,), seed=0)  # with another kind of generator
+    (tmp_path / "vec.pkl").write_bytes(vecnormalize(mean, variance, protocol=protocol, another_space=newer))
     policy = import_sb2(write_zip(tmp_path / "agent.zip", agent), vecnormalize=tmp_path / "vec.pkl")
     assert_equal_outputs(policy, agent, (mean, variance))
     observed, returns = policy.observation_statistics, policy.return_statistics
@@ -141,7 +142,7 @@ def cart_pole(tmp_path_factory):
     """An agent for CartPole-v1, its zip, and the run directory that the command makes of it."""
     folder = tmp_path_factory.mktemp("cart_pole")
     env = gym.make("CartPole-v1")
-    agent = random_agent(env.observation_space, env.action_space)
+    agent = random_agent(env.observation_space, env.action_space, net_arch=[8, "lstm", {"pi": [3], "vf": [6]}])
     zipped, run = write_zip(folder / "agent.zip", agent), folder / "run"
     assert main(["import-sb2", str(zipped), str(run), "--env-id", "CartPole-v1"]) == 0
     return agent, zipped, run
@@ -166,16 +167,9 @@ def test_training_continues_from_the_imported_policy(cart_pole):
     assert ppo.policy is policy
     assert any(not np.array_equal(old, new) for old, new in zip(before, policy.get_weights(), strict=True))
     assert all(np.isfinite(weight).all() for weight in policy.get_weights())
-
-
-def test_units_that_pad_a_narrow_branch_stay_zero_in_training(tmp_path):
-    env = gym.make("CartPole-v1")
-    agent = random_agent(env.observation_space, env.action_space, net_arch=["lstm", {"pi": [3], "vf": [6]}])
-    policy = import_sb2(write_zip(tmp_path / "agent.zip", agent), env_id="CartPole-v1")
-    options = {"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "update_epochs": 2, "jit_compile": False}
-    with rl_lnlstm.PPO(policy, "CartPole-v1", **options) as ppo:
-        ppo.learn(32)
+    # The units that pad the narrower branch stay 0, so the network is still the original's.
     (layer,) = policy.network.actor_layers
+    assert layer.kernel.shape[1] == 6
     assert not np.asarray(layer.kernel)[:, 3:].any()
     assert not np.asarray(policy.action_head.projection.kernel)[3:].any()
 
@@ -237,6 +231,14 @@ def test_what_cannot_be_imported_is_named(case, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         import_sb2(path, **{"run_dir": tmp_path / "run", **arguments})
     assert not (tmp_path / "run").exists()
+
+
+def test_sizes_that_the_file_does_not_tell_come_from_the_weights(tmp_path):
+    agent = random_agent(gym.spaces.Discrete(5), gym.spaces.MultiBinary(3), units=4)
+    kinds = {"observation_space": "Discrete", "action_space": "MultiBinary"}
+    data = {name: {":type:": f"<class 'gym.spaces.{kind}'>", ":serialized:": ""} for name, kind in kinds.items()}
+    policy = import_sb2(write_zip(tmp_path / "agent.zip", agent, data=data))
+    assert (policy.observation_space, policy.action_space) == (agent.observation_space, agent.action_space)
 
 
 def test_without_a_word_about_actions_an_environment_is_needed(tmp_path):
