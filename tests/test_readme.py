@@ -42,6 +42,7 @@ SHORT = {
     "evaluate": "--episodes 1 --max-steps 60",
     "build-kernel": "",
     "import-sb2": "",
+    "card": "--episodes 1",
     "plot": "",
     "compare": "",
 }

@@ -13,7 +13,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, read_config, tuple_if_list
+from rl_lnlstm.commands.options import EpisodesOptions, EvaluateOptions, TrainOptions, read_config, tuple_if_list
 from rl_lnlstm.config import check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
@@ -40,7 +40,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
-    environment = _trained_in(options, policy.env_id)
+    environment = trained_in(options, policy.env_id)
     if options.record is not None:
         check_is_free(options.record, "folder", "--record")
     if options.episode_seeds is None:
@@ -129,7 +129,7 @@ def needs_naming(config: Mapping[str, Any]) -> list[str]:
     return [name for name, found in values.items() if any(is_untrusted(name, value) for value in found)]
 
 
-def _trained_in(options: EvaluateOptions, env_id: str | None) -> dict[str, Any]:
+def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
     """The options of `ENVIRONMENT` from the command line and, where it does not set them, from the run's configuration.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, output, tell, warnings_as_messages
 from rl_lnlstm.commands.options import (
     BuildKernelOptions,
+    CardOptions,
     CompareOptions,
     EvaluateOptions,
     Options,
@@ -63,6 +64,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
             return plot(options) if isinstance(options, PlotOptions) else compare(options)
     import_tensorflow_quietly()
     # Import here, because these modules import TensorFlow.
+    from rl_lnlstm.commands.card import card
     from rl_lnlstm.commands.evaluate import evaluate
     from rl_lnlstm.commands.import_sb2 import import_sb2
     from rl_lnlstm.commands.train import train
@@ -73,6 +75,9 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         if isinstance(options, EvaluateOptions):
             with stop.at_once():
                 return evaluate(options)
+        if isinstance(options, CardOptions):
+            with stop.at_once():
+                return card(options)
         if isinstance(options, ImportSb2Options):
             with stop.at_once():
                 return import_sb2(options)

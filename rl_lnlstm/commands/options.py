@@ -59,8 +59,8 @@ class TrainOptions(PPOConfig):
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluateOptions:
-    """Runs a saved policy for whole episodes and reports their returns."""
+class EpisodesOptions:
+    """Options of all commands that run a saved policy for whole episodes."""
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     """a run directory, or a folder that a policy was saved to"""
@@ -83,12 +83,18 @@ class EvaluateOptions:
     cannot be seeded one by one; None: sync"""
     num_envs: Count = 8
     """number of environments that are stepped together; the episodes do not depend on it"""
-    episode_seeds: tuple[Index, ...] | None = None
-    """run the episodes with these seeds, for example from an earlier evaluation; --episodes and --seed are then
-    ignored"""
     max_steps: Count | None = None
     """limit of an episode's steps; None: 10,000 if the environment has no time limit; an episode that reaches the limit
     ends there and counts"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvaluateOptions(EpisodesOptions):
+    """Runs a saved policy for whole episodes and reports their returns."""
+
+    episode_seeds: tuple[Index, ...] | None = None
+    """run the episodes with these seeds, for example from an earlier evaluation; --episodes and --seed are then
+    ignored"""
     video: Path | None = None
     """folder to record a video of each episode in"""
     record: Path | None = None
@@ -97,6 +103,14 @@ class EvaluateOptions:
     """file to write a row for each episode to: number, seed, return, length"""
     json: bool = False
     """print one JSON object on standard output"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class CardOptions(EpisodesOptions):
+    """Writes a folder that shares a policy: a model card with its scores, the policy, and a video of an episode."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """new folder, which can be pushed to a model hub as it is"""
 
 
 Format = Literal["text", "csv", "json"]
@@ -135,7 +149,9 @@ class BuildKernelOptions:
     """compile even if it is there already"""
 
 
-Options = TrainOptions | EvaluateOptions | PlotOptions | CompareOptions | ImportSb2Options | BuildKernelOptions
+Options = (
+    TrainOptions | EvaluateOptions | CardOptions | PlotOptions | CompareOptions | ImportSb2Options | BuildKernelOptions
+)
 USAGE = """usage: rl-lnlstm COMMAND [OPTIONS]
 
 Recurrent PPO with a masked layer-normalised LSTM.
@@ -145,6 +161,7 @@ commands:
   evaluate      run a saved policy for whole episodes and report their returns
   plot          draw the learning curves of runs, over seeds, in one picture
   compare       compare the scores and the options of two groups of runs
+  card          write a folder that shares a policy: a model card, the policy, a video
   import-sb2    import an agent of Stable-Baselines 2 with a layer-normalised LSTM
   build-kernel  compile the CPU kernel ahead of its first use
 
@@ -154,6 +171,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": EvaluateOptions,
     "plot": PlotOptions,
     "compare": CompareOptions,
+    "card": CardOptions,
     "import-sb2": ImportSb2Options,
     "build-kernel": BuildKernelOptions,
 }
@@ -188,9 +206,9 @@ def parse(arguments: list[str]) -> Options | None:
 def groups_of(kind: type[Options]) -> dict[str, list[str]]:
     """The titles in the help of a command, and the options below each."""
     names = [field.name for field in dataclasses.fields(kind)]
-    if kind is EvaluateOptions:
+    if issubclass(kind, EpisodesOptions):
         environment = ["env_id", "env_kwargs", "wrappers", "mask_key", "vectorization"]
-        results = ["video", "record", "csv", "json"]
+        results = [name for name in names if name in ("video", "record", "csv", "json", "folder")]
         return {
             "evaluation": [name for name in names if name not in (*environment, *results)],
             "environment": environment,

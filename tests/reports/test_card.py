@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rl_lnlstm import UserError, load_policy
+from rl_lnlstm.commands import main
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.policies import MlpLnLstmPolicy
 from rl_lnlstm.reports.card import write_card
@@ -135,3 +136,15 @@ def test_a_failure_leaves_nothing(policy, tmp_path):
     with pytest.raises(Exception, match="broken"):
         write_card(policy, functools.partial(make_envs, env=Breaks), ENVIRONMENT, tmp_path / "folder", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_folder_that_evaluate_takes(policy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    policy.save("policy")
+    assert main(["card", "policy", "shared", "--env-id", ENV_ID, "--episodes", "2"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "shared", "--episodes", "2", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == json.loads((tmp_path / "shared" / "results.json").read_text())
+    assert main(["card", "policy", "shared", "--env-id", ENV_ID]) == 2
+    assert "already holds" in capsys.readouterr().err
