@@ -108,7 +108,8 @@ class CompiledStep:
         observations = np.asarray(observations)
         batch = len(observations)
         if observations.shape[1:] != self._shape:
-            raise UserError(f"observations must have shape [batch, *{self._shape}], got {list(observations.shape)}")
+            expected = ", ".join(map(str, ("batch", *self._shape)))
+            raise UserError(f"observations must have shape [{expected}], got {list(observations.shape)}")
         with self._lock:
             if batch != self._batch:
                 self._make_buffers(batch)

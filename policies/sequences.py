@@ -82,8 +82,9 @@ def _check_actions(space: gym.Space, actions: Any) -> None:
         actions = checked_observation(space, actions, batch, "actions")
     except Fault as fault:
         raise UserError(str(fault).removeprefix("returned ")) from fault
-    for wrong in wrong_values(list(checked_parts(space)), actions).values():
-        raise UserError(str(wrong).replace("returned ", "actions: got ").replace("in observation", "at "))
+    for row, wrong in wrong_values(list(checked_parts(space)), actions).items():
+        text = str(wrong).replace("returned ", "actions: got ").replace("in observation", f"in sequence {row}, at ")
+        raise UserError(text)
 
 
 def _masks(space: gym.Space, action_masks: Any) -> tf.Tensor:
