@@ -1,1 +1,1 @@
-"""Reports on policies: what they do, what they remember, and folders to share them."""
+"""Looking into a recurrent policy: what it remembers, and a report of a run as a single HTML file."""
