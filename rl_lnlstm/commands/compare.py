@@ -49,14 +49,14 @@ def compare(options: CompareOptions) -> int:
     by = score_name(groups)
     scores = [score(group, by) for group in groups]
     one, other = (found.values for found in scores)
-    difference, improvement = difference_interval(one, other), improvement_interval(one, other)
+    several = min(len(one), len(other)) > 1  # a single run says nothing about other seeds
     result: dict[str, Any] = {
         "score": by,
         "groups": [_row(group, found) for group, found in zip(groups, scores, strict=True)],
         "difference_of_means": float(one.mean() - other.mean()),
-        "difference_interval": list(difference),
+        "difference_interval": list(difference_interval(one, other)) if several else None,
         "probability_of_improvement": float(probability_of_improvement(one, other)),
-        "probability_interval": list(improvement),
+        "probability_interval": list(improvement_interval(one, other)) if several else None,
         "options": {name: list(values) for name, values in differing_options(first, second).items()},
     }
     if options.format == "json":
@@ -70,17 +70,16 @@ def compare(options: CompareOptions) -> int:
 
 def _in_words(result: dict[str, Any]) -> str:
     first, second = (row["group"] for row in result["groups"])
-    digits = decimals([result["difference_of_means"], *result["difference_interval"]])
-    low, high = result["difference_interval"]
+    difference, interval = result["difference_of_means"], result["difference_interval"]
+    digits = decimals([difference, *(interval or [])])
     lines = [
         f"score: {result['score']}",
         "",
         _table(result["groups"], "text"),
         "",
-        f"{first} minus {second}: {result['difference_of_means']:,.{digits}f}, 95% confidence {low:,.{digits}f} to "
-        f"{high:,.{digits}f}",
-        f"probability that a run of {first} beats one of {second}: {result['probability_of_improvement']:.2f}, 95% "
-        "confidence {:.2f} to {:.2f}".format(*result["probability_interval"]),
+        f"{first} minus {second}: {difference:,.{digits}f}, {_in_text(interval, digits, '95% confidence ')}",
+        f"probability that a run of {first} beats one of {second}: {result['probability_of_improvement']:.2f}, "
+        f"{_in_text(result['probability_interval'], 2, '95% confidence ')}",
         "",
     ]
     if not result["options"]:
@@ -105,16 +104,26 @@ def _groups(paths: Sequence[Path]) -> list[Group]:
 
 
 def _row(group: Group, found: Score) -> dict[str, Any]:
+    unknown = None, None
+    (mean_low, mean_high), (iqm_low, iqm_high) = found.mean_interval or unknown, found.iqm_interval or unknown
     return {
         "group": printable(group.name),
         "runs": len(group.runs),
         "mean": found.mean,
-        "mean_low": found.mean_interval.low,
-        "mean_high": found.mean_interval.high,
+        "mean_low": mean_low,
+        "mean_high": mean_high,
         "iqm": found.iqm,
-        "iqm_low": found.iqm_interval.low,
-        "iqm_high": found.iqm_interval.high,
+        "iqm_low": iqm_low,
+        "iqm_high": iqm_high,
     }
+
+
+def _in_text(interval: Sequence[float | None] | None, digits: int, before: str = "") -> str:
+    """An interval, or why there is none."""
+    if interval is None or None in interval:
+        return "no interval for a single run"
+    low, high = interval
+    return f"{before}{low:,.{digits}f} to {high:,.{digits}f}"
 
 
 def _flat(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -128,7 +137,8 @@ def _flat(result: dict[str, Any]) -> list[dict[str, Any]]:
         ("probability_of_improvement", "probability_interval"),
     ):
         rows.append({"name": name, "first": result[name], "second": ""})
-        rows.append({"name": interval, "first": result[interval][0], "second": result[interval][1]})
+        low, high = result[interval] or ("", "")
+        rows.append({"name": interval, "first": low, "second": high})
     for name, (one, other) in result["options"].items():
         rows.append({"name": f"option {name}", "first": _values(one), "second": _values(other)})
     return rows
@@ -151,9 +161,9 @@ def _table(rows: list[dict[str, Any]], form: str) -> str:
             row["group"],
             str(row["runs"]),
             f"{row['mean']:,.{digits}f}",
-            f"{row['mean_low']:,.{digits}f} to {row['mean_high']:,.{digits}f}",
+            _in_text((row["mean_low"], row["mean_high"]), digits),
             f"{row['iqm']:,.{digits}f}",
-            f"{row['iqm_low']:,.{digits}f} to {row['iqm_high']:,.{digits}f}",
+            _in_text((row["iqm_low"], row["iqm_high"]), digits),
         )
         for row in rows
     ]

@@ -59,9 +59,9 @@ class Score(NamedTuple):
 
     values: np.ndarray
     mean: float
-    mean_interval: Interval
+    mean_interval: Interval | None  # None for a single run
     iqm: float
-    iqm_interval: Interval
+    iqm_interval: Interval | None
 
 
 def read_group(path: Path) -> Group:
@@ -135,9 +135,9 @@ def score(group: Group, by: str) -> Score:
     return Score(
         values,
         float(np.mean(values)),
-        bootstrap_interval(values, mean),
+        bootstrap_interval(values, mean) if len(values) > 1 else None,
         float(interquartile_mean(values)),
-        bootstrap_interval(values, interquartile_mean),
+        bootstrap_interval(values, interquartile_mean) if len(values) > 1 else None,
     )
 
 

@@ -85,6 +85,21 @@ def test_runs_of_one_name_are_told_apart(groups, capsys):
     assert f"{small / 'seed-0'} minus {large / 'seed-0'}" in capsys.readouterr().out
 
 
+def test_a_single_run_has_no_interval(groups, capsys):
+    """It says nothing about other seeds."""
+    small, large = groups
+    assert main(["compare", str(small / "seed-0"), str(large)]) == 0
+    assert capsys.readouterr().out.count("no interval for a single run") == 4
+    assert main(["compare", str(small / "seed-0"), str(large), "--format", "json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["difference_interval"] is result["probability_interval"] is None
+    assert result["groups"][0]["mean_low"] is result["groups"][0]["iqm_high"] is None
+    assert result["groups"][1]["mean_low"] < result["groups"][1]["mean_high"]
+    for command in ("plot", "compare"):
+        assert main([command, str(small / "seed-0"), str(large), "--format", "csv"]) == 0
+        assert "None" not in capsys.readouterr().out.partition("option")[0]
+
+
 @pytest.mark.parametrize("damage", ["nothing", "no metrics", "no episode", "no json", "an image"])
 def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
     run = groups[0] / "seed-3"
