@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -58,6 +59,8 @@ def find_spec(env_id: str) -> EnvSpec:
     by_lower = {known.lower(): known for known in gym.registry}
     near = [by_lower[match] for match in difflib.get_close_matches(registered_id.lower(), by_lower, n=5, cutoff=0.5)]
     hint = f"the nearest known ones are {', '.join(near)}" if near else "no known one is similar"
+    if not module and registered_id.isidentifier() and importlib.util.find_spec(registered_id):
+        hint = f"it is a module, so write {registered_id}:ID, with an id that it registers"
     raise UserError(
         f"unknown environment id {env_id!r}: {hint} (an id of another package is written 'module:id', "
         "with the module that registers it)"
@@ -81,7 +84,13 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         hint = str(error) if extra is None else f"{error}: {_install(extra)}"
         raise UserError(f"{what} needs a package that is not installed: {hint}") from error
     except Exception as error:
-        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        text = str(error)
+        if isinstance(error, TypeError) and ("unexpected keyword argument" in text or "takes no arguments" in text):
+            if "render_mode" in kwargs and ("argument 'render_mode'" in text or len(kwargs) == 1):
+                raise UserError(
+                    f"{what} does not take render_mode={kwargs['render_mode']!r}, which videos need: give its "
+                    "constructor an argument render_mode, and let render() return an RGB array"
+                ) from error
             raise UserError(f"{what} does not take env_kwargs={kwargs}: {error}") from error
         raise EnvironmentFailure(f"{what} could not be made, {type(error).__name__}: {error}") from error
 

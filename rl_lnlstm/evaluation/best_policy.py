@@ -17,6 +17,8 @@ from rl_lnlstm.policies import RecurrentPolicy
 class BestPolicy:
     """Keeps the weights with which a policy did best when it took its most probable actions.
 
+    Each evaluation runs new episodes. If all ran the same ones, the choice would fit these.
+
     Args:
         policy: the policy that is trained.
         envs: the environments for evaluations. Episodes continue from one evaluation to the next.

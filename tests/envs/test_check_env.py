@@ -100,3 +100,14 @@ def test_the_first_failure_shows_the_users_lines_and_all_failing_at_once_ends(ve
     assert "guard.py" not in frames
     assert 'raise KeyError("a bug of mine")' in frames
     assert envs.failures == 1
+
+
+def test_a_module_for_an_id_and_an_environment_without_pictures_are_named(tmp_path, monkeypatch):
+    (tmp_path / "my_corridor.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="it is a module, so write my_corridor:ID"):
+        make_vec("my_corridor")
+    gym.register("NoPictures-v0", Good)
+    with pytest.raises(UserError, match=r"does not take render_mode='rgb_array', which videos need.*RGB array"):
+        make_vec("NoPictures-v0", render_mode="rgb_array")
+    gym.registry.pop("NoPictures-v0")
