@@ -19,7 +19,7 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import MAX_JSON_BYTES, open_regular, parse_json
-from rl_lnlstm.importing.pickles import Array, Instance, array_of, read_pickle
+from rl_lnlstm.importing.pickles import Array, DType, Instance, Reference, array_of, read_pickle
 from rl_lnlstm.policies.saving import read_array, read_headers, stored_archive
 
 ZIP = b"PK\x03\x04"
@@ -48,6 +48,8 @@ def read_agent(path: Path) -> Agent:
         _check(agent.parameters)
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a malicious file can cause any error; blame the file
         raise UserError(
             f"{path} contains no agent that can be imported, {type(error).__name__}: {printable(error)}"
@@ -120,14 +122,29 @@ class Told(NamedTuple):
         value = self.attributes.get(name)
         if isinstance(value, Array):
             return array_of(value).astype(np.float64).ravel()
-        if isinstance(value, bool) or value is None:
-            return None
         if isinstance(value, str):  # an array as NumPy prints it; long ones are shortened
             words = re.findall(r"[^\s,\[\]()]+", value)
             values = _floats([word for word in words if word != "..."])
             shortened = "..." in words and len(set(values)) > 1
             return None if shortened else np.array(sorted(set(values)) if "..." in words else values)
-        return np.ravel(np.array(value, np.float64))
+        numbers = value if isinstance(value, list | tuple) else [value]
+        # Not nested, because lists that contain each other several times would take for ever.
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+            return None
+        return np.array(numbers, np.float64)
+
+    def text(self, name: str) -> str:
+        """An attribute that is text or a type, as text; empty if it is anything else."""
+        return text_of(self.attributes.get(name))
+
+
+def text_of(value: Any) -> str:
+    """A value that is text, a type or a function, as text; empty if it is anything else."""
+    if isinstance(value, DType):
+        return str(value.value)
+    if isinstance(value, Reference):
+        return value.name
+    return value[:200] if isinstance(value, str) else ""
 
 
 def told(value: Any) -> Told | None:
@@ -149,8 +166,9 @@ def activation_in(data: Mapping[str, Any]) -> str | None:
     function = arguments.get("act_fun") if isinstance(arguments, dict) else None
     if function is None:
         return None
-    name = re.fullmatch(r"<function (?:\w+\.)*(\w+) at 0x[0-9a-f]+>", str(function)[:200])
-    return printable(function, 60) if name is None else name[1]
+    text = text_of(function)
+    name = re.fullmatch(r"<function (?:\w+\.)*(\w+) at 0x[0-9a-f]+>", text)
+    return (printable(text, 60) or "an unknown function") if name is None else name[1]
 
 
 def _floats(words: list[str]) -> list[float]:

@@ -154,7 +154,7 @@ def _described(told: Told, what: str, size: int | None) -> gym.Space | None:
 
 
 def _box(told: Told, shape: list[int]) -> dict[str, Any]:
-    named = re.search(r"bool|u?int(8|16|32|64)|float(16|32|64)", str(told.attributes.get("dtype"))[:200])
+    named = re.search(r"bool|u?int(8|16|32|64)|float(16|32|64)", told.text("dtype"))
     dtype = "float32" if named is None else named[0]
     whole = np.issubdtype(dtype, np.integer)
     least, most = (np.iinfo(dtype).min, np.iinfo(dtype).max) if whole else (-math.inf, math.inf)

@@ -67,7 +67,9 @@ class Array:
 
 
 @dataclasses.dataclass(eq=False)
-class _DType:
+class DType:
+    """The dtype of an array."""
+
     value: np.dtype
 
 
@@ -284,17 +286,17 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _dtype(name: str, *_: Any) -> _DType:
+def _dtype(name: str, *_: Any) -> DType:
     if not isinstance(name, str) or not NUMBERS.fullmatch(name):
         raise NotPlainData(f"its arrays must contain numbers, got dtype {name}")
-    return _DType(np.dtype(name))
+    return DType(np.dtype(name))
 
 
-def _scalar(dtype: _DType, data: bytes | str) -> Any:
+def _scalar(dtype: DType, data: bytes | str) -> Any:
     return _array(data, dtype, ()).item()
 
 
-def _from_buffer(data: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> Array:
+def _from_buffer(data: bytes, dtype: DType, shape: tuple[int, ...], order: str) -> Array:
     return Array(_array(data, dtype, shape, order))
 
 
@@ -344,7 +346,7 @@ def _complete(target: Any, state: Any) -> None:
     if isinstance(target, Array) and target.value is None:
         _version, shape, dtype, fortran, data = state
         target.value = _array(data, dtype, shape, FORTRAN if fortran else "C")
-    elif isinstance(target, _DType):
+    elif isinstance(target, DType):
         _version, order, *description = state
         if order not in ("<", ">", "=", "|") or any(part is not None for part in description[:3]):
             raise NotPlainData("its arrays must contain numbers, got records")
@@ -359,7 +361,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
     """An array on the bytes that are in the file, without a copy."""
     if isinstance(data, str):  # as written by Python 2
         data = data.encode("latin-1")
-    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _DType) or not isinstance(shape, tuple):
+    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, DType) or not isinstance(shape, tuple):
         raise NotPlainData("an array must have bytes, a dtype of numbers and a shape")
     if len(shape) > MAX_AXES or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise NotPlainData("an array has an impossible shape")

@@ -200,7 +200,8 @@ def _set_branch(layers: list[keras.layers.Dense], branch: list[Dense], columns: 
 
 def _write(policy: RecurrentPolicy, run_dir: Path, environment: dict[str, Any]) -> None:
     """Writes a run directory that holds a policy and its options, all of it or nothing."""
-    config = {**environment, "policy": type(policy).__name__, **dataclasses.asdict(policy.options)}
+    known = {name: value for name, value in environment.items() if value is not None}
+    config = {**known, "policy": type(policy).__name__, **dataclasses.asdict(policy.options)}
     try:
         with replacing_folder(run_dir) as folder:
             policy.save(folder / POLICY)

@@ -345,6 +345,25 @@ def test_an_old_pickled_agent_without_code_is_read(tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+def test_lists_that_contain_each_other_many_times_are_not_followed(tmp_path):
+    """Ten to the power of a hundred values, in a kilobyte."""
+
+    def build(kinds):
+        laughs = [1]
+        for _ in range(100):
+            laughs = [laughs] * 10
+        box = kinds.Box()
+        box.__dict__ = {"shape": laughs, "dtype": laughs, "low": laughs}
+        data = {"observation_space": box, "action_space": laughs, "policy_kwargs": {"act_fun": laughs}}
+        return data, {**AGENT.parameters}
+
+    path = tmp_path / "agent.pkl"
+    path.write_bytes(pickled_instances(build, "gym.spaces.box.Box"))
+    with pytest.raises(UserError, match="activation must be"):
+        import_sb2(path, action_space=gym.spaces.Discrete(4))
+    assert import_sb2(path, action_space=gym.spaces.Discrete(4), activation="tanh").observation_space == BOX
+
+
 def test_settings_of_a_vecnormalize_that_cannot_be_represented_are_named(tmp_path):
     zipped, path = write_zip(tmp_path / "agent.zip", AGENT), tmp_path / "vec.pkl"
     zeros, ones = np.zeros(3), np.ones(3)
