@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.normalization import RunningStatistics
-from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, map_leaves, width
+from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, width
 
 HIDDEN_GAIN = 2**0.5  # He et al. (2015): keeps the variance through a ReLU layer
 # Only the elementwise functions of keras.activations. A saved policy names one, and must not name anything else.
@@ -66,9 +66,9 @@ def as_floats(space: gym.Space, values: Any) -> Any:
     return tf.cast(values, tf.float32)
 
 
-def flat_floats(space: gym.Space, structure: Any) -> Any:
-    """Converts the values `[n, *shape]` of all leaves with `as_floats`, and concatenates them to `[n, features]`."""
-    parts = flatten(space, map_leaves(as_floats, space, structure))
+def flattened(space: gym.Space, floats: Any) -> Any:
+    """Concatenates the results of `as_floats` for all leaves, each `[n, ...]`, to `[n, features]`."""
+    parts = flatten(space, floats)
     return tf.concat([tf.reshape(part, [-1, int(np.prod(part.shape[1:]))]) for part in parts], -1)
 
 

@@ -13,8 +13,9 @@ from rl_lnlstm.config import PolicyOptions
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
+from rl_lnlstm.lstm.recurrence import Gates
 from rl_lnlstm.policies.distributions import Distribution
-from rl_lnlstm.policies.encoders import as_floats, dense, flat_floats
+from rl_lnlstm.policies.encoders import as_floats, dense, flattened
 from rl_lnlstm.policies.heads import action_head
 from rl_lnlstm.spaces import map_leaves
 
@@ -35,6 +36,14 @@ class Outputs(NamedTuple):
 
     distribution: Distribution
     values: Any  # [...]
+
+
+class _Unrolled(NamedTuple):
+    """What an LSTM layer saw and computed: time-major sequences, and the state after them."""
+
+    inputs: Any
+    outputs: Any  # with the residual connection
+    state: State
 
 
 class Network(keras.layers.Layer):
@@ -101,9 +110,13 @@ class Network(keras.layers.Layer):
         Raises:
             UserError: the encoder's output has another shape.
         """
+        return self.encode_floats(map_leaves(as_floats, self.observation_space, frames))
+
+    def encode_floats(self, inputs: Any) -> Any:
+        """The second half of `encode`: from the results of `as_floats`, in which categories are one-hot."""
         if self.encoder is None:
-            return flat_floats(self.observation_space, frames)
-        features = self.encoder(map_leaves(as_floats, self.observation_space, frames))
+            return flattened(self.observation_space, inputs)
+        features = self.encoder(inputs)
         shape = getattr(features, "shape", None)
         if shape is None or len(shape) != 2 or shape[-1] is None:
             got = type(features).__name__ if shape is None else list(shape)
@@ -124,21 +137,36 @@ class Network(keras.layers.Layer):
         Returns:
             The inputs of the heads for each step, and the state after the last step.
         """
+        unrolled = self._unroll_layers(features, state, masks, last_action_reward)
+        tops = [layer.outputs for layer in unrolled[self.num_layers - 1 :: self.num_layers]]
+        # The heads also see the observation directly, so that the LSTM only has to remember the past.
+        seen = [tf.concat([output, features], -1) for output in tops]
+        return Seen(seen[0], seen[-1]), tuple(layer.state for layer in unrolled)
+
+    def gates(self, features: Any, state: Sequence[State], masks: Any, last_action_reward: Any) -> list[Gates]:
+        """The gates of each LSTM layer at every step, `[time, batch, units]`; takes the arguments of `unroll`."""
+        unrolled = self._unroll_layers(features, state, masks, last_action_reward)
+        return [
+            layer.gates(found.inputs, masks, list(before))
+            for layer, found, before in zip(self.lstm_layers, unrolled, state, strict=True)
+        ]
+
+    def _unroll_layers(
+        self, features: Any, state: Sequence[State], masks: Any, last_action_reward: Any
+    ) -> list[_Unrolled]:
         # Layer normalisation would discard the magnitude of the inputs. A constant beside them prevents this.
         constant = tf.ones_like(features[..., :1])
         last = [] if last_action_reward is None else [last_action_reward * masks[..., tf.newaxis]]
         inputs = tf.concat([features, *last, constant], -1)
-        outputs: list[Any] = []
-        states: list[State] = []
+        unrolled: list[_Unrolled] = []
         for number, (layer, before) in enumerate(zip(self.lstm_layers, state, strict=True)):
             lowest = number % self.num_layers == 0
-            below = inputs if lowest else tf.concat([outputs[-1], constant], -1)
-            output, h, c = layer(below, masks=masks, initial_state=list(before))
-            outputs.append(output + outputs[-1] if self.residual and not lowest else output)
-            states.append(State(h, c))
-        # The heads also see the observation directly, so that the LSTM only has to remember the past.
-        seen = [tf.concat([output, features], -1) for output in outputs[self.num_layers - 1 :: self.num_layers]]
-        return Seen(seen[0], seen[-1]), tuple(states)
+            below = inputs if lowest else tf.concat([unrolled[-1].outputs, constant], -1)
+            outputs, h, c = layer(below, masks=masks, initial_state=list(before))
+            if self.residual and not lowest:
+                outputs += unrolled[-1].outputs
+            unrolled.append(_Unrolled(below, outputs, State(h, c)))
+        return unrolled
 
     def split(self, h: Any, c: Any) -> list[State]:
         """Splits the state of a policy, h and c `[batch, state_size]`, into one `State` for each LSTM layer."""

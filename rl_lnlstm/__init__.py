@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rl_lnlstm.ppo.callbacks import Callback as Callback
     from rl_lnlstm.ppo.progress import ProgressBar as ProgressBar
     from rl_lnlstm.ppo.train import PPO as PPO
+    from rl_lnlstm.reports.memory_use import MemoryUse as MemoryUse
+    from rl_lnlstm.reports.memory_use import memory_use as memory_use
     from rl_lnlstm.runs.checkpoints import CheckpointCallback as CheckpointCallback
     from rl_lnlstm.runs.eval_callback import EvalCallback as EvalCallback
     from rl_lnlstm.runs.loggers import CSVLogger as CSVLogger
@@ -54,6 +56,7 @@ _EXPORTS = {
     "TrackioLogger": "runs.trackers",
     "WandbLogger": "runs.trackers",
     "Evaluation": "evaluation.result",
+    "MemoryUse": "reports.memory_use",
     "PaddedEpisodes": "evaluation.padding",
     "ProgressBar": "ppo.progress",
     "RunDirectory": "runs.run_directory",
@@ -63,6 +66,7 @@ _EXPORTS = {
     "load_episodes": "evaluation.record",
     "import_sb2": "importing.sb2",
     "load_policy": "policies.loading",
+    "memory_use": "reports.memory_use",
     "pad_episodes": "evaluation.padding",
     "record_episodes": "evaluation.evaluate",
 }

@@ -16,6 +16,7 @@ from rl_lnlstm.commands.options import (
     EvaluateOptions,
     Options,
     PlotOptions,
+    ReportOptions,
     TrainOptions,
     parse,
 )
@@ -67,6 +68,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
     from rl_lnlstm.commands.card import card
     from rl_lnlstm.commands.evaluate import evaluate
     from rl_lnlstm.commands.import_sb2 import import_sb2
+    from rl_lnlstm.commands.report import report
     from rl_lnlstm.commands.train import train
 
     with _current_folder_importable():
@@ -81,6 +83,9 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         if isinstance(options, ImportSb2Options):
             with stop.at_once():
                 return import_sb2(options)
+        if isinstance(options, ReportOptions):
+            with stop.at_once():
+                return report(options)
     return _build_kernel(options)
 
 

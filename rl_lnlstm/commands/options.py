@@ -113,6 +113,19 @@ class CardOptions(EpisodesOptions):
     """new folder, which can be pushed to a model hub as it is"""
 
 
+@dataclasses.dataclass(kw_only=True)
+class ReportOptions(EpisodesOptions):
+    """Writes a report of a run to a single HTML file: scores, episodes, and what the policy remembers."""
+
+    cuts: tuple[Count, ...] | None = None
+    """run the episodes again with the memory cut every so many steps, for each of these numbers; None: all numbers up
+    to the longest episode, if that is at most 16, otherwise powers of two"""
+    max_lag: Index = 100
+    """largest number of steps between an observation and an action, for the gradient"""
+    out: Path | None = None
+    """file for the report; None: report.html in the run directory"""
+
+
 Format = Literal["text", "csv", "json"]
 
 
@@ -150,7 +163,14 @@ class BuildKernelOptions:
 
 
 Options = (
-    TrainOptions | EvaluateOptions | CardOptions | PlotOptions | CompareOptions | ImportSb2Options | BuildKernelOptions
+    TrainOptions
+    | EvaluateOptions
+    | ReportOptions
+    | CardOptions
+    | PlotOptions
+    | CompareOptions
+    | ImportSb2Options
+    | BuildKernelOptions
 )
 USAGE = """usage: rl-lnlstm COMMAND [OPTIONS]
 
@@ -159,6 +179,7 @@ Recurrent PPO with a masked layer-normalised LSTM.
 commands:
   train         train a policy in an environment
   evaluate      run a saved policy for whole episodes and report their returns
+  report        write what a policy does and remembers to a single HTML file
   plot          draw the learning curves of runs, over seeds, in one picture
   compare       compare the scores and the options of two groups of runs
   card          write a folder that shares a policy: a model card, the policy, a video
@@ -169,6 +190,7 @@ commands:
 COMMANDS: dict[str, Any] = {
     "train": TrainOptions,
     "evaluate": EvaluateOptions,
+    "report": ReportOptions,
     "plot": PlotOptions,
     "compare": CompareOptions,
     "card": CardOptions,
@@ -208,7 +230,7 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
     names = [field.name for field in dataclasses.fields(kind)]
     if issubclass(kind, EpisodesOptions):
         environment = ["env_id", "env_kwargs", "wrappers", "mask_key", "vectorization"]
-        results = [name for name in names if name in ("video", "record", "csv", "json", "folder")]
+        results = [name for name in names if name in ("video", "record", "csv", "json", "folder", "out")]
         return {
             "evaluation": [name for name in names if name not in (*environment, *results)],
             "environment": environment,

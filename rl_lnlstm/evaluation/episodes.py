@@ -17,7 +17,7 @@ from rl_lnlstm.envs.autoreset import Stepper
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
-from rl_lnlstm.evaluation.video import VideoRecorder
+from rl_lnlstm.evaluation.video import FrameRecorder
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.spaces import map_leaves
 
@@ -80,7 +80,7 @@ class EpisodeRunner:
         deterministic: bool = True,
         max_steps: int | None = None,
         record: bool = False,
-        video: VideoRecorder | None = None,
+        video: FrameRecorder | None = None,
     ) -> None:
         check_spaces(policy, envs)
         checked("max_steps", max_steps, Count | None)
@@ -176,7 +176,7 @@ class EpisodeRunner:
     def _forget(self, index: int) -> None:
         self._lengths[index], self._returns[index], self._aborted[index] = 0, 0.0, 0
 
-    def _add_pictures(self, rows: np.ndarray, video: VideoRecorder) -> None:
+    def _add_pictures(self, rows: np.ndarray, video: FrameRecorder) -> None:
         """Adds the pictures before a step to the videos."""
         pictures: Any = self.envs.render()
         if pictures is None or pictures[0] is None:

@@ -66,7 +66,7 @@ def evaluate(
     (500.0, Interval(low=500.0, high=500.0))
     """
     acts = acting(policy)
-    with _prepared(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
+    with prepared(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
         return gathered(EpisodeRunner(acts, envs, plan, deterministic, max_steps), deterministic, base)
 
 
@@ -162,7 +162,7 @@ def record_episodes(
     True
     """
     acts = acting(policy)
-    with _prepared(acts, env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
+    with prepared(acts, env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
         runner = EpisodeRunner(acts, envs, plan, deterministic, max_steps, record=True)
         return [episode.arrays for episode in sorted(runner, key=lambda episode: episode.number)]
 
@@ -203,21 +203,23 @@ def acting(policy: Any) -> Any:
     return acts
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """What an evaluation needs."""
+
     envs: VectorEnv
     plan: Plan
     seed: int | None  # from which the seeds of the episodes are derived
 
 
 @contextlib.contextmanager
-def _prepared(
+def prepared(
     policy: Any,
     env: Any,
     n_eval_episodes: int,
     seed: int | None,
     episode_seeds: Sequence[int] | None,
     num_envs: int = 1,
-) -> Iterator[_Prepared]:
+) -> Iterator[Prepared]:
     """A context manager for the environments and the plan. Closes environments that it made itself."""
     checked("n_eval_episodes", n_eval_episodes, int)
     checked("seed", seed, Index | None)
@@ -228,7 +230,7 @@ def _prepared(
     if isinstance(env, VectorEnv):
         if episode_seeds is not None:
             raise UserError("episode_seeds: the environments of a VectorEnv cannot be seeded one by one")
-        yield _Prepared(make_vec(env), EvenlySpread(count, env.num_envs, seed), seed)
+        yield Prepared(make_vec(env), EvenlySpread(count, env.num_envs, seed), seed)
         return
     if episode_seeds is not None:
         seed, seeds = None, [int(given) for given in episode_seeds]
@@ -244,7 +246,7 @@ def _prepared(
         plan = plan_for(envs, seeds, seed)
         if episode_seeds is not None and not isinstance(plan, InOrder):
             raise UserError(f"episode_seeds: {env} has only a vector implementation, which is seeded as a whole")
-        yield _Prepared(envs, plan, seed)
+        yield Prepared(envs, plan, seed)
     finally:
         if not borrowed:
             envs.close()

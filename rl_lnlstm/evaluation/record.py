@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import replacing_file
+from rl_lnlstm.spaces import flatten, map_leaves
 
 EpisodeArrays = dict[str, np.ndarray]
 STATE = "h", "c", "last_action_reward"  # names of the parts of a policy's state
@@ -72,8 +73,26 @@ class Recorder:
     def _columns(self, parts: Mapping[str, Any]) -> EpisodeArrays:
         columns: EpisodeArrays = {}
         for name, part in parts.items():
-            columns.update(_named_leaves(name, self._spaces[name], part) if name in self._spaces else {name: part})
+            space = self._spaces.get(name)
+            if space is None:
+                columns[name] = part
+            else:
+                columns.update(zip(flatten(space, _names(name, space)), flatten(space, part), strict=True))
         return columns
+
+
+def structured(name: str, space: gym.Space, arrays: EpisodeArrays) -> Any:
+    """The arrays of a recorded part, such as "observations", in the structure of its space."""
+    return map_leaves(lambda _, path: arrays[path], space, _names(name, space))
+
+
+def _names(name: str, space: gym.Space) -> Any:
+    """The name of each array of a part, in the structure of its space."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _names(f"{name}/{key}", inner) for key, inner in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(_names(f"{name}/{index}", inner) for index, inner in enumerate(space.spaces))
+    return name
 
 
 def save_episode(arrays: EpisodeArrays, path: Path) -> None:
@@ -114,14 +133,3 @@ def load_episodes(folder: str | os.PathLike) -> list[EpisodeArrays]:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path} is not a recorded episode: {error}") from error
     return episodes
-
-
-def _named_leaves(name: str, space: gym.Space, structure: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(space, gym.spaces.Dict):
-        for key, inner in space.spaces.items():
-            yield from _named_leaves(f"{name}/{key}", inner, structure[key])
-    elif isinstance(space, gym.spaces.Tuple):
-        for index, inner in enumerate(space.spaces):
-            yield from _named_leaves(f"{name}/{index}", inner, structure[index])
-    else:
-        yield name, structure

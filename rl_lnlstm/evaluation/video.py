@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +14,19 @@ from rl_lnlstm.errors import UserError
 LINES = 3  # of every caption, because all pictures of a video must have the same size
 MARGIN = 4  # pixels around the lines of a caption
 SMALLEST = 320  # pixels; smaller pictures are enlarged, or the caption would not fit
+
+
+class FrameRecorder(Protocol):
+    """Takes the pictures of episodes; see `VideoRecorder`."""
+
+    def add(self, number: int, seed: int | None, picture: np.ndarray, caption: list[str]) -> None:
+        """Takes the next picture of an episode."""
+
+    def end(self, number: int, episode_return: float) -> None:
+        """The episode has ended; all its pictures were added."""
+
+    def drop(self, number: int) -> None:
+        """The episode does not count."""
 
 
 class _Film(NamedTuple):

@@ -1,0 +1,77 @@
+"""The command `report`: writes what a policy does and remembers to a single HTML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gymnasium.vector import VectorEnv
+
+from rl_lnlstm.commands.console import output, tell
+from rl_lnlstm.commands.evaluate import environments, trained_in
+from rl_lnlstm.commands.options import ReportOptions, read_config
+from rl_lnlstm.errors import UserError
+from rl_lnlstm.files import replacing_file
+from rl_lnlstm.policies.loading import load_policy
+from rl_lnlstm.runs.layout import CONFIG, REPORT
+
+
+def report(options: ReportOptions) -> int:
+    """Runs the command and returns its exit code.
+
+    Raises:
+        UserError, RunFailure: as the command `evaluate`; the extra `report` is missing; the file cannot be written.
+    """
+    try:
+        import plotly  # noqa: F401  # an extra that few need
+    except ImportError as error:
+        raise UserError(
+            f'reports need a package that is not installed ({error}): pip install "rl-lnlstm[report]"'
+        ) from error
+    from rl_lnlstm.reports.report import make_report  # imports plotly
+
+    path = options.run_dir / REPORT if options.out is None else options.out
+    policy = load_policy(options.run_dir)
+    _check_writable(path)
+    policy.seed(options.seed)
+    environment = trained_in(options, policy.env_id)
+
+    def make_envs(num_envs: int, render: bool) -> VectorEnv:
+        return environments(
+            environment, num_envs, options.vectorization or "auto", render, trained_on=policy.observation_space
+        )
+
+    try:
+        config = read_config(options.run_dir / CONFIG)
+    except (OSError, ValueError):
+        config = {}
+    text = make_report(
+        policy,
+        make_envs,
+        str(environment["env_id"]),
+        options.run_dir,
+        config,
+        n_episodes=options.episodes,
+        deterministic=options.deterministic,
+        seed=options.seed,
+        cuts=options.cuts,
+        max_lag=options.max_lag,
+        max_steps=options.max_steps,
+        num_envs=options.num_envs,
+        progress=tell,
+    )
+    try:
+        with replacing_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {path}: {error}") from error
+    tell("the report is in")
+    output(str(path))
+    return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raises `UserError` before the work, and not after it, if the file cannot be written."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"the report cannot be written to {path}: name another file with --out")

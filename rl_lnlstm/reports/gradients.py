@@ -1,0 +1,102 @@
+"""How far back a policy looks: the gradient of its actions with respect to earlier observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.evaluation.record import STATE, structured
+from rl_lnlstm.policies import RecurrentPolicy
+from rl_lnlstm.policies.encoders import as_floats
+from rl_lnlstm.policies.normalization import normalize_each
+from rl_lnlstm.spaces import flatten, leaves, map_leaves, width
+
+MOST_ACTIONS = 32  # of an episode; their gradients are averaged
+MOST_VALUES = 1 << 24  # numbers in the observations of windows that are processed at once
+
+
+class _Windows(NamedTuple):
+    """Pieces of an episode of equal length, each of which ends with an action."""
+
+    steps: np.ndarray  # [length, windows]: the step of the episode; negative before its start
+    actions: np.ndarray  # [windows]: the step of the action
+
+
+def gradient_norms(
+    policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], max_lag: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The norm of the gradient of an action's log-probability with respect to the observation k steps before.
+
+    At steps of the episode (all, or 32 drawn at random and the last one), an action a is drawn from the policy. Its
+    gradient d log pi(a) / d x has one part for each earlier observation x. The norm of this part is averaged over the
+    steps, for each distance k. This is the sensitivity of a saliency map (Simonyan et al., 2014), over time.
+
+    Actions are drawn because the gradient at the most probable action of a normal distribution is zero.
+
+    x is the input of the encoder: observations are normalised, and categories are one-hot. If the encoder has no
+    gradient, because it begins with an embedding, x is the output of the encoder.
+
+    Args:
+        policy: the policy.
+        episode: the recorded episode, as from `record_episodes`, of T steps.
+        max_lag: the largest k.
+        rng: draws the steps and the actions.
+
+    Returns:
+        `[max_lag + 1]`, NaN for k >= T. The unit is nats per unit of the encoder's input.
+    """
+    length = len(episode["rewards"])
+    lags = min(max_lag, length - 1)
+    actions = np.arange(length)
+    if length > MOST_ACTIONS:
+        drawn = rng.choice(length - 1, MOST_ACTIONS - 1, replace=False)
+        actions = np.sort(np.append(drawn, length - 1))
+    values = (lags + 1) * sum(width(leaf) for leaf in leaves(policy.observation_space))
+    pieces = np.array_split(actions, -(-len(actions) * values // MOST_VALUES))
+    norms = np.concatenate([_norms(policy, episode, _windows(piece, lags), rng) for piece in pieces if len(piece)], 1)
+    exists = actions >= np.arange(lags + 1)[:, np.newaxis]
+    result = np.full(max_lag + 1, np.nan)
+    result[: lags + 1] = np.sum(norms, 1, where=exists) / exists.sum(1)
+    return result
+
+
+def _windows(actions: np.ndarray, lags: int) -> _Windows:
+    return _Windows(actions + np.arange(-lags, 1)[:, np.newaxis], actions)
+
+
+def _norms(
+    policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], windows: _Windows, rng: np.random.Generator
+) -> np.ndarray:
+    """The norms `[lags + 1, windows]`, for k = 0, 1, ..."""
+    space, network, shape = policy.observation_space, policy.network, windows.steps.shape
+    steps = np.maximum(windows.steps, 0)  # before the episode's start: ignored, because the mask at its start is 0
+    masks = (windows.steps != 0).astype(np.float32)
+    h, c, *kept = (episode[name] for name in STATE if name in episode)
+    last = policy.last_action_reward.inputs(tf.constant(kept[0][steps])) if kept else None
+    legal = episode["action_masks"][windows.actions] if "action_masks" in episode else None
+    noise = policy.action_head.noise(rng, len(windows.actions))
+
+    observations = map_leaves(
+        lambda leaf, part: tf.constant(part[steps.ravel()], leaf.dtype),
+        space,
+        structured("observations", space, dict(episode)),
+    )
+    inputs = map_leaves(as_floats, space, normalize_each(space, policy.observation_statistics, observations))
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(flatten(space, inputs))
+        encoded = network.encode_floats(inputs)
+        tape.watch(encoded)
+        features = tf.reshape(encoded, [*shape, encoded.shape[-1]])
+        state = network.split(h[steps[0]], c[steps[0]])
+        seen, _ = network.unroll(features, state, tf.constant(masks), last)
+        distribution = network.heads(type(seen)(*(part[-1] for part in seen)), legal).distribution
+        actions = tf.nest.map_structure(tf.stop_gradient, distribution.sample(noise))
+        total = tf.reduce_sum(distribution.log_prob(actions))
+    *found, of_encoded = tape.gradient(total, [*flatten(space, inputs), encoded])
+    policy._clear_losses()  # penalties of the encoder
+    gradients = [of_encoded] if any(gradient is None for gradient in found) else found
+    squares = sum(tf.reduce_sum(tf.reshape(part, [*shape, -1]) ** 2, -1) for part in gradients)
+    return np.sqrt(np.asarray(squares))[::-1]

@@ -1,0 +1,183 @@
+"""Gathers what a report shows: scores, memory, and the best, the median and the worst episode."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rl_lnlstm.errors import EnvironmentFailure, UserError, printable
+from rl_lnlstm.evaluation.environments import plan_for
+from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
+from rl_lnlstm.evaluation.evaluate import seeds_of_episodes
+from rl_lnlstm.evaluation.plans import InOrder
+from rl_lnlstm.files import read_regular
+from rl_lnlstm.policies import RecurrentPolicy
+from rl_lnlstm.reports.memory_use import MAX_LAG, measured
+from rl_lnlstm.reports.page import Content, ShownEpisode, page
+from rl_lnlstm.reports.pictures import PictureRecorder
+from rl_lnlstm.reports.replay import replay
+from rl_lnlstm.runs.layout import METRICS
+
+MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
+MOST_METRICS = 256 << 20  # bytes of a metrics.csv
+FRAMES, RETURN = "time/total_timesteps", "rollout/ep_rew_mean"
+MOST_ENVS = 8
+
+
+class MakeEnvs(Protocol):
+    """Makes environments for evaluations."""
+
+    def __call__(self, num_envs: int, render: bool) -> VectorEnv:
+        """Makes `num_envs` environments, with pictures if `render`."""
+
+
+def make_report(
+    policy: RecurrentPolicy,
+    make_envs: MakeEnvs,
+    env_id: str,
+    run_dir: Path,
+    config: Mapping[str, Any],
+    *,
+    n_episodes: int = 20,
+    deterministic: bool = True,
+    seed: int = 0,
+    cuts: Sequence[int] | None = None,
+    max_lag: int = MAX_LAG,
+    max_steps: int | None = None,
+    num_envs: int = MOST_ENVS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Evaluates a policy, and returns a report as an HTML page.
+
+    Args:
+        policy: the policy.
+        make_envs: makes the environments.
+        env_id: the name of the environment.
+        run_dir: the run directory, or the folder of the policy.
+        config: the options of the run; empty if they are not known.
+        n_episodes, deterministic, seed, cuts, max_lag, max_steps, num_envs: as for `memory_use`.
+        progress: called with a line of text after each evaluation.
+
+    Raises:
+        UserError: the spaces of the environments differ from the policy's, or an option is out of range.
+        EnvironmentFailure: an environment failed.
+    """
+    seeds = seeds_of_episodes(seed, n_episodes)
+    kept: list[EvaluatedEpisode] = []
+    with contextlib.closing(make_envs(min(num_envs, n_episodes), render=False)) as envs:
+
+        def run(acts: Any, record: bool = False) -> EpisodeRunner:
+            return EpisodeRunner(acts, envs, plan_for(envs, seeds, seed), deterministic, max_steps, record)
+
+        recorded = _keeping(run(policy, record=True), kept)
+        memory = measured(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
+    problems = {} if config else {"config": f"{run_dir} has no config.json that can be read."}
+    metrics, problem = _metrics(run_dir)
+    if problem:
+        problems["metrics"] = problem
+    pictures: dict[int, list[bytes]] = {}
+    chosen = _chosen(kept)
+    if all(episode.seed is not None for episode in chosen.values()):
+        own = [episode.seed for episode in chosen.values() if episode.seed is not None]
+        again, pictures, problem = _repeated(policy, make_envs, env_id, own, deterministic, max_steps)
+        chosen = dict(zip(chosen, again, strict=True))
+    else:
+        problem = f"There are no pictures: the environments of {env_id} cannot be seeded one by one."
+    if problem:
+        problems["pictures"] = problem
+        progress(problem)
+    shown = [
+        ShownEpisode(title, episode.arrays, replay(policy, episode.arrays), pictures.get(episode.number, []))
+        for title, episode in chosen.items()
+    ]
+    return page(Content(env_id, run_dir, memory, shown, config, metrics, problems))
+
+
+def _keeping(episodes: EpisodeRunner, kept: list[EvaluatedEpisode]) -> Iterator[EvaluatedEpisode]:
+    """Passes the episodes on and keeps them: without their arrays if they can be repeated by their seeds."""
+    size = 0
+    for episode in episodes:
+        yield episode
+        if episode.seed is not None:
+            kept.append(episode._replace(arrays={}))
+            continue
+        size += sum(array.nbytes for array in episode.arrays.values())
+        if size <= MOST_KEPT or not kept:
+            kept.append(episode)
+
+
+def _chosen(episodes: Sequence[EvaluatedEpisode]) -> dict[str, EvaluatedEpisode]:
+    """The best, the median and the worst episode; fewer if there are fewer episodes."""
+    ordered = sorted(episodes, key=lambda episode: (-episode.episode_return, episode.number))
+    if len(ordered) == 1:
+        return {"Only": ordered[0]}
+    middle = {"Median": ordered[len(ordered) // 2]} if len(ordered) > 2 else {}
+    return {"Best": ordered[0], **middle, "Worst": ordered[-1]}
+
+
+def _repeated(
+    policy: RecurrentPolicy,
+    make_envs: MakeEnvs,
+    env_id: str,
+    seeds: Sequence[int],
+    deterministic: bool,
+    max_steps: int | None,
+) -> tuple[list[EvaluatedEpisode], dict[int, list[bytes]], str | None]:
+    """Runs the episodes with these seeds again, recorded, with pictures if the environments have any.
+
+    Returns:
+        The episodes, the pictures of each by its number, and why there are none, or None.
+    """
+    problem = None
+    envs = _rendering(make_envs, len(seeds))
+    if envs is None:
+        problem = f"There are no pictures: {env_id} has no render mode rgb_array."
+        envs = make_envs(len(seeds), render=False)
+    recorder = None if problem else PictureRecorder()
+    with contextlib.closing(envs):
+        plan = InOrder(seeds, len(seeds))
+        runner = EpisodeRunner(policy, envs, plan, deterministic, max_steps, record=True, video=recorder)
+        episodes = sorted(runner, key=lambda episode: episode.number)
+    return episodes, {} if recorder is None else recorder.pictures, problem
+
+
+def _rendering(make_envs: MakeEnvs, num_envs: int) -> VectorEnv | None:
+    """Environments that return pictures; None if they cannot."""
+    try:
+        envs = make_envs(num_envs, render=True)
+    except (UserError, EnvironmentFailure):
+        return None
+    try:
+        envs.reset(seed=0)
+        pictures: Any = envs.render()
+        shapes = [np.shape(picture) for picture in pictures]
+        if all(len(shape) == 3 and shape[2] in (3, 4) for shape in shapes):
+            return envs
+    except Exception:  # any error of the environment means that it has no pictures
+        pass
+    envs.close()
+    return None
+
+
+def _metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The columns of `metrics.csv`, each `[iterations]`, or why there are none."""
+    path = run_dir / METRICS
+    if not path.is_file():
+        return {}, f"{run_dir} has no {METRICS}."
+    try:
+        rows = list(csv.DictReader(read_regular(path, MOST_METRICS).decode().splitlines()))
+        if not rows:
+            raise ValueError("it has no rows")
+        columns = {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0]}
+        if not {FRAMES, RETURN} <= set(columns):
+            raise ValueError(f"it has no column {FRAMES} or {RETURN}")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        return {}, f"{path} cannot be read: {printable(error)}"
+    return columns, None
