@@ -14,15 +14,15 @@ help:  ## list the targets
 $(VENV)/.installed: $(PACKAGE_FILES)
 	@echo "setting up $(VENV), which takes some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,report,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,box2d,mujoco,atari,minigrid,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,report,dev,box2d,mujoco,atari,minigrid,bench]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,report,dev,docs]'
 	@touch $@
 
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." adds options
@@ -53,7 +53,7 @@ $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --python $(LOWEST)/bin/python \
-		--extra test --extra classic-control --extra video pyproject.toml --output-file $(LOWEST)/lowest.txt
+		--extra test --extra classic-control --extra video --extra report pyproject.toml --output-file $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt
 	@touch $@
 

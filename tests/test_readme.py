@@ -43,6 +43,7 @@ SHORT = {
     "build-kernel": "",
     "import-sb2": "",
     "card": "--episodes 1",
+    "report": "--episodes 1 --cuts 2",
     "plot": "",
     "compare": "",
 }
