@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,7 @@ import tensorflow as tf
 from rl_lnlstm.evaluation.record import STATE, structured
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.encoders import as_floats
+from rl_lnlstm.policies.heads import ActionHead, CompositeHead, GaussianHead
 from rl_lnlstm.policies.normalization import normalize_each
 from rl_lnlstm.spaces import flatten, leaves, map_leaves, width
 
@@ -30,11 +31,12 @@ def gradient_norms(
 ) -> np.ndarray:
     """The norm of the gradient of an action's log-probability with respect to the observation k steps before.
 
-    At steps of the episode (all, or 32 drawn at random and the last one), an action a is drawn from the policy. Its
-    gradient d log pi(a) / d x has one part for each earlier observation x. The norm of this part is averaged over the
-    steps, for each distance k. This is the sensitivity of a saliency map (Simonyan et al., 2014), over time.
+    For the action a of each step (of long episodes, 32 steps drawn at random, with the last one), the gradient
+    d log pi(a) / d x has one part for each earlier observation x. The norm of this part is averaged over the steps, for
+    each distance k. This is a saliency map over time (Simonyan et al., 2014, "Deep inside convolutional networks").
 
-    Actions are drawn because the gradient at the most probable action of a normal distribution is zero.
+    Instead of the continuous actions that were taken, others are drawn from the policy, because the gradient at the
+    most probable action of a normal distribution is zero.
 
     x is the input of the encoder: observations are normalised, and categories are one-hot. If the encoder has no
     gradient, because it begins with an embedding, x is the output of the encoder.
@@ -43,7 +45,7 @@ def gradient_norms(
         policy: the policy.
         episode: the recorded episode, as from `record_episodes`, of T steps.
         max_lag: the largest k.
-        rng: draws the steps and the actions.
+        rng: draws steps, and continuous actions.
 
     Returns:
         `[max_lag + 1]`, NaN for k >= T. The unit is nats per unit of the encoder's input.
@@ -78,6 +80,12 @@ def _norms(
     last = policy.last_action_reward.inputs(tf.constant(kept[0][steps])) if kept else None
     legal = episode["action_masks"][windows.actions] if "action_masks" in episode else None
     noise = policy.action_head.noise(rng, len(windows.actions))
+    taken = map_leaves(
+        lambda _, part: tf.constant(part[windows.actions]),
+        policy.action_space,
+        structured("actions", policy.action_space, dict(episode)),
+    )
+    taken = policy.action_head.to_distribution(taken)
 
     observations = map_leaves(
         lambda leaf, part: tf.constant(part[steps.ravel()], leaf.dtype),
@@ -93,10 +101,17 @@ def _norms(
         state = network.split(h[steps[0]], c[steps[0]])
         seen, _ = network.unroll(features, state, tf.constant(masks), last)
         distribution = network.heads(type(seen)(*(part[-1] for part in seen)), legal).distribution
-        actions = tf.nest.map_structure(tf.stop_gradient, distribution.sample(noise))
-        total = tf.reduce_sum(distribution.log_prob(actions))
+        drawn = tf.nest.map_structure(tf.stop_gradient, distribution.sample(noise))
+        total = tf.reduce_sum(distribution.log_prob(_chosen(policy.action_head, taken, drawn)))
     *found, of_encoded = tape.gradient(total, [*flatten(space, inputs), encoded])
     policy._clear_losses()  # penalties of the encoder
     gradients = [of_encoded] if any(gradient is None for gradient in found) else found
     squares = sum(tf.reduce_sum(tf.reshape(part, [*shape, -1]) ** 2, -1) for part in gradients)
     return np.sqrt(np.asarray(squares))[::-1]
+
+
+def _chosen(head: ActionHead, taken: Any, drawn: Any) -> Any:
+    """The actions in the distribution's form: those that were taken, but of continuous ones those that were drawn."""
+    if isinstance(head, CompositeHead):
+        return tuple(_chosen(*parts) for parts in zip(head.parts, taken, drawn, strict=True))
+    return drawn if isinstance(head, GaussianHead) else taken

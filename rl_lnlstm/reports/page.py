@@ -168,7 +168,8 @@ def _score_note(score: Evaluation) -> str:
 def _episodes_note(content: Content) -> str:
     how = "Drag the slider, press Play, or click into a chart: the picture and the cursor in all charts move together."
     reset = "The orange line at the left is the reset of the memory at the start of the episode."
-    return " ".join(filter(None, [how, reset, content.problems.get("pictures")]))
+    state = "h and c are those that enter each step: blue is negative, red is positive."
+    return " ".join(filter(None, [how, reset, state, content.problems.get("pictures")]))
 
 
 def _note(content: Content, name: str) -> str:

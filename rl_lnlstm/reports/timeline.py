@@ -28,6 +28,7 @@ class _Row(NamedTuple):
     title: str
     height: int
     traces: list[Any]
+    bounds: tuple[float, float] | None = None  # of the y axis
 
 
 def shown_steps(length: int) -> np.ndarray:
@@ -67,6 +68,8 @@ def timeline(episode: Mapping[str, np.ndarray], replayed: Replay) -> go.Figure:
             figure.add_trace(trace, row=number, col=1)
             if isinstance(trace, go.Heatmap):  # names such as "3" are no numbers
                 figure.update_yaxes(type="category", row=number)
+        if row.bounds is not None:
+            figure.update_yaxes(range=row.bounds, row=number)
     figure = styled(figure, inner + 110, showlegend=False, hovermode="x")
     figure.update_layout(margin={"l": 52, "r": 16, "t": 64 if len(layers) > 1 else 34, "b": 44}, bargap=0)
     figure.update_annotations(x=0, xanchor="left")
@@ -106,7 +109,7 @@ def _action_row(part: ActionPart, steps: np.ndarray) -> _Row:
             _line(steps, column, label(name), color)
             for name, column, color in zip(part.labels, chances.T, COLORS, strict=False)
         ]
-        return _Row(f"action probabilities{of}: {_legend(part.labels)}", LINE, lines)
+        return _Row(f"action probabilities{of}: {_legend(part.labels)}", LINE, lines, (-0.04, 1.04))
     assert part.mean is not None
     assert part.std is not None
     mean, std = part.mean[steps], part.std[steps]
@@ -130,7 +133,7 @@ def _action_row(part: ActionPart, steps: np.ndarray) -> _Row:
             )
         )
         traces.append(_line(steps, mean[:, column], label(name), color))
-    return _Row(f"action{of}, mean and standard deviation: {_legend(part.labels)}", LINE, traces)
+    return _Row(f"action{of}, mean and std: {_legend(part.labels)}", LINE, traces)
 
 
 def _legend(names: list[str]) -> str:
@@ -150,7 +153,7 @@ def _layer_rows(layer: LayerMemory, steps: np.ndarray, shown: bool) -> list[_Row
         part = values[np.ix_(steps, units)].T
         largest = _largest(part)
         trace = _heat_map(steps, part, names, SIGNED, -largest, largest, shown)
-        rows.append(_Row(f"{title}: {of}, before each step, blue to red", MAP, [trace]))
+        rows.append(_Row(f"{title}: {of}", MAP, [trace]))
     for title, values in (("i, the input", layer.i), ("f, the forget", layer.f), ("o, the output", layer.o)):
         part = values[np.ix_(steps, units)].T
         rows.append(_Row(f"{title} gate: 0 (white) to 1", MAP, [_heat_map(steps, part, names, UNSIGNED, 0, 1, shown)]))

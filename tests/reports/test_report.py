@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,12 +133,12 @@ def decoded(values):
     return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
 
 
-def made(acting, name="Any", config=None, run_dir="folder", length=6, env=AnyEnv, **options):
+def made(acting, name="Any", config=None, run_dir=Path("folder"), length=6, env=AnyEnv, make_envs=None, **options):
     env = functools.partial(env, acting.observation_space, acting.action_space, length)
     messages = []
     text = make_report(
         acting,
-        lambda count, render: make_evaluation_envs(env, count, render_mode="rgb_array" if render else None),
+        make_envs or (lambda n, render: make_evaluation_envs(env, n, render_mode="rgb_array" if render else None)),
         name,
         run_dir,
         config or {},
@@ -152,7 +153,7 @@ def made(acting, name="Any", config=None, run_dir="folder", length=6, env=AnyEnv
     [
         (spaces.Discrete(9), ["action probabilities, 0 (white) to 1"]),
         (spaces.MultiDiscrete([2, 3]), ["action probabilities of 0: ", "action probabilities of 1: "]),
-        (spaces.Box(-2, 3, (2,)), ["action, mean and standard deviation: "]),
+        (spaces.Box(-2, 3, (2,)), ["action, mean and std: "]),
         (spaces.Box(-np.inf, 3, (8,)), ["mean of the action, "]),
         (spaces.Dict({HOSTILE: spaces.MultiBinary(2)}), ["action probabilities of &lt;/script"]),
     ],
@@ -190,6 +191,16 @@ def test_long_episodes_and_large_pictures_fit():
     assert found.data["steps-0"]["steps"][-1] == 700
     assert len(found.pictures) == len(found.data["steps-0"]["steps"])
     assert "summed over 3 steps" in found.data["figure-timeline-0"]["layout"]["annotations"][0]["text"]
+
+
+def test_environments_that_cannot_be_seeded_one_by_one():
+    found, messages = made(
+        policy(spaces.Box(0, 1, (4,)), spaces.Discrete(3)),
+        "TMaze-v0",
+        make_envs=lambda count, render: make_evaluation_envs("TMaze-v0", count, "vector_entry_point"),
+    )
+    assert messages[-1] == "There are no pictures: the environments of TMaze-v0 cannot be seeded one by one."
+    assert len([name for name in found.data if name.startswith("figure-timeline")]) == 3
 
 
 def test_pictures_are_made_smaller_until_they_fit():
