@@ -41,7 +41,7 @@ class ShownEpisode(NamedTuple):
         title: why it is shown, such as "Best".
         arrays: the recorded episode, as from `record_episodes`.
         replayed: its replay.
-        pictures: WebP files: one for each step and one at the end; empty if there are none.
+        pictures: WebP files: one for each of the `shown_steps`, and one at the end; empty if there are none.
     """
 
     title: str
@@ -219,8 +219,7 @@ def _positions(episode: ShownEpisode) -> _Positions:
     ]
     end = "terminated" if arrays["terminated"] else "truncated"
     texts.append(f"end after {length:,} steps: {end}\nreturn {returns[-1]:,.6g}")
-    pictures = episode.pictures if len(episode.pictures) == length + 1 else []
-    return _Positions(steps, texts, [pictures[step] for step in steps] if pictures else [])
+    return _Positions(steps, texts, episode.pictures if len(episode.pictures) == len(steps) else [])
 
 
 def _acted(arrays: EpisodeArrays, step: int) -> str:

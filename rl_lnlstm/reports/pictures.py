@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections import defaultdict
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image
@@ -17,25 +17,32 @@ FEW_COLORS = 256
 
 
 class PictureRecorder:
-    """Keeps the pictures of episodes as WebP files in memory; a `FrameRecorder`.
+    """Keeps pictures of episodes as WebP files in memory; a `FrameRecorder`.
+
+    Args:
+        wanted: for each episode, by its number, which of its pictures to keep. There is a picture before each step, and
+            one at the end.
 
     Attributes:
-        pictures: the files of each episode, by its number. There is a picture before each step, and one at the end.
+        pictures: the files of each episode.
     """
 
-    def __init__(self) -> None:
-        self.pictures: dict[int, list[bytes]] = defaultdict(list)
+    def __init__(self, wanted: Sequence[Collection[int]]) -> None:
+        self._wanted, self._seen = wanted, [0] * len(wanted)
+        self.pictures: list[list[bytes]] = [[] for _ in wanted]
 
     def add(self, number: int, seed: int | None, picture: np.ndarray, caption: list[str]) -> None:
         """Takes the next picture of an episode, RGB `[height, width, 3]` uint8."""
-        self.pictures[number].append(_encoded(Image.fromarray(np.asarray(picture)[..., :3]), SIDE))
+        if self._seen[number] in self._wanted[number]:
+            self.pictures[number].append(_encoded(Image.fromarray(np.asarray(picture)[..., :3]), SIDE))
+        self._seen[number] += 1
 
     def end(self, number: int, episode_return: float) -> None:
-        """Does nothing: all pictures are there."""
+        """Does nothing, because all pictures are there."""
 
     def drop(self, number: int) -> None:
         """Forgets the pictures of an episode that does not count."""
-        self.pictures.pop(number, None)
+        self._seen[number], self.pictures[number] = 0, []
 
 
 def fitting(pictures: list[bytes], budget: int) -> list[bytes]:

@@ -23,6 +23,7 @@ from rl_lnlstm.reports.memory_use import MAX_LAG, measured
 from rl_lnlstm.reports.page import Content, ShownEpisode, page
 from rl_lnlstm.reports.pictures import PictureRecorder
 from rl_lnlstm.reports.replay import replay
+from rl_lnlstm.reports.timeline import shown_steps
 from rl_lnlstm.runs.layout import METRICS
 
 MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
@@ -79,14 +80,13 @@ def make_report(
         recorded = _keeping(run(policy, record=True), kept)
         memory = measured(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
     problems = {} if config else {"config": f"{run_dir} has no config.json that can be read."}
-    metrics, problem = _metrics(run_dir)
+    metrics, problem = read_metrics(run_dir)
     if problem:
         problems["metrics"] = problem
-    pictures: dict[int, list[bytes]] = {}
     chosen = _chosen(kept)
+    pictures: list[list[bytes]] = [[] for _ in chosen]
     if all(episode.seed is not None for episode in chosen.values()):
-        own = [episode.seed for episode in chosen.values() if episode.seed is not None]
-        again, pictures, problem = _repeated(policy, make_envs, env_id, own, deterministic, max_steps)
+        again, pictures, problem = _repeated(policy, make_envs, env_id, list(chosen.values()), deterministic, max_steps)
         chosen = dict(zip(chosen, again, strict=True))
     else:
         problem = f"There are no pictures: the environments of {env_id} cannot be seeded one by one."
@@ -94,8 +94,8 @@ def make_report(
         problems["pictures"] = problem
         progress(problem)
     shown = [
-        ShownEpisode(title, episode.arrays, replay(policy, episode.arrays), pictures.get(episode.number, []))
-        for title, episode in chosen.items()
+        ShownEpisode(title, episode.arrays, replay(policy, episode.arrays), own)
+        for (title, episode), own in zip(chosen.items(), pictures, strict=True)
     ]
     return page(Content(env_id, run_dir, memory, shown, config, metrics, problems))
 
@@ -126,26 +126,27 @@ def _repeated(
     policy: RecurrentPolicy,
     make_envs: MakeEnvs,
     env_id: str,
-    seeds: Sequence[int],
+    chosen: Sequence[EvaluatedEpisode],
     deterministic: bool,
     max_steps: int | None,
-) -> tuple[list[EvaluatedEpisode], dict[int, list[bytes]], str | None]:
-    """Runs the episodes with these seeds again, recorded, with pictures if the environments have any.
+) -> tuple[list[EvaluatedEpisode], list[list[bytes]], str | None]:
+    """Runs the episodes with the same seeds again, recorded, with pictures if the environments have any.
 
     Returns:
-        The episodes, the pictures of each by its number, and why there are none, or None.
+        The episodes, the pictures of the steps of each that are shown, and why there are none, or None.
     """
-    problem = None
+    problem, seeds = None, [episode.seed for episode in chosen if episode.seed is not None]
     envs = _rendering(make_envs, len(seeds))
     if envs is None:
         problem = f"There are no pictures: {env_id} has no render mode rgb_array."
         envs = make_envs(len(seeds), render=False)
-    recorder = None if problem else PictureRecorder()
+    wanted = [{*shown_steps(episode.length).tolist(), episode.length} for episode in chosen]
+    recorder = None if problem else PictureRecorder(wanted)
     with contextlib.closing(envs):
         plan = InOrder(seeds, len(seeds))
         runner = EpisodeRunner(policy, envs, plan, deterministic, max_steps, record=True, video=recorder)
         episodes = sorted(runner, key=lambda episode: episode.number)
-    return episodes, {} if recorder is None else recorder.pictures, problem
+    return episodes, [[] for _ in chosen] if recorder is None else recorder.pictures, problem
 
 
 def _rendering(make_envs: MakeEnvs, num_envs: int) -> VectorEnv | None:
@@ -166,7 +167,7 @@ def _rendering(make_envs: MakeEnvs, num_envs: int) -> VectorEnv | None:
     return None
 
 
-def _metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
+def read_metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """The columns of `metrics.csv`, each `[iterations]`, or why there are none."""
     path = run_dir / METRICS
     if not path.is_file():
