@@ -60,60 +60,38 @@ def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
     return figure
 
 
-def learning_curves(metrics: Mapping[str, np.ndarray]) -> go.Figure:
-    """The mean return of the last 100 episodes, and other metrics, against frames.
+def learning_curves(metrics: Mapping[str, np.ndarray]) -> list[go.Figure]:
+    """Charts of metrics against frames. The first one is the mean return of the last 100 episodes.
 
     Args:
         metrics: columns of `metrics.csv`, each `[iterations]`.
     """
-    others = [name for name in OTHERS if np.isfinite(metrics.get(name, np.nan)).any()]
-    rows = 1 + math.ceil(len(others) / 3)
-    specs: list[list[Any]] = [[{"colspan": 3}, None, None], *([{}, {}, {}] for _ in range(rows - 1))]
-    figure = make_subplots(
-        rows,
-        3,
-        specs=specs,
-        subplot_titles=["return", *(OTHERS[name] for name in others)],
-        row_heights=[2, *[1] * (rows - 1)],
-        vertical_spacing=0.36 / (rows + 1),
-        horizontal_spacing=0.09,
-    )
     stride = math.ceil(len(metrics[FRAMES]) / MOST_POINTS)
     columns = {name: values[::stride] for name, values in metrics.items()}
     frames, mean = columns[FRAMES], columns[RETURN]
+    figure = go.Figure()
     if STD in columns and np.isfinite(columns[STD]).any():
         known = np.isfinite(mean) & np.isfinite(columns[STD])
         std, at, middle = columns[STD][known], frames[known], mean[known]
-        _band(figure, at, middle - std, middle + std, "standard deviation", 1, 1)
+        _band(figure, at, middle - std, middle + std, "standard deviation")
     name = "mean of the last 100 episodes"
-    figure.add_scatter(x=frames, y=mean, name=name, line={"color": BLUE}, mode=_mode(mean), row=1, col=1)
+    figure.add_scatter(x=frames, y=mean, name=name, line={"color": BLUE}, mode=_mode(mean))
     evaluations = metrics.get(EVALUATION, np.array([]))
-    if np.isfinite(evaluations).any():
-        known = np.isfinite(evaluations)
-        figure.add_scatter(
-            x=metrics[FRAMES][known],
-            y=evaluations[known],
-            name="evaluation, most probable actions",
-            mode="markers",
-            marker={"color": ORANGE},
-            row=1,
-            col=1,
-        )
-    for number, other in enumerate(others):
-        figure.add_scatter(
-            x=frames,
-            y=columns[other],
-            name=OTHERS[other],
-            mode=_mode(columns[other]),
-            line={"color": BLUE, "width": 1.4},
-            showlegend=False,
-            row=2 + number // 3,
-            col=1 + number % 3,
-        )
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "top", "bgcolor": "rgba(255,255,255,0.7)"}
-    figure = styled(figure, 300 + 200 * (rows - 1), legend=legend)
+    if (known := np.isfinite(evaluations)).any():
+        at, name = metrics[FRAMES][known], "evaluation, most probable actions"
+        figure.add_scatter(x=at, y=evaluations[known], name=name, mode="markers", marker={"color": ORANGE})
+    figure = styled(figure, 360, legend=_below())
+    figure.update_xaxes(title_text="frames", tickformat="~s")
+    figure.update_yaxes(title_text="return")
+    others = [name for name in OTHERS if np.isfinite(columns.get(name, np.nan)).any()]
+    return [figure, *(_small_curve(frames, columns[name], OTHERS[name]) for name in others)]
+
+
+def _small_curve(frames: np.ndarray, values: np.ndarray, title: str) -> go.Figure:
+    figure = go.Figure()
+    figure.add_scatter(x=frames, y=values, name=title, mode=_mode(values), line={"color": BLUE, "width": 1.4})
+    figure = styled(figure, 190, title={"text": title, "font": {"size": 13}}, showlegend=False)
     figure.update_xaxes(nticks=5, tickformat="~s")
-    figure.update_xaxes(title_text="frames", row=rows)
     return figure
 
 
@@ -195,8 +173,6 @@ def _band(
     low: np.ndarray,
     high: np.ndarray,
     name: str,
-    row: int | None = None,
-    col: int | None = None,
 ) -> None:
     """Fills the area between two curves."""
     around = np.concatenate([x, np.asarray(x)[::-1]])
@@ -209,6 +185,4 @@ def _band(
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
-        row=row,
-        col=col,
     )

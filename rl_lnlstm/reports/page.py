@@ -88,7 +88,7 @@ def page(content: Content) -> str:
         "finding": _text(finding(content.memory)),
         "cut_curve": _chart("cut-curve", cut_curve(content.memory)),
         "gradient_curve": _chart("gradient-curve", gradient_curve(content.memory)),
-        "learning": _note(content, "metrics") or _chart("learning-curves", learning_curves(content.metrics)),
+        "learning": _note(content, "metrics") or _learning(content.metrics),
         "options": _note(content, "config") or _options(content.config),
         "plotly": plotly,
         "script": script,
@@ -175,6 +175,12 @@ def _episodes_note(content: Content) -> str:
 def _note(content: Content, name: str) -> str:
     """What is missing, as a paragraph; empty if nothing is."""
     return f'<p class="note">{_text(content.problems[name])}</p>' if name in content.problems else ""
+
+
+def _learning(metrics: Mapping[str, np.ndarray]) -> str:
+    first, *others = learning_curves(metrics)
+    small = "".join(_chart(f"metric-{number}", figure) for number, figure in enumerate(others))
+    return f'{_chart("learning-curve", first)}<div class="grid">{small}</div>'
 
 
 def _options(config: Mapping[str, Any]) -> str:

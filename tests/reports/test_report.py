@@ -103,8 +103,9 @@ def test_the_report_of_a_run(run, written):
     found = check(written)
     figures = {name.removeprefix("figure-") for name in found.data if name.startswith("figure-")}
     assert figures == {
-        *("histograms", "learning-curves", "cut-curve", "gradient-curve"),
+        *("histograms", "learning-curve", "cut-curve", "gradient-curve"),
         *("timeline-0", "timeline-1", "timeline-2"),
+        *(f"metric-{number}" for number in range(6)),
     }
     for title in ("Best episode", "Median episode", "Worst episode", "CartPoleNoVel-v1", "mean return"):
         assert title in found.text
@@ -258,7 +259,7 @@ def test_continuous_actions_are_in_the_units_of_the_environment(std):
 
 def test_learning_curves_of_long_runs_are_thinned():
     frames = np.arange(10_000.0)
-    figure = learning_curves({"time/total_timesteps": frames, "rollout/ep_rew_mean": frames, "train/loss": frames})
+    figure, *_ = learning_curves({"time/total_timesteps": frames, "rollout/ep_rew_mean": frames, "train/loss": frames})
     assert 1000 < len(figure.data[0].x) <= MOST_POINTS
 
 
@@ -308,5 +309,5 @@ def test_a_browser_draws_everything_without_a_complaint(written, tmp_path):
     )
     assert "CONSOLE" not in done.stderr, done.stderr
     drawn = done.stdout
-    assert drawn.count('class="main-svg"') >= 7, "each chart"
+    assert drawn.count('class="main-svg"') >= 13, "each chart"
     assert len(re.findall(r"<image [^>]*data:image/png", drawn)) >= 15, "each heat map"
