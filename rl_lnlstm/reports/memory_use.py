@@ -160,6 +160,8 @@ def measured(
     """
     checked("cuts", cuts, tuple[Count, ...] | None)
     checked("max_lag", max_lag, Index)
+    if cuts is not None and not cuts:
+        raise UserError("cuts must have at least one number of steps, got none")
     norms: list[tuple[int, np.ndarray]] = []
 
     def differentiated() -> Iterator[EvaluatedEpisode]:

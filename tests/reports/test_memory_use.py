@@ -182,6 +182,7 @@ def test_wrong_arguments_are_named():
     acting = policy(BOX, DISCRETE)
     for arguments, message in (
         ({"cuts": [0]}, "cuts must be a sequence, each an integer of at least 1"),
+        ({"cuts": []}, "cuts must have at least one number of steps"),
         ({"max_lag": -1}, "max_lag must be"),
         ({"n_eval_episodes": 0}, "number of episodes must be at least 1"),
     ):
