@@ -181,7 +181,7 @@ class EpisodeRunner:
         pictures: Any = self.envs.render()
         if pictures is None or pictures[0] is None:
             raise UserError(f"{environment_name(self.envs)} returns no pictures with render_mode='rgb_array'")
-        opinions = self._actor.opinions()
+        opinions = self._actor.opinions() if video.captioned else [[]] * len(rows)
         for index in np.flatnonzero(rows).tolist():
             seed, step, episode_return = self.plan.seeds[index], self._lengths[index], self._returns[index]
             caption = [f"seed {seed}   step {step}   return {episode_return:.6g}", *opinions[index]]

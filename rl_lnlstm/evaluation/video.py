@@ -17,7 +17,13 @@ SMALLEST = 320  # pixels; smaller pictures are enlarged, or the caption would no
 
 
 class FrameRecorder(Protocol):
-    """Takes the pictures of episodes; see `VideoRecorder`."""
+    """Takes the pictures of episodes; see `VideoRecorder`.
+
+    Attributes:
+        captioned: whether it uses all lines of the captions; the policy's opinions take time.
+    """
+
+    captioned: bool
 
     def add(self, number: int, seed: int | None, picture: np.ndarray, caption: list[str]) -> None:
         """Takes the next picture of an episode."""
@@ -47,6 +53,8 @@ class VideoRecorder:
     Raises:
         UserError: moviepy is not installed, or the folder cannot be written.
     """
+
+    captioned = True
 
     def __init__(self, folder: Path, fps: float) -> None:
         try:

@@ -27,6 +27,8 @@ class PictureRecorder:
         pictures: the files of each episode.
     """
 
+    captioned = False
+
     def __init__(self, wanted: Sequence[Collection[int]]) -> None:
         self._wanted, self._seen = wanted, [0] * len(wanted)
         self.pictures: list[list[bytes]] = [[] for _ in wanted]
