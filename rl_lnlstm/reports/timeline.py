@@ -14,7 +14,7 @@ from rl_lnlstm.reports.charts import BLUE, ORANGE, label, styled
 from rl_lnlstm.reports.replay import ActionPart, LayerMemory, Replay
 
 MOST_STEPS = 300  # of an episode that are shown
-MOST_UNITS = 64  # of an LSTM layer that are shown
+MOST_UNITS, MOST_IN_ALL = 64, 384  # units that are shown: of an LSTM layer, and of all layers of a deep policy
 MOST_LINES = 6  # more probabilities are shown as a heat map
 MOST_PARTS = 6  # entries of an action space
 COLORS = (BLUE, "#d9822b", "#3a9a6a", "#b5476b", "#7a5fc0", "#6b7785")
@@ -49,7 +49,8 @@ def timeline(episode: Mapping[str, np.ndarray], replayed: Replay) -> go.Figure:
     rows = [_rewards(episode, steps), _values(episode, steps)]
     rows += [_action_row(part, steps) for part in replayed.actions[:MOST_PARTS]]
     plain = sum(len(row.traces) for row in rows)
-    layers = [_layer_rows(layer, steps, shown=number == 0) for number, layer in enumerate(replayed.layers)]
+    most = min(MOST_UNITS, max(1, MOST_IN_ALL // len(replayed.layers)))
+    layers = [_layer_rows(layer, steps, most, shown=number == 0) for number, layer in enumerate(replayed.layers)]
     for row_of_layers in zip(*layers, strict=True):
         first = row_of_layers[0]
         rows.append(first._replace(traces=[trace for row in row_of_layers for trace in row.traces]))
@@ -143,9 +144,9 @@ def _legend(names: list[str]) -> str:
     )
 
 
-def _layer_rows(layer: LayerMemory, steps: np.ndarray, shown: bool) -> list[_Row]:
+def _layer_rows(layer: LayerMemory, steps: np.ndarray, most: int, shown: bool) -> list[_Row]:
     """Heat maps of a layer's state and gates: the units that vary most, in their order."""
-    units = np.sort(np.argsort(-layer.c.std(0), kind="stable")[:MOST_UNITS])
+    units = np.sort(np.argsort(-layer.c.std(0), kind="stable")[:most])
     names = [str(unit) for unit in units]
     of = f"{len(units)} of {layer.c.shape[1]} units" if len(units) < layer.c.shape[1] else f"{len(units)} units"
     rows = []
