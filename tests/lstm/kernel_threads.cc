@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../rl_lnlstm/kernel/launch.h"
+#include "../../rl_lnlstm/lstm/kernel/launch.h"
 #include "tensorflow/core/platform/threadpool_interface.h"
 
 namespace {
