@@ -38,6 +38,12 @@ class VectorScore(VectorWrapper):
         super().__init__(env)
         self.rewards = np.zeros(env.num_envs)
 
+    def __getattr__(self, attribute: str) -> Any:
+        # Other code that looks into the vector environment still finds its attributes, such as `envs`.
+        if attribute.startswith("_") or attribute == "env":
+            raise AttributeError(attribute)
+        return getattr(self.env, attribute)
+
     def step(self, actions: Any) -> Any:
         """Steps the environments and keeps the rewards."""
         answer = self.env.step(actions)

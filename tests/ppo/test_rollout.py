@@ -11,8 +11,8 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformReward
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorRewardWrapper
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from rl_lnlstm import UserError
 from rl_lnlstm.policies import MlpLnLstmPolicy
@@ -324,7 +324,11 @@ def test_environments_may_reuse_their_arrays(mode):
 
 
 def test_a_reset_step_earns_nothing_even_if_a_wrapper_says_so():
-    envs = TransformReward(scripted_envs(), lambda rewards: rewards - 5.0)
+    class Costly(VectorRewardWrapper):
+        def rewards(self, rewards):
+            return rewards - 5.0
+
+    envs = Costly(scripted_envs())
     rollout = RolloutRunner(Greedy(policy_for()), envs, NUM_STEPS, NUM_STEPS, seed=0).run()
     logs = [log for env in envs.env.envs for log in env.log if log.ending]
     expected = [(sum(log.rewards) - 5.0 * len(log), len(log)) for log in logs]
