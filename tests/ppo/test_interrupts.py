@@ -2,13 +2,18 @@
 
 import os
 import signal
+import sys
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from rl_lnlstm import PPO, UserError
 from rl_lnlstm.interrupts import interrupts_deferred
+
+# Workers then need not import this module, and TensorFlow with it.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 SMALL = {
     **{"num_envs": 3, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "units": 4, "jit_compile": False},
