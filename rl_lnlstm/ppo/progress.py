@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import os
+import threading
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -35,6 +38,7 @@ class ProgressBar(Callback):
         self._pause = seconds_between_lines
         self._bar: Progress | None = None
         self._notebook: _NotebookBar | None = None
+        self._lines: _Ticker | None = None
         self._active = False
         self._metrics: dict[str, float] = {}
         self._evaluation = math.nan
@@ -43,7 +47,7 @@ class ProgressBar(Callback):
         """Shows the bar, unless there is nothing left to train."""
         self._frames, self._target, self._num_envs = ppo.num_timesteps, ppo.target, ppo.config.num_envs
         self._rollout = ppo.config.num_envs * ppo.config.num_steps
-        self._phase, self._metrics = "starting", {}
+        self._phase, self._phase_began, self._metrics = "starting", time.monotonic(), {}
         self._compiled: tuple[float, int] | None = None  # when the first iteration ended, and the frames then
         self._active = self._frames < self._target
         self._last_line = time.monotonic()
@@ -54,15 +58,18 @@ class ProgressBar(Callback):
             self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.fields[text]}"), console=self.console)
             self._bar.start()
             self._task = self._bar.add_task("", total=self._total, completed=self._frames, text=self._text())
+        elif self._active:
+            self._lines = _Ticker(max(self._pause, 1.0), self._show)
 
     def on_phase(self, phase: str) -> None:
         """Shows the current phase."""
-        self._phase = phase
+        self._phase, self._phase_began = phase, time.monotonic()
         self._show()
 
     def __call__(self, metrics: dict[str, float]) -> None:
         """Shows the metrics of an iteration."""
-        self._metrics, self._frames, self._phase = metrics, int(metrics["time/total_timesteps"]), "collecting"
+        self._metrics, self._frames = metrics, int(metrics["time/total_timesteps"])
+        self._phase, self._phase_began = "collecting", time.monotonic()
         if self._compiled is None:
             self._compiled = time.monotonic(), self._frames
         self._evaluation = metrics.get("eval/mean_reward", self._evaluation)
@@ -70,12 +77,14 @@ class ProgressBar(Callback):
 
     def on_training_end(self) -> None:
         """Stops updating the bar, or prints a last line."""
+        if self._lines is not None:
+            self._lines.stop()
         self._target = min(self._target, self._frames)
         self._phase = "done"
         self._show(last=True)
         if self._bar is not None:
             self._bar.stop()
-        self._bar, self._notebook, self._active = None, None, False
+        self._bar, self._notebook, self._lines, self._active = None, None, None, False
 
     def _show(self, last: bool = False) -> None:
         if not self._active:
@@ -84,11 +93,17 @@ class ProgressBar(Callback):
             self._bar.update(self._task, total=self._total, completed=self._frames, text=self._text())
         elif self._notebook is not None:
             self._notebook.show(self._frames / max(1, self._total), self._text(), last)
-        elif last or time.monotonic() - self._last_line >= self._pause:
-            line = self._line()
-            if line != self._printed and (self._frames or not last):  # a run that failed at once has nothing to say
-                self.console.print(line, markup=False, soft_wrap=True)
-            self._last_line, self._printed = time.monotonic(), line
+        elif self._lines is not None:
+            with self._lines.lock:
+                self._show_line(last)
+
+    def _show_line(self, last: bool) -> None:
+        if not last and time.monotonic() - self._last_line < self._pause:
+            return
+        line = self._line()
+        if line != self._printed and (self._frames or not last):  # a run that failed at once has nothing to say
+            self.console.print(line, markup=False, soft_wrap=True)
+        self._last_line, self._printed = time.monotonic(), line
 
     @property
     def _total(self) -> int:
@@ -114,7 +129,10 @@ class ProgressBar(Callback):
             parts += [] if math.isnan(length) else [f"length {length:,.0f}"]
             parts += [] if math.isnan(self._evaluation) else [f"evaluation {shown(self._evaluation)}"]
             parts += [] if self._frames >= self._target else [f"{self._left} left"]
-        if self._phase not in (*QUICK, "done"):
+        lasted = time.monotonic() - self._phase_began
+        if self._phase in QUICK and lasted >= LONG:
+            parts.append(f"{self._phase} for {lasted:.0f} s")
+        elif self._phase not in (*QUICK, "done"):
             parts.append(self._phase)
         return ", ".join(parts)
 
@@ -160,7 +178,29 @@ class _NotebookBar:
             self._shown = time.monotonic()
 
 
-QUICK = "collecting", "updating"  # short phases, not worth showing
+class _Ticker:
+    """Calls a function again and again in a thread, so that a log shows life during a long rollout or compilation."""
+
+    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+        self.lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._seconds, self._function = seconds, function
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            with contextlib.suppress(OSError):  # the training thread notices a closed pipe or a full disk itself
+                self._function()
+
+
+QUICK = "collecting", "updating"  # phases that are usually too short to be worth showing
+LONG = 5.0  # seconds after which they are shown
 
 
 def shown(value: float) -> str:

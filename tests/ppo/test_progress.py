@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -41,6 +42,33 @@ def test_a_file_is_not_flooded():
     file = io.StringIO()
     PPO("auto", "CartPole-v1", **TINY).learn(200, callback=ProgressBar(Console(file=file), seconds_between_lines=1e6))
     assert len(file.getvalue().splitlines()) == 1, "the end"
+
+
+class Slow(gym.Env):
+    """A rollout of two steps takes as long as several lines of a log."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        time.sleep(1.3)
+        return np.zeros(2, np.float32), 0.0, True, False, {}
+
+
+def test_a_log_shows_life_during_a_long_rollout(monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.ppo.progress.LONG", 0.5)
+    file = io.StringIO()
+    small = {**TINY, "num_envs": 1, "num_steps": 2}
+    bar = ProgressBar(Console(file=file, width=80), seconds_between_lines=0.1)
+    PPO("auto", Slow, **small).learn(2, callback=bar)
+    first = file.getvalue().splitlines()[:3]
+    assert any(re.fullmatch(r"0 of 2 frames, collecting for \d s", line) for line in first), first
+    written = len(file.getvalue())
+    time.sleep(1.2)
+    assert len(file.getvalue()) == written, "and nothing after the end"
 
 
 def test_a_terminal_of_80_columns_gets_a_bar_that_fits():
