@@ -35,6 +35,11 @@ class ActionDistribution:
             return tf.sigmoid(self._distribution.logits).numpy()
         return None
 
+    @property
+    def parameters(self) -> Distribution:
+        """The parameters, as tensors: a NamedTuple of `rl_lnlstm.policies.distributions`."""
+        return self._distribution
+
     def mode(self) -> Any:
         """The most probable actions, `[batch, ...]`."""
         return self._head.to_space(tf.nest.map_structure(np.asarray, self._distribution.mode()))

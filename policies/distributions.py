@@ -155,7 +155,7 @@ class DiagonalGaussian(NamedTuple):
 
     def mode(self) -> Tensor:
         """The mean."""
-        return tf.broadcast_to(self.mean, self._shape())
+        return self.mean + tf.zeros_like(self.log_std)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-density of `actions`, summed over the last axis."""
@@ -203,7 +203,8 @@ class StateDependentGaussian(NamedTuple):
     def sample(self, noise: Any) -> Tensor:
         """Samples with one noise matrix for each leading index, flattened to `[..., f * d]` row by row."""
         matrices = tf.reshape(noise, tf.concat([tf.shape(noise)[:-1], tf.shape(self.log_std)], 0))
-        return self.mean + tf.einsum("...f,...fd->...d", self.features, tf.exp(self.log_std) * matrices)
+        row = tf.expand_dims(self.features, -2)
+        return self.mean + tf.squeeze(tf.matmul(row, tf.exp(self.log_std) * matrices), -2)
 
     def mode(self) -> Tensor:
         """The mean."""

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from rl_lnlstm.config import PolicyOptions
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.lstm.portable import is_portable
 from rl_lnlstm.policies.heads import ActionHead
 
 
@@ -42,7 +43,7 @@ class LastActionReward:
     def after(self, actions: Any, rewards: Any) -> Any:
         """The state's `last_action_reward` after `actions` `[...]`, in the distribution's form, and their rewards."""
         parts = [self._head.features(actions)] if self._action else []
-        parts += [tf.cast(rewards, tf.float32)[..., tf.newaxis]] if self._reward else []
+        parts += [tf.expand_dims(tf.cast(rewards, tf.float32), -1)] if self._reward else []
         return tf.concat(parts, -1)
 
     def sequence(self, first: Any, actions: Any, rewards: Any) -> Any:
@@ -65,7 +66,10 @@ class LastActionReward:
         if not self._reward:
             return kept
         rewards = kept[..., -1:]
-        return tf.concat([kept[..., :-1], tf.sign(rewards) * tf.math.log1p(tf.abs(rewards))], -1)
+        size = tf.abs(rewards)
+        # ONNX has no log1p.
+        squashed = tf.math.log(1.0 + size) if is_portable() else tf.math.log1p(size)
+        return tf.concat([kept[..., :-1], tf.sign(rewards) * squashed], -1)
 
     def rewarded(self, state: Any, rewards: Any) -> Any:
         """Adds the last rewards `[batch]` to the state, if the policy sees rewards."""

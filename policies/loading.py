@@ -83,8 +83,9 @@ def load_policy(
             _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
             policy = build()
             policy.set_weights([read_array(archive, name) for name in weight_names(policy)])
-            env_id = description.get("env_id")  # earlier versions did not save it
+            env_id = description.get("env_id")  # earlier versions did not save these two
             policy.env_id = env_id if isinstance(env_id, str) else None
+            policy.uses_action_masks = description.get("uses_action_masks") is True
     except UserError as error:
         raise UserError(printable(error, MAX_MESSAGE)) from None
     except Exception as error:  # a malicious file can cause any error; blame the file

@@ -156,7 +156,7 @@ class Network(keras.layers.Layer):
     ) -> list[_Unrolled]:
         # Layer normalisation would discard the magnitude of the inputs. A constant beside them prevents this.
         constant = tf.ones_like(features[..., :1])
-        last = [] if last_action_reward is None else [last_action_reward * masks[..., tf.newaxis]]
+        last = [] if last_action_reward is None else [last_action_reward * tf.expand_dims(masks, -1)]
         inputs = tf.concat([features, *last, constant], -1)
         unrolled: list[_Unrolled] = []
         for number, (layer, before) in enumerate(zip(self.lstm_layers, state, strict=True)):

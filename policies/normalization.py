@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm.lstm.portable import is_portable
 from rl_lnlstm.spaces import map_leaves
 
 PIECE = 2**20  # values processed at once, so that float64 copies of images fit in the processor's cache
@@ -84,8 +85,22 @@ class RunningStatistics(keras.layers.Layer):
         dtype = tf.float32 if values.dtype == tf.uint8 else tf.float64
         mean = tf.cast(tf.convert_to_tensor(self.mean), dtype)
         std = tf.cast(tf.sqrt(tf.convert_to_tensor(self.variance) + self.epsilon), dtype)
-        normalized = (tf.cast(values, dtype) - mean) / std
+        if is_portable() and values.dtype != tf.float64:
+            normalized = self._normalize_in_float32(values)
+        else:
+            normalized = (tf.cast(values, dtype) - mean) / std
         return tf.cast(tf.clip_by_value(normalized, -self.clip, self.clip), tf.float32)
+
+    def _normalize_in_float32(self, values: Any) -> Any:
+        """(values - mean) / standard deviation without float64, which many runtimes cannot compute."""
+        # Two float32 numbers together hold the mean precisely enough. The first difference is exact for values near the
+        # mean, where rounding would matter.
+        with tf.init_scope():
+            mean, variance = self.mean.numpy(), self.variance.numpy()
+        high = mean.astype(np.float32)
+        low = (mean - high).astype(np.float32)
+        std = np.sqrt(variance + self.epsilon).astype(np.float32)
+        return (tf.cast(values, tf.float32) - high - low) / std
 
     def scale(self, values: np.ndarray) -> np.ndarray:
         """Values / standard deviation, not centred, clipped to +/- `clip`."""

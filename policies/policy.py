@@ -65,6 +65,7 @@ class RecurrentPolicy(keras.layers.Layer):
     """
 
     env_id: str | None = None  # the environment that PPO trained it in
+    uses_action_masks = False  # whether `step` has been called with action masks, as in training
 
     def __new__(cls, *args: Any, **kwargs: Any) -> RecurrentPolicy:
         """Keeps the arguments for copies of the policy, where Keras does not track the encoder among them."""
@@ -152,6 +153,8 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
         """
+        if action_masks is not None and not self.uses_action_masks:
+            self.uses_action_masks = True
         noise = self.exploration.for_step(number_of(episode_starts))
         return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
@@ -344,6 +347,13 @@ class RecurrentPolicy(keras.layers.Layer):
 
         With `one_step` there is a single step, and outputs and action masks have no time axis.
         """
+        seen, state = self._unroll(observations, h, c, episode_starts, kept)
+        if one_step:
+            seen = Seen(*(part[0] for part in seen))
+        return self.network.heads(seen, action_masks), state
+
+    def _unroll(self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any) -> tuple[Seen, State]:
+        """Encodes time-major sequences and runs the LSTM layers. Returns the inputs of the heads, and h and c."""
         self._clear_losses()  # the penalties of an earlier call
         first = flatten(self.observation_space, observations)[0]
         time, batch = tf.unstack(tf.shape(first)[:2])
@@ -352,9 +362,7 @@ class RecurrentPolicy(keras.layers.Layer):
         features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
         last = None if kept is None else self.last_action_reward.inputs(kept)
         seen, state = self.network.unroll(features, self.network.split(h, c), 1.0 - episode_starts, last)
-        if one_step:
-            seen = Seen(*(part[0] for part in seen))
-        return self.network.heads(seen, action_masks), self.network.joined(state)
+        return seen, self.network.joined(state)
 
 
 def _merge_time_and_batch(space: gym.Space, sequences: Any) -> Any:

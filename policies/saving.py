@@ -47,6 +47,7 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
         "format": FORMAT,
         "policy": type(policy).__name__,
         "env_id": getattr(policy, "env_id", None),
+        "uses_action_masks": bool(policy.uses_action_masks),
         "custom_encoder": policy.custom_encoder,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.evaluation.padding import pad_episodes as pad_episodes
     from rl_lnlstm.evaluation.record import load_episodes as load_episodes
     from rl_lnlstm.evaluation.result import Evaluation as Evaluation
+    from rl_lnlstm.exporting.export import export as export
     from rl_lnlstm.importing.sb2 import import_sb2 as import_sb2
     from rl_lnlstm.lstm.cell import MaskedLNLSTMCell as MaskedLNLSTMCell
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
@@ -65,6 +66,7 @@ _EXPORTS = {
     "evaluate_policy": "evaluation.evaluate",
     "load_episodes": "evaluation.record",
     "import_sb2": "importing.sb2",
+    "export": "exporting.export",
     "load_policy": "policies.loading",
     "memory_use": "reports.memory_use",
     "pad_episodes": "evaluation.padding",

@@ -14,6 +14,7 @@ from rl_lnlstm.commands.options import (
     CardOptions,
     CompareOptions,
     EvaluateOptions,
+    ExportOptions,
     Options,
     PlotOptions,
     ReportOptions,
@@ -67,6 +68,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
     # Import here, because these modules import TensorFlow.
     from rl_lnlstm.commands.card import card
     from rl_lnlstm.commands.evaluate import evaluate
+    from rl_lnlstm.commands.export import export
     from rl_lnlstm.commands.import_sb2 import import_sb2
     from rl_lnlstm.commands.report import report
     from rl_lnlstm.commands.train import train
@@ -86,6 +88,9 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         if isinstance(options, ReportOptions):
             with stop.at_once():
                 return report(options)
+        if isinstance(options, ExportOptions):
+            with stop.at_once():
+                return export(options)
     return _build_kernel(options)
 
 

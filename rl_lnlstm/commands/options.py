@@ -155,6 +155,24 @@ class CompareOptions:
 
 
 @dataclasses.dataclass(kw_only=True)
+class ExportOptions:
+    """Writes a trained policy as one model that runs without this package, and compares it with the policy."""
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """a run directory, or a folder that a policy was saved to"""
+    file: Annotated[Path, tyro.conf.Positional]
+    """the file to write, for example policy.onnx; for a SavedModel the folder"""
+    format: Literal["onnx", "tflite", "saved_model"] | None = None
+    """format of the model; None: by the extension .onnx or .tflite, and saved_model without one"""
+    batch: Count | None = None
+    """batch size; None: any"""
+    sequence: bool = False
+    """export sequences [batch, time] of any length, with the resets inside, instead of single steps"""
+    action_masks: bool | None = None
+    """whether the model takes action masks; None: if the policy was trained with them"""
+
+
+@dataclasses.dataclass(kw_only=True)
 class BuildKernelOptions:
     """Compiles the CPU kernel ahead of its first use, for example for an image, and prints its path."""
 
@@ -170,6 +188,7 @@ Options = (
     | PlotOptions
     | CompareOptions
     | ImportSb2Options
+    | ExportOptions
     | BuildKernelOptions
 )
 USAGE = """usage: rl-lnlstm COMMAND [OPTIONS]
@@ -184,6 +203,7 @@ commands:
   compare       compare the scores and the options of two groups of runs
   card          write a folder that shares a policy: a model card, the policy, a video
   import-sb2    import an agent of Stable-Baselines 2 with a layer-normalised LSTM
+  export        write a policy as ONNX, TFLite or SavedModel
   build-kernel  compile the CPU kernel ahead of its first use
 
 `rl-lnlstm COMMAND --help` lists the options of a command, `rl-lnlstm --version` tells the version."""
@@ -195,6 +215,7 @@ COMMANDS: dict[str, Any] = {
     "compare": CompareOptions,
     "card": CardOptions,
     "import-sb2": ImportSb2Options,
+    "export": ExportOptions,
     "build-kernel": BuildKernelOptions,
 }
 

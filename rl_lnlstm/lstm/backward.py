@@ -29,11 +29,12 @@ class _Local(NamedTuple):
 
 
 def _local_derivatives(carry: Carry, w: Weights, residuals: Residuals) -> _Local:
-    entering = State(residuals.states.h[:-1], residuals.states.c[:-1])
-    entering = enter(entering, carry.masks, carry.dropout)
+    pairs = zip(residuals.initial, residuals.states, strict=True)
+    before = State(*(tf.concat([initial[tf.newaxis], after], 0)[:-1] for initial, after in pairs))
+    entering = enter(before, carry.masks, carry.dropout)
     i, f, o = tf.split(residuals.sigmoids, 3, -1)
     g = residuals.g
-    c_hat = centre(residuals.states.c[1:]) * residuals.c_scale
+    c_hat = centre(residuals.states.c) * residuals.c_scale
     squashed_c = tf.tanh(c_hat * w.cell_gamma + w.cell_beta)
     one = tf.constant(1, g.dtype)
     h_by_normed_c = o * (one - squashed_c * squashed_c)

@@ -62,8 +62,10 @@ def step(inputs: Tensor, state: State, weights: Weights) -> State:
 
 def reset(state: State, mask: Tensor) -> State:
     """The state that enters a step: unchanged where `mask` `[batch, 1]` is 1, zeros where it is 0, even for NaN."""
-    # multiply_no_nan, because 0 * nan is nan, and NaN in one episode must not reach the next one.
-    return State(tf.math.multiply_no_nan(state.h, mask), tf.math.multiply_no_nan(state.c, mask))
+    # 0 * nan is nan, and NaN in one episode must not reach the next one. tf.math.multiply_no_nan would be one operation
+    # less, but ONNX has none like it.
+    ends, zero = tf.equal(mask, 0), tf.zeros([], mask.dtype)
+    return State(*(tf.where(ends, zero, part * mask) for part in state))
 
 
 def enter(state: State, mask: Tensor | None, dropout: Tensor | None) -> State:

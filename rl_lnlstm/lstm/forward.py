@@ -25,7 +25,8 @@ class Carry(NamedTuple):
 class Residuals(NamedTuple):
     """What the forward pass stores for the backward pass, `[time, batch, ...]`."""
 
-    states: State  # [time + 1, batch, U], with the initial state
+    initial: State  # [batch, U]
+    states: State  # [time, batch, U], after each step
     sigmoids: Tensor  # [time, batch, 3U], the gates i, f and o
     g: Tensor  # [time, batch, U]
     r_scale: Tensor  # [time, batch, 1], the 1 / std that scaled h @ recurrent_kernel
@@ -46,8 +47,7 @@ def forward(
     masks, padding, dropout = carry
     recurrent_kernel = tf.cast(w.recurrent_kernel, dtype)
     units, (time, batch), from_inputs = w.cell_gamma.shape[0], time_and_batch(x_hat), input_part(x_hat, w)
-    kept_states = 2 if keep else 1  # without residuals, only h is needed, as the output
-    widths = (3 * units, units, 1, 1) if keep else ()
+    widths = (units, units, 3 * units, units, 1, 1) if keep else (units,)
 
     def body(t: Tensor, h: Tensor, c: Tensor, *stored: Tensor) -> tuple[Tensor, ...]:
         at = reader(t)
@@ -60,16 +60,11 @@ def forward(
         if padding is not None:
             state = State(*(tf.where(at(padding), new, old) for new, old in zip(state, before, strict=True)))
         state = same_shape(state, initial)
-        states, others = stored[:kept_states], stored[kept_states:]
-        made = (sigmoids, g, r_scale, c_scale)[: len(others)]
-        others = tuple(put(steps, t, v) for steps, v in zip(others, made, strict=True))
-        t += 1
-        states = tuple(put(steps, t, v) for steps, v in zip(states, state[:kept_states], strict=True))
-        return t, *state, *states, *others
+        made = (*state, sigmoids, g, r_scale, c_scale)[: len(stored)]
+        return t + 1, *state, *(put(steps, t, v) for steps, v in zip(stored, made, strict=True))
 
     new, stack = lists(batch, initial.h.dtype)
-    states = (put(new(time + 1, units), 0, part) for part in initial[:kept_states])
-    start = 0, *initial, *states, *(new(time, width) for width in widths)
+    start = 0, *initial, *(new(time, width) for width in widths)
     _, h, c, *stored = tf.while_loop(lambda t, *_: t < time, body, start)
-    hs, *others = map(stack, stored, (*[units] * kept_states, *widths))
-    return hs[1:], State(h, c), Residuals(State(hs, others[0]), *others[1:]) if keep else None
+    hs, *others = map(stack, stored, widths)
+    return hs, State(h, c), Residuals(initial, State(hs, others[0]), *others[1:]) if keep else None

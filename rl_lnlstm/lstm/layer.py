@@ -255,7 +255,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         has_output = padding if self.zero_output_for_mask else tf.cumsum(tf.cast(padding, tf.int32), axis) > 0
         if not self.return_sequences:
             outputs, has_output = last, has_output[-1] if self.time_major else has_output[:, -1]
-        return tf.where(has_output[..., tf.newaxis], outputs, tf.zeros([], outputs.dtype))
+        return tf.where(tf.expand_dims(has_output, -1), outputs, tf.zeros([], outputs.dtype))
 
     def gates(self, inputs: Any, masks: Any = None, initial_state: Sequence[Any] | None = None) -> Gates:
         """The gates and the cell at every step, for inspection. They are computed without a gradient.

@@ -64,7 +64,7 @@ def unroll(
     """
     carry = Carry(masks, padding, dropout)
     if padding is not None:  # inputs of padded steps must not matter, not even NaN
-        inputs = tf.where(padding[..., tf.newaxis], inputs, tf.zeros([], inputs.dtype))
+        inputs = tf.where(tf.expand_dims(padding, -1), inputs, tf.zeros([], inputs.dtype))
     # Keep residuals if a tape needs a gradient. A function that was traced without a tape computes them again if
     # needed.
     keep = record.could_possibly_record()
@@ -86,7 +86,7 @@ def gates_of_steps(inputs: Tensor, masks: Tensor | None, state: State, weights: 
     x_hat, _ = project_inputs(inputs, w)
     residuals = forward(x_hat, carry, initial, w, dtype, keep=True)[-1]
     i, f, o = tf.split(residuals.sigmoids, 3, -1)
-    return Gates(i, f, o, residuals.g, residuals.states.c[1:])
+    return Gates(i, f, o, residuals.g, residuals.states.c)
 
 
 def _prepare(dtype: tf.DType, weights: Weights, carry: Carry, initial: State) -> tuple[Weights, Carry, State]:

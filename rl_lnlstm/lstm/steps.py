@@ -42,8 +42,8 @@ def reader(t: Tensor) -> Callable[[Tensor], Tensor]:
     """Makes the function that reads step `t` of a sequence."""
     # A slice along the first axis is a view, not a copy. Its gradient would be a whole sequence for each step, at a
     # cost quadratic in time, but these loops are never differentiated.
-    begin = tf.reshape(t, [1])
-    end, strides = begin + 1, tf.constant([1])
+    # TFLite crashes if the bounds are reshaped instead of stacked.
+    begin, end, strides = tf.stack([t]), tf.stack([t + 1]), tf.constant([1])
 
     def read(sequence: Tensor) -> Tensor:
         return tf.raw_ops.StridedSlice(input=sequence, begin=begin, end=end, strides=strides, shrink_axis_mask=1)

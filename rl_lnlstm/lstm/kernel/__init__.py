@@ -17,10 +17,12 @@ from tensorflow.python.saved_model import save_context
 
 from rl_lnlstm.lstm.equations import State, Tensor, Weights, centre
 from rl_lnlstm.lstm.kernel.build import BuildError, library
+from rl_lnlstm.lstm.portable import is_portable
 from rl_lnlstm.lstm.recurrence import NO_SECOND_DERIVATIVE
 
 LOGGER = logging.getLogger("rl_lnlstm")
 PAD = 16  # kPad of core.h
+EXPORTERS = ("keras.src.export.", "keras.src.backend.tensorflow.export", "tensorflow.lite.python.", "tf2onnx.")
 
 
 def operations() -> Any:
@@ -75,13 +77,13 @@ def available() -> bool:
 
 def _exporting() -> bool:
     """Whether the graph being traced will be saved. It must then load on machines without the kernel."""
-    if save_context.in_save_context():
+    if save_context.in_save_context() or is_portable():
         return True
-    # Keras traces before it saves. Only the call stack tells.
+    # Keras and the converters trace before they save. Only the call stack tells.
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_globals.get("__name__", "").startswith(("keras.src.export.", "keras.src.backend.tensorflow.export")):
+        if frame.f_globals.get("__name__", "").startswith(EXPORTERS):
             return True
     return False
 

@@ -1,0 +1,80 @@
+"""Actions in TensorFlow operations: as the environment takes them, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import tensorflow as tf
+
+from rl_lnlstm.exporting.signature import entry_name
+from rl_lnlstm.policies.distributions import Composite, StateDependentGaussian
+from rl_lnlstm.policies.heads import CompositeHead, GaussianHead
+
+Tensor = Any
+
+
+def sent(head: Any, actions: Any, name: str) -> dict[str, Tensor]:
+    """Actions in the distribution's form, `[..., size]`, as elements of the action space, by the names of its leaves.
+
+    The same as `RecurrentPolicy.clip_actions` of what `RecurrentPolicy.step` returns, but computed in float32 and not
+    yet in the dtype of the space.
+    """
+    if isinstance(head, CompositeHead):
+        entries = zip(head.keys, head.parts, actions, strict=True)
+        return _joined(sent(part, own, entry_name(name, key)) for key, part, own in entries)
+    space = head.space
+    if isinstance(head, GaussianHead):
+        low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
+        centre, half = (part.astype(np.float32).ravel() for part in _scale(head))
+        scaled = centre + half * tf.clip_by_value(actions, -1.0, 1.0)
+        actions = tf.where(head.rescaled.ravel(), scaled, actions) if head.rescaled.any() else actions
+        actions = tf.clip_by_value(actions, low, high)
+    elif not isinstance(space, gym.spaces.MultiBinary):
+        actions += np.ravel(space.start).astype(np.int64) if space.shape else int(space.start)
+    if space.shape:
+        leading = tf.shape(actions)[:-1]
+        known = actions.shape[:-1]
+        actions = tf.reshape(actions, tf.concat([leading, space.shape], 0))
+        actions.set_shape([*known, *space.shape])
+    return {name: actions}
+
+
+def last_action(head: Any, actions: Any) -> Tensor:
+    """The features of actions that were sent, for `previous_action`: the inverse of `sent`, then `head.features`.
+
+    `actions` have the structure of the action space.
+    """
+    return head.features(_unsent(head, actions))
+
+
+def _unsent(head: Any, actions: Any) -> Any:
+    if isinstance(head, CompositeHead):
+        return tuple(_unsent(part, actions[key]) for key, part in zip(head.keys, head.parts, strict=True))
+    flat = head.to_distribution(actions)
+    if isinstance(head, GaussianHead) and head.rescaled.any():
+        centre, half = (part.ravel() for part in _scale(head))
+        unit = (flat - centre.astype(np.float32)) / np.where(half > 0, half, 1).astype(np.float32)
+        flat = tf.where(head.rescaled.ravel(), unit, flat)
+    return flat
+
+
+def _scale(head: GaussianHead) -> tuple[np.ndarray, np.ndarray]:
+    """The centre and half the width of the range of each component."""
+    return 0.5 * head.low + 0.5 * head.high, 0.5 * head.high - 0.5 * head.low
+
+
+def parameters(distribution: Any, head: Any, suffix: str = "") -> dict[str, Tensor]:
+    """The parameters of a distribution, by their names."""
+    if isinstance(distribution, Composite):
+        entries = zip(head.keys, distribution.parts, head.parts, strict=True)
+        return _joined(parameters(own, part, entry_name(suffix, key)) for key, own, part in entries)
+    if isinstance(head, GaussianHead):
+        normal = distribution.marginal if isinstance(distribution, StateDependentGaussian) else distribution
+        return {f"mean{suffix}": normal.mean, f"log_std{suffix}": tf.zeros_like(normal.mean) + normal.log_std}
+    return {f"logits{suffix}": distribution.logits}
+
+
+def _joined(parts: Any) -> dict[str, Tensor]:
+    return {name: tensor for part in parts for name, tensor in part.items()}
