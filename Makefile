@@ -14,15 +14,15 @@ help:  ## list the targets
 $(VENV)/.installed: $(PACKAGE_FILES)
 	@echo "setting up $(VENV), which takes some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,report,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev]'
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,report,dev,box2d,mujoco,atari,minigrid,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,box2d,mujoco,atari,minigrid,bench]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,report,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,docs]'
 	@touch $@
 
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." adds options

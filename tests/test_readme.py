@@ -40,6 +40,7 @@ SHORT = {
     "--eval-episodes 0 --eval-interval 0 --no-jit-compile --shared-lstm",
     "resume": "--total-timesteps 33 --eval-episodes 0",
     "evaluate": "--episodes 1 --max-steps 60",
+    "export": "",
     "build-kernel": "",
     "import-sb2": "",
     "card": "--episodes 1",
