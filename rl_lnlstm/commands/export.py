@@ -24,7 +24,7 @@ def export(options: ExportOptions) -> int:
         options.format or _format_of(options),
         options.batch,
         options.sequence,
-        options.action_masks,
+        options.action_masks or None,
     )
     output(
         f"{result.path}: the largest difference from the policy in {result.steps:,} steps is {result.difference:.1e}"

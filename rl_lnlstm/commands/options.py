@@ -168,8 +168,8 @@ class ExportOptions:
     """batch size; None: any"""
     sequence: bool = False
     """export sequences [batch, time] of any length, with the resets inside, instead of single steps"""
-    action_masks: bool | None = None
-    """whether the model takes action masks; None: if the policy was trained with them"""
+    action_masks: bool = False
+    """let the model take action masks even if the policy was trained without them"""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -45,15 +45,18 @@ def write_onnx(graph: Graph, description: str, path: Path) -> None:
 
     with quiet(), unsupported("ONNX"):
         model, _ = tf2onnx.convert.from_function(graph.function, graph.inputs, opset=OPSET)
-        _name_axes(model, graph)
+        _name_parts(model, graph)
         onnx.checker.check_model(model, full_check=True)
     model.producer_name, model.graph.name = KEY, "policy"
     onnx.helper.set_model_props(model, {KEY: description})
     onnx.save(model, path)
 
 
-def _name_axes(model: Any, graph: Graph) -> None:
-    """Names the axes whose size is free "batch" and "time"."""
+def _name_parts(model: Any, graph: Graph) -> None:
+    """Names the axes whose size is free "batch" and "time", and puts the outputs into their order."""
+    outputs = sorted(model.graph.output, key=lambda value: list(graph.outputs).index(value.name))
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
     for value in (*model.graph.input, *model.graph.output):
         axes = value.type.tensor_type.shape.dim
         state = value.name in ("h", "c", "next_h", "next_c")

@@ -158,8 +158,9 @@ def _half_range(leaf: gym.Space) -> Any:
     """Half the distance between the bounds of an action; 1 where there are none."""
     if not isinstance(leaf, gym.spaces.Box):
         return 1.0
-    low, high = (np.where(np.abs(bound) < UNBOUNDED, bound, np.nan) for bound in (leaf.low, leaf.high))
-    return np.nan_to_num(0.5 * high.astype(np.float64) - 0.5 * low, nan=1.0)
+    low, high = leaf.low.astype(np.float64), leaf.high.astype(np.float64)
+    bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
+    return np.where(bounded, 0.5 * np.where(bounded, high, 0) - 0.5 * np.where(bounded, low, 0), 1.0)
 
 
 def _difference(got: np.ndarray, expected: np.ndarray, scale: Any = 1.0) -> float:
