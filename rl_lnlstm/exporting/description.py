@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-import rl_lnlstm
 from rl_lnlstm.exporting.graph import Graph
 from rl_lnlstm.exporting.signature import MEANINGS
 from rl_lnlstm.policies.distributions import Bernoulli, Categorical, MultiCategorical
@@ -45,7 +45,8 @@ def describe(policy: Any, graph: Graph) -> str:
             "outputs": outputs,
             "noise_kinds": _noise_kinds(policy.action_head),
             "versions": {
-                "rl_lnlstm": rl_lnlstm.__version__,
+                # Imported as a whole, the package would import this module in turn.
+                "rl_lnlstm": sys.modules["rl_lnlstm"].__version__,
                 "tensorflow": tf.__version__,
                 "keras": keras.__version__,
             },
