@@ -12,6 +12,7 @@ from rl_lnlstm.evaluation.record import STATE, structured
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.encoders import as_floats
 from rl_lnlstm.policies.heads import ActionHead, CompositeHead, GaussianHead
+from rl_lnlstm.policies.network import Seen
 from rl_lnlstm.policies.normalization import normalize_each
 from rl_lnlstm.spaces import flatten, leaves, map_leaves, width
 
@@ -100,7 +101,7 @@ def _norms(
         features = tf.reshape(encoded, [*shape, encoded.shape[-1]])
         state = network.split(h[steps[0]], c[steps[0]])
         seen, _ = network.unroll(features, state, tf.constant(masks), last)
-        distribution = network.heads(type(seen)(*(part[-1] for part in seen)), legal).distribution
+        distribution = network.heads(Seen(*(part[-1] for part in seen)), legal).distribution
         drawn = tf.nest.map_structure(tf.stop_gradient, distribution.sample(noise))
         total = tf.reduce_sum(distribution.log_prob(_chosen(policy.action_head, taken, drawn)))
     *found, of_encoded = tape.gradient(total, [*flatten(space, inputs), encoded])

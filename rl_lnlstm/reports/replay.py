@@ -20,6 +20,7 @@ from rl_lnlstm.policies.distributions import (
     StateDependentGaussian,
 )
 from rl_lnlstm.policies.heads import ActionHead, CompositeHead
+from rl_lnlstm.policies.network import Seen
 from rl_lnlstm.spaces import map_leaves
 
 PIECE = 256  # steps that are computed at once
@@ -99,7 +100,7 @@ def _piece(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], rows: sli
     given = features, network.split(h, c), tf.ones([1, len(h)]), last
     seen, _ = network.unroll(*given)
     gates = [np.asarray(part[0]) for found in network.gates(*given) for part in found[:3]]
-    outputs = network.heads(type(seen)(*(part[0] for part in seen)), legal)
+    outputs = network.heads(Seen(*(part[0] for part in seen)), legal)
     policy._clear_losses()  # penalties of the encoder
     return gates, outputs.distribution
 
