@@ -16,18 +16,19 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.errors import EnvironmentFailure, UserError, printable
+from rl_lnlstm.errors import RunFailure, UserError, printable
 from rl_lnlstm.evaluation.environments import plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
 from rl_lnlstm.evaluation.result import Evaluation, decimals
 from rl_lnlstm.evaluation.video import VideoRecorder
+from rl_lnlstm.exporting.export import export
 from rl_lnlstm.files import check_is_free, replacing_folder
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.runs.layout import CONFIG, POLICY, RESULTS
 
-README, REPLAY = "README.md", "replay.mp4"
+README, REPLAY, MODEL = "README.md", "replay.mp4", "policy.onnx"
 LIBRARY = "rl-lnlstm"
 TAGS = "reinforcement-learning", "deep-reinforcement-learning", "recurrent-policy", "lstm", LIBRARY
 FPS = 30  # pictures per second, if the environment does not specify it
@@ -90,6 +91,7 @@ FILES = {
     CONFIG: "the environment and the options",
     RESULTS: "the returns of all episodes of the evaluation, and their seeds",
     REPLAY: "a video of the first of these episodes",
+    MODEL: "the policy as one ONNX model, which runs without this package; its metadata describe inputs and outputs",
 }
 
 
@@ -135,10 +137,15 @@ def write_card(
             policy.save(new / POLICY)
             _write_json(new / CONFIG, {**config, **environment})
             _write_json(new / RESULTS, {"env_id": environment["env_id"], **result.to_dict()})
-            try:
-                _record(policy, make_envs, new / REPLAY, seeds[0], deterministic, max_steps)
-            except (UserError, EnvironmentFailure) as error:
-                progress(f"without {REPLAY}: {error}")
+            extras: dict[str, Callable[[Path], Any]] = {
+                REPLAY: lambda path: _record(policy, make_envs, path, seeds[0], deterministic, max_steps),
+                MODEL: lambda path: export(policy, path, format="onnx"),
+            }
+            for name, write in extras.items():
+                try:
+                    write(new / name)
+                except (UserError, RunFailure) as error:
+                    progress(f"without {name}: {error}")
             (new / README).write_text(_card(policy, environment, result, new), encoding="utf-8")
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written: {error}") from error

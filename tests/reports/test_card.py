@@ -1,6 +1,7 @@
 """A folder that shares a policy: its card, its scores, and the policy itself."""
 
 import functools
+import importlib.util
 import json
 import re
 
@@ -50,6 +51,8 @@ def test_the_folder_holds_what_a_hub_needs(shared):
     folder, result = shared
     names = {path.name for path in folder.iterdir()}
     assert names >= {"README.md", "policy", "config.json", "results.json", "replay.mp4"}
+    exported = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime", "tf2onnx"))
+    assert ("policy.onnx" in names) == exported
     assert not [name for name in names if name.startswith(".")]
     results = json.loads((folder / "results.json").read_text())
     assert (results["env_id"], results["mean_reward"], results["n_episodes"]) == (ENV_ID, result.mean, 3)
@@ -87,16 +90,6 @@ def test_the_metadata_are_valid_for_a_hub(shared):
     assert card.data.library_name == "rl-lnlstm"
 
 
-def test_a_hostile_name_stays_a_name(policy, tmp_path):
-    name = 'a"\n---\nlicense: `evil`'
-    environment = {**ENVIRONMENT, "env_id": name, "wrappers": ["$(touch x)"]}
-    write_card(policy, make_envs, environment, tmp_path / "folder", {}, n_episodes=1)
-    text = (tmp_path / "folder" / "README.md").read_text()
-    assert not re.search("^license", text, re.MULTILINE)
-    assert "'$(touch x)'" in text
-    assert metadata(tmp_path / "folder")["tags"][0].startswith('a" ')
-
-
 class NoPictures(gym.Env):
     """An environment that cannot be rendered."""
 
@@ -111,14 +104,29 @@ class NoPictures(gym.Env):
         return np.zeros(4, np.float32), 1.0, True, False, {}
 
 
-def test_without_pictures_there_is_no_video(policy, tmp_path):
-    told = []
+@pytest.fixture(scope="module")
+def odd(policy, tmp_path_factory):
+    """A folder for an environment without pictures, whose names are hostile, and what was said about it."""
+    folder, told = tmp_path_factory.mktemp("odd") / "folder", []
+    environment = {**ENVIRONMENT, "env_id": 'a"\n---\nlicense: `evil`', "wrappers": ["$(touch x)"]}
     make = functools.partial(make_envs, env=NoPictures)
-    write_card(policy, make, ENVIRONMENT, tmp_path / "folder", {}, n_episodes=2, progress=told.append)
-    assert not (tmp_path / "folder" / "replay.mp4").exists()
-    assert "replay.mp4" not in (tmp_path / "folder" / "README.md").read_text()
-    assert len(told) == 1
-    assert told[0].startswith("without replay.mp4: ")
+    write_card(policy, make, environment, folder, {}, n_episodes=2, progress=told.append)
+    return folder, told
+
+
+def test_a_hostile_name_stays_a_name(odd):
+    folder, _ = odd
+    text = (folder / "README.md").read_text()
+    assert not re.search("^license", text, re.MULTILINE)
+    assert "'$(touch x)'" in text
+    assert metadata(folder)["tags"][0].startswith('a" ')
+
+
+def test_without_pictures_there_is_no_video(odd):
+    folder, told = odd
+    assert not (folder / "replay.mp4").exists()
+    assert "replay.mp4" not in (folder / "README.md").read_text()
+    assert [line for line in told if line.startswith("without replay.mp4: ")]
 
 
 def test_a_folder_that_is_not_free_is_refused(policy, tmp_path):
