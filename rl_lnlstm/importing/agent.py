@@ -19,7 +19,8 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import MAX_JSON_BYTES, open_regular, parse_json
-from rl_lnlstm.importing.pickles import Array, DType, Instance, Reference, array_of, read_pickle
+from rl_lnlstm.importing.pickles import read_pickle
+from rl_lnlstm.importing.plain_values import Array, DType, Instance, Reference, array_of
 from rl_lnlstm.policies.saving import read_array, read_headers, stored_archive
 
 ZIP = b"PK\x03\x04"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl_lnlstm.errors import UserError, printable
-from rl_lnlstm.importing.pickles import Instance, array_of, read_pickle
+from rl_lnlstm.importing.pickles import read_pickle
+from rl_lnlstm.importing.plain_values import Instance, array_of
 from rl_lnlstm.policies.normalization import RunningStatistics
 
 CLIP, EPSILON = 10.0, 1e-8  # what `RunningStatistics` does; also the defaults of `VecNormalize`
