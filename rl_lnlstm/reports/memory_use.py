@@ -51,18 +51,18 @@ class MemoryUse:
         return [bootstrap_interval(column[np.isfinite(column)], mean) for column in self.gradient_norms.T]
 
     @property
-    def steps_needed(self) -> int | None:
-        """The smallest k from which on no cut of the memory lowers the mean return; None if all cuts lower it.
+    def harmless_cut(self) -> int | None:
+        """The smallest k such that no cut every k steps, or less often, lowers the mean return; None if all lower it.
 
         A cut lowers it if the 95% confidence interval of the difference of the means is below 0. 1 means that the
         policy needs no memory.
         """
-        returns, needed = np.array(self.score.returns), None
+        returns, harmless = np.array(self.score.returns), None
         for every, cut in sorted(self.cut_scores.items(), reverse=True):
             if difference_interval(np.array(cut.returns), returns).high < 0:
                 break
-            needed = every
-        return needed
+            harmless = every
+        return harmless
 
     def __str__(self) -> str:
         digits = decimals([value for cut in self.cut_scores.values() for value in (cut.mean, *cut.mean_interval)])
@@ -121,7 +121,7 @@ def memory_use(
     Example:
 
     >>> memory = memory_use(policy, "CartPole-v1", 20, seed=0)
-    >>> memory.steps_needed, memory.cut_scores[1].mean
+    >>> memory.harmless_cut, memory.cut_scores[1].mean
     (1, 500.0)
     """
     acts = acting(policy)

@@ -102,25 +102,23 @@ def page(content: Content) -> str:
 
 def finding(memory: MemoryUse) -> str:
     """What the score with the memory cut says, in words."""
-    digits, needed = decimals(memory.score.returns), memory.steps_needed
-    whole = f"{memory.score.mean:,.{digits}f}"
-    if needed is None:
+    digits, harmless = decimals(memory.score.returns), memory.harmless_cut
+
+    def score(every: int) -> str:
+        return f"{memory.cut_scores[every].mean:,.{digits}f}"
+
+    whole, shortest = f"{memory.score.mean:,.{digits}f}", min(memory.cut_scores)
+    if harmless == shortest:
+        longer = "no memory" if shortest == 1 else "no longer memory"
         return (
-            f"Even with the memory cut {cut_name(max(memory.cut_scores))}, the score is lower than {whole}, the score "
-            "with the whole memory: the policy uses a longer memory than that."
+            f"The score does not fall, even with the memory cut {cut_name(shortest)}: it is {score(shortest)}, and "
+            f"{whole} with the whole memory. The policy needs {longer} here."
         )
-    if needed == min(memory.cut_scores):
-        return (
-            f"The score does not fall, even with the memory cut {cut_name(needed)}: it is "
-            f"{memory.cut_scores[needed].mean:,.{digits}f}, and {whole} with the whole memory. The policy needs no "
-            "longer memory here."
-        )
-    shorter = max(every for every in memory.cut_scores if every < needed)
-    lower = f"{memory.cut_scores[shorter].mean:,.{digits}f}"
-    return (
-        f"The policy uses its memory: with the memory cut {cut_name(shorter)}, the score falls from {whole} to "
-        f"{lower}. A memory of {needed} steps is as good as the whole memory."
-    )
+    harmful = max(every for every in memory.cut_scores if harmless is None or every < harmless)
+    falls = f"with the memory cut {cut_name(harmful)}, the score falls from {whole} to {score(harmful)}."
+    if harmless is None:
+        return f"The policy uses its memory: even {falls}"
+    return f"The policy uses its memory: {falls} With a cut every {harmless} steps or less often, it does not fall."
 
 
 def _subtitle(content: Content) -> str:
@@ -138,17 +136,14 @@ def _tiles(memory: MemoryUse) -> str:
     def interval(bounds: tuple[float, float]) -> str:
         return f"95%: {bounds[0]:,.{digits}f} to {bounds[1]:,.{digits}f}"
 
-    needed = memory.steps_needed
+    harmless, longest = memory.harmless_cut, max(memory.cut_scores)
+    cut = f"not every {longest:,}" if harmless is None else f"every {harmless:,}"
     tiles = [
         ("mean return", f"{score.mean:,.{digits}f}", interval(score.mean_interval)),
         ("interquartile mean", f"{score.iqm:,.{digits}f}", interval(score.iqm_interval)),
         ("median return", f"{score.median:,.{digits}f}", f"{min(score.returns):,.6g} to {max(score.returns):,.6g}"),
         ("mean length", f"{score.mean_length:,.0f}", f"{min(score.lengths):,} to {max(score.lengths):,} frames"),
-        (
-            "memory needed",
-            "more" if needed is None else f"{needed:,}",
-            f"than {max(memory.cut_scores):,} steps" if needed is None else "step" if needed == 1 else "steps",
-        ),
+        ("memory can be cut", cut, "step" if (harmless or longest) == 1 else "steps, without loss"),
     ]
     return "".join(
         f'<div class="tile"><span>{_text(name)}</span><b>{_text(value)}</b><span>{_text(below)}</span></div>'

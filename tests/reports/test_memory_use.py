@@ -13,6 +13,7 @@ from rl_lnlstm.policies.factory import policy_for
 from rl_lnlstm.reports.cut_memory import CutMemory
 from rl_lnlstm.reports.gradients import gradient_norms
 from rl_lnlstm.reports.memory_use import default_cuts
+from rl_lnlstm.reports.page import finding
 from tests.any_space import OBSERVATION_SPACES
 from tests.envs.masked_env import Switches
 from tests.policies import reference
@@ -142,7 +143,7 @@ def test_a_maze_needs_a_memory_of_its_length(solver):
     for every in (1, 2):
         assert memory.cut_scores[every].mean < 0.5, "chance is 0"
     assert memory.cut_scores[3].returns == memory.score.returns
-    assert memory.steps_needed == 3
+    assert memory.harmless_cut == 3
     assert memory.gradient[2] > memory.gradient[1], "the cue is 2 steps before the turn"
 
 
@@ -165,12 +166,14 @@ def scored(*returns):
     return Evaluation([float(value) for value in returns], [9] * count, list(range(count)), [False] * count, True)
 
 
-@pytest.mark.parametrize(("lower", "needed"), [((), 1), ((1, 2), 4), ((2,), 4), ((1, 2, 4), None)])
-def test_the_memory_that_is_needed(lower, needed):
+@pytest.mark.parametrize(("lower", "harmless"), [((), 1), ((1, 2), 4), ((2,), 4), ((1, 2, 4), None)])
+def test_the_cut_that_does_no_harm(lower, harmless):
     cuts = {every: scored(*([0, 1] if every in lower else [9, 10]) * 10) for every in (1, 2, 4)}
     memory = MemoryUse(np.ones((20, 3)), scored(*[9, 10] * 10), cuts)
-    assert memory.steps_needed == needed
+    assert memory.harmless_cut == harmless
     assert "every 4 steps: mean" in str(memory)
+    assert ("does not fall" in finding(memory)) == (harmless is not None)
+    assert ("falls from 9.50 to 0.50" in finding(memory)) == bool(lower)
 
 
 def test_cuts_by_default():
