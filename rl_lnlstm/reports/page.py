@@ -143,7 +143,7 @@ def _tiles(memory: MemoryUse) -> str:
         ("interquartile mean", f"{score.iqm:,.{digits}f}", interval(score.iqm_interval)),
         ("median return", f"{score.median:,.{digits}f}", f"{min(score.returns):,.6g} to {max(score.returns):,.6g}"),
         ("mean length", f"{score.mean_length:,.0f}", f"{min(score.lengths):,} to {max(score.lengths):,} frames"),
-        ("memory can be cut", cut, "step" if (harmless or longest) == 1 else "steps, without loss"),
+        ("memory can be cut", cut, f"{'step' if (harmless or longest) == 1 else 'steps'}, without loss"),
     ]
     return "".join(
         f'<div class="tile"><span>{_text(name)}</span><b>{_text(value)}</b><span>{_text(below)}</span></div>'
