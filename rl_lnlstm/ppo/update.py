@@ -134,16 +134,30 @@ class Updater:
         return {**means, "skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}, not_finite
 
     def _apply(self, gradients: Any, wanted: Any) -> Any:
-        """Takes an optimizer step, and undoes it unless `wanted`.
+        """A step of Adam, Kingma and Ba (2015), algorithm 1 with the more efficient order of its section 2.
 
-        This is faster than a branch: XLA fuses the undoing with the step itself.
+        Unless `wanted`, every variable stays as it is. It is written out here, because Keras needs several times as
+        long to trace it, and the variables would have to be put back afterwards.
         """
-        changed = [variable.value for variable in (*self.policy.trainable_variables, *self.optimizer.variables)]
-        before = [tf.identity(variable) for variable in changed]
-        self.optimizer.apply(gradients, self.policy.trainable_variables)
-        for variable, old in zip(changed, before, strict=True):
-            variable.assign(tf.where(wanted, variable, old))
+        adam = self.optimizer
+        iterations = adam.iterations.value
+        step = tf.cast(iterations + 1, tf.float32)
+        bias_1, bias_2 = (1.0 - tf.pow(beta, step) for beta in (adam.beta_1, adam.beta_2))
+        rate = adam.learning_rate.value * tf.sqrt(bias_2) / bias_1
+        iterations.assign(tf.where(wanted, iterations + 1, iterations))
+        for gradient, *variables in zip(gradients, self.policy.trainable_variables, *self._moments, strict=True):
+            weight, m, v = (variable.value for variable in variables)
+            new_m = m + (gradient - m) * (1.0 - adam.beta_1)
+            new_v = v + (tf.square(gradient) - v) * (1.0 - adam.beta_2)
+            new_weight = weight - new_m * rate / (tf.sqrt(new_v) + adam.epsilon)
+            for variable, new in ((m, new_m), (v, new_v), (weight, new_weight)):
+                variable.assign(tf.where(wanted, new, variable))
         return tf.constant(0)
+
+    @property
+    def _moments(self) -> tuple[list[keras.Variable], list[keras.Variable]]:
+        """Adam's first and second moments, one for each trained variable."""
+        return self.optimizer._momentums, self.optimizer._velocities
 
     def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
         """The loss of Schulman et al. (2017), equation 9, over the valid transitions, and what to report about it."""
