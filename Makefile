@@ -1,6 +1,6 @@
 # On a fresh machine, run `make train` or `make test`. They make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test docs lint format bench kills learning endurance sanitize test-peers test-lowest clean
+.PHONY: help train test test-slow docs lint format bench kills learning endurance sanitize test-peers test-lowest clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,8 +28,13 @@ $(VENV)/.docs: $(VENV)/.installed
 train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch; ARGS="..." adds options
 	$(BIN)/python train.py $(ARGS)
 
-test: $(VENV)/.installed  ## run the tests, on all cores
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test: $(VENV)/.installed  ## run the tests, on all cores, without the slow ones: about 6 minutes on two cores
+	$(PYTEST) -m 'not peers and not slow' $(ARGS)
+
+test-slow: $(VENV)/.installed  ## run the tests that `make test` leaves out, about 5 minutes
+	$(PYTEST) -m 'slow and not peers' $(ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build $(ARGS)

@@ -11,6 +11,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("many_cases"):
+            number = cases[item.originalname, item.path] = cases.get((item.originalname, item.path), -1) + 1
+            if number % 4:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def told(caplog):
     """What the package logged so far; TensorFlow logs as well, such as that it traced a lot in this process."""

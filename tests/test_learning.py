@@ -37,6 +37,7 @@ TASKS = {  # arguments of the task, what training needs, best return, chance
 }
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("policy_class", [MlpLnLstmPolicy, Memoryless])
 def test_memory_tasks_need_the_state(task, policy_class):

@@ -85,6 +85,7 @@ def test_the_examples_are_found():
     assert len(NOTEBOOKS) == 2
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("page", [page for page in EXAMPLES if EXAMPLES[page]])
 def test_the_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -101,6 +102,7 @@ def test_the_notebooks_run(notebook, tmp_path, monkeypatch):
     run("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), notebook.name)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("page", [page for page in COMMANDS if COMMANDS[page]])
 def test_the_commands_run(page, tmp_path, monkeypatch, request):
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)

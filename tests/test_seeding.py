@@ -4,6 +4,7 @@ import itertools
 
 import gymnasium as gym
 import numpy as np
+import pytest
 
 from rl_lnlstm import PPO
 from rl_lnlstm.seeding import PURPOSES, derived_seed
@@ -49,6 +50,7 @@ def starts_of(seed):
     return during, set(Notes.seen)
 
 
+@pytest.mark.slow
 def test_runs_of_neighbouring_seeds_share_no_start():
     everything = [starts for seed in range(4) for starts in starts_of(seed)]
     assert all(len(starts) >= 6 for starts in everything)

@@ -138,6 +138,7 @@ def kill_after(process, run_dir, count, pause):
     return len(rows(run_dir))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_left_alone(left_alone, tmp_path):
     """Killed at random moments: of the start, of rollouts and updates, and while checkpoints are written."""
     chance, run_dir = random.Random(int(os.environ.get("RL_LNLSTM_SEED", "0"))), tmp_path / "killed"
@@ -296,6 +297,7 @@ def test_a_second_run_in_a_directory_is_refused(run, tmp_path, capsys):
 # -------------------------------------------------------------------------------------------------------- signals
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_checkpoint_is_written_ends_the_run_in_order(left_alone, tmp_path):
     run_dir = tmp_path / "run"
     process = start(*TINY, "--checkpoint-interval", "1", "--run-dir", run_dir, "--total-timesteps", FRAMES)
@@ -327,6 +329,7 @@ gym.register("Slow-v0", entry_point=Slow)
 """
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_whose_iteration_would_take_forever(tmp_path):
     """A rollout that waits for its environment, and an update during which Python runs no signal handler."""
     (tmp_path / "slow_envs.py").write_text(SLOW)
@@ -421,6 +424,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, capsys):
     assert list(run_dir.rglob(".*")) == [], "no halves are left"
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint(small_disk, tmp_path, capsys):
     options = [*TINY, "--env-id", "filling_envs:Filling-v0", "--total-timesteps", "800"]
     run_dir = small_disk / "run"

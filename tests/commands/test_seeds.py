@@ -127,6 +127,7 @@ def test_a_picture_that_cannot_be_written_is_named(groups, capsys):
         assert out in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_one_directory_each(tmp_path, capsys):
     folder = tmp_path / "runs"
     small = ["--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--units", "4", "--no-jit-compile"]

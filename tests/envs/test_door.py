@@ -297,6 +297,7 @@ def step_often(stepper):
         stepper.step(np.zeros(2, int))
 
 
+@pytest.mark.many_cases
 @MODES
 @pytest.mark.parametrize("vectorization", ["sync", "async", "AsyncVectorEnv"])
 def test_after_ctrl_c_in_the_middle_of_a_step_episodes_are_whole(vectorization, mode):

@@ -54,6 +54,7 @@ each_mode = pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MO
 both = pytest.mark.parametrize("vectorization", ["sync", "async"])
 
 
+@pytest.mark.many_cases
 @both
 @each_mode
 def test_only_the_broken_episode_is_left_out(vectorization, mode):

@@ -71,6 +71,7 @@ def written(policy, path, file_format="onnx", batch=None, sequence=False, action
     return graph
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_onnx_file_equals_predict_at_every_batch_size(kind, tmp_path):
     policy = make(kind)
@@ -79,6 +80,7 @@ def test_one_onnx_file_equals_predict_at_every_batch_size(kind, tmp_path):
         assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", batch, steps) < 1e-5
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("kind", ["discrete", "box", "gsde", "dict"])
 def test_onnx_of_sequences_resets_inside(kind, tmp_path):
     policy = make(kind)
@@ -86,6 +88,7 @@ def test_onnx_of_sequences_resets_inside(kind, tmp_path):
     assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 120) < 1e-5
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("kind", ["multi_binary", "box", "dict"])
 def test_tflite_equals_predict(kind, tmp_path):
     policy = make(kind)
@@ -99,6 +102,7 @@ def test_tflite_of_sequences_equals_predict(tmp_path):
     assert largest_difference(policy, graph, "tflite", tmp_path / "policy.tflite", 1, 100) < 1e-5
 
 
+@pytest.mark.slow
 def test_saved_model_equals_predict_and_loads_without_this_package(tmp_path):
     policy = make("dict")
     result = rl_lnlstm.export(policy, tmp_path / "model", "saved_model")

@@ -83,6 +83,7 @@ def assert_equal(got, expected, tolerance=1e-5):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
+@pytest.mark.slow
 @hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000), graph=st.booleans())
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
@@ -93,6 +94,7 @@ def test_equals_while_loop_for_any_shape(unroll, sizes, masked, seed, graph):
     assert_equal(got, case.run(recurrence.unroll), 5e-5)
 
 
+@pytest.mark.slow
 @hypothesis.given(unroll=UNROLLS, sizes=SIZES, masked=st.booleans(), seed=st.integers(0, 1000))
 @hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 def test_equals_while_loop_for_any_shape_under_xla(unroll, sizes, masked, seed):
@@ -134,6 +136,7 @@ def test_equals_while_loop_at_the_sizes_of_use(sizes):
     assert_equal(case.run(kernel.unroll), case.run(recurrence.unroll), 5e-5)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("isa", ["avx2", "portable"])
 def test_every_instruction_set_equals_while_loop(isa):
     program = """

@@ -130,6 +130,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=4)
 SEQUENCES = st.tuples(st.integers(0, 3), st.integers(0, 3), st.just(FEATURES))
 
 
+@pytest.mark.slow
 @hypothesis.given(data=st.data(), backend=st.sampled_from(["kernel", "while_loop"]))
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
 def test_whatever_it_is_given_the_layer_answers_or_names_what_is_wrong(data, backend):

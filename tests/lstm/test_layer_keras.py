@@ -281,6 +281,7 @@ def test_a_keras_file_gives_the_same_model_back(tmp_path, dtype):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_saved_models_work_in_a_fresh_process(tmp_path):
     case = random_case(3, 7, 4, 6)
     layer = layer_for(case, return_sequences=True, return_state=True)

@@ -45,6 +45,7 @@ def jacobian_of(kind, run, xs=XS):
     return getattr(tape, kind)(ys, xs)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["jacobian", "batch_jacobian"])
 @pytest.mark.parametrize("within", ["eager", "function"])
@@ -72,6 +73,7 @@ def test_a_jacobian_of_the_weights(backend):
         np.testing.assert_allclose(got[0, i], tape.gradient(part, layer.cell_beta), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_across_functions(backend):
     layer = layer_for(backend)

@@ -88,6 +88,7 @@ def test_a_keras_lstm_that_cannot_be_taken_is_named():
     assert not MaskedLNLSTM.from_keras_lstm(keras.layers.LSTM(4, use_bias=False)).built
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(
     "imports",
     ["import keras, rl_lnlstm", "import rl_lnlstm, keras", "import rl_lnlstm, tensorflow; keras = tensorflow.keras"],

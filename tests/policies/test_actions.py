@@ -66,6 +66,7 @@ def observations_of(*leading, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (*leading, 3)).astype(np.float32)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(("kind", "deviation"), CASES)
 def test_every_space_trains_saves_loads_and_evaluates(kind, deviation, tmp_path, monkeypatch):
     """Acting is reproduced, with sequences cut anywhere; environments only get what they allow."""
@@ -243,6 +244,7 @@ def test_exploration_teaches_its_deviations_and_not_the_features():
     assert np.ptp(entropies) > 1e-3  # though the deviation depends on the state
 
 
+@pytest.mark.slow
 def test_the_same_seed_explores_alike():
     def weights(seed):
         ppo = PPO(

@@ -50,6 +50,7 @@ def sequences(monkeypatch):
     return seen
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("kind", OBSERVATION_SPACES)
 def test_every_space_trains_saves_loads_and_evaluates(kind, sequences, tmp_path):
     space = OBSERVATION_SPACES[kind]
@@ -151,6 +152,7 @@ def test_nested_observations_are_the_flat_ones(mode, copy_arrays):
 BOTH = {"previous_action": True, "previous_reward": True, "num_layers": 2, "residual": True, "shared_lstm": False}
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(
     ("mode", "config"),
     [

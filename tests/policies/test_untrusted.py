@@ -334,6 +334,7 @@ def with_change(data, tree):
     return data.draw(ANYTHING)
 
 
+@pytest.mark.slow
 @FUZZING
 @given(st.data())
 def test_whatever_a_description_says_loading_gives_a_policy_or_our_error(saved, tmp_path_factory, data):

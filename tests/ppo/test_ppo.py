@@ -322,6 +322,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(("config", "env"), UPDATES.values(), ids=UPDATES)
 def test_the_update_is_that_of_the_papers(config, env, intercept):
     """Two iterations of several epochs: all losses, their gradients, clipping, Adam and the schedules."""

@@ -58,6 +58,7 @@ class Slow(gym.Env):
         return np.zeros(2, np.float32), 0.0, True, False, {}
 
 
+@pytest.mark.slow
 def test_a_log_shows_life_during_a_long_rollout(monkeypatch):
     monkeypatch.setattr("rl_lnlstm.ppo.progress.LONG", 0.5)
     file = io.StringIO()

@@ -92,6 +92,7 @@ KINDS = {
 }
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("error::rl_lnlstm.errors.RunWarning")
 def test_a_trainer_goes_on_as_if_nothing_had_been(kind, tmp_path):
@@ -139,6 +140,7 @@ class MadeAnew(CartPoleEnv, EzPickle):
         EzPickle.__init__(self)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("env", [Locked, MadeAnew])
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_environments_that_cannot_be_pickled_begin_new_episodes_and_say_so(env, vectorization, tmp_path):
