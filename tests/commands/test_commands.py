@@ -203,6 +203,7 @@ def test_a_module_of_the_current_folder_is_found_and_its_environment_is_tried_fi
     assert sys.path == path
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(("vectorization", "number"), [("sync", signal.SIGINT), ("async", signal.SIGTERM)])
 def test_a_signal_ends_the_run_in_order(vectorization, number, tmp_path):
     run_dir = tmp_path / "run"

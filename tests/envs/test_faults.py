@@ -77,6 +77,7 @@ def test_only_the_broken_episode_is_left_out(vectorization, mode):
         np.testing.assert_array_equal(valid[:, env], ~(left_out | resets), err_msg=str(failure))
 
 
+@pytest.mark.many_cases
 @both
 @each_mode
 def test_what_is_valid_is_what_happens_without_failures(vectorization, mode):
@@ -219,6 +220,7 @@ def test_failures_far_apart_are_not_in_a_row():
     assert envs.failures == 5
 
 
+@pytest.mark.slow
 def test_a_run_in_which_every_episode_breaks_off_stops():
     class Endless(FailingEnv):
         def step(self, action):
@@ -266,6 +268,7 @@ def state_of(ppo):
     return [variable.numpy() for variable in (*ppo.policy.trainable_variables, *ppo._updater.optimizer.variables)]
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(("jit_compile", "target_kl"), [(False, None), (False, 10.0), (True, None)])
 def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl):
     """Weights and optimizer are the same as after the other steps alone."""

@@ -312,6 +312,7 @@ def test_the_layer_uses_the_kernel_just_where_it_applies(backend):
         assert "RlLnlstm>Forward" not in other
 
 
+@pytest.mark.slow
 def test_without_the_kernel_while_loop_takes_its_place():
     program = """
         import numpy as np
@@ -324,6 +325,7 @@ def test_without_the_kernel_while_loop_takes_its_place():
     assert run_fresh(program, CXX="no-such-compiler").strip() == "None (2, 4)"
 
 
+@pytest.mark.slow
 def test_exported_models_do_not_depend_on_the_kernel(tmp_path):
     inputs = keras.Input([None, 3])
     model = keras.Model(inputs, MaskedLNLSTM(4)(inputs))

@@ -191,6 +191,7 @@ for built in LAYERS.values():
     built.build((None, None, FEATURES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "prelude"),
     [

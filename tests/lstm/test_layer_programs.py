@@ -62,6 +62,7 @@ def test_jacobians(within, kind, backend):
     np.testing.assert_allclose(got, jacobian_of(kind, expected_of), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_jacobian_of_the_weights(backend):
     layer = layer_for(backend, return_sequences=False)
@@ -89,6 +90,7 @@ def test_gradients_across_functions(backend):
         np.testing.assert_allclose(got, EXPECTED_GRADIENT, atol=1e-5)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("compiled_first", [False, True])
 def test_one_function_compiled_and_not_in_either_order(compiled_first, backend):
@@ -120,6 +122,7 @@ def test_static_shapes_are_those_of_keras_lstm(shape, backend):
         assert tf.nest.map_structure(tuple, shapes[0]) == tf.nest.map_structure(tuple, shapes[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inside_loops_maps_and_recomputation(backend):
     layer = layer_for(backend)

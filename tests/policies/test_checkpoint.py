@@ -59,6 +59,7 @@ def test_normalisation_that_training_learnt_is_saved(tmp_path):
     assert loaded.return_statistics.variance.numpy() == ppo.policy.return_statistics.variance.numpy() != 1
 
 
+@pytest.mark.slow
 def test_it_loads_in_a_process_of_its_own(tmp_path):
     policy = small_policy()
     policy.save(tmp_path / "policy")

@@ -259,6 +259,7 @@ def peak_megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("make", KIT, ids=lambda make: make.__name__)
 def test_a_file_that_was_made_up_is_refused_and_does_nothing(make, saved, folder, tmp_path):
     make(folder)
@@ -351,6 +352,7 @@ def test_whatever_a_description_says_loading_gives_a_policy_or_our_error(saved, 
     assert peak_megabytes() - peak < 400
 
 
+@pytest.mark.slow
 @FUZZING
 @given(st.data())
 def test_whatever_bytes_the_weights_are_loading_gives_a_policy_or_our_error(saved, tmp_path_factory, data):

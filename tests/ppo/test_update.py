@@ -33,6 +33,7 @@ def losses_of(ppo, iterations=1):
     return metrics
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_penalties_are_in_the_loss(jit_compile):
     plain = losses_of(with_encoder(dense(), jit_compile=jit_compile))[0]
@@ -89,6 +90,7 @@ def test_weights_that_are_not_used_stay_as_they_are():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.many_cases
 @pytest.mark.parametrize(("jit_compile", "target_kl"), [(False, None), (True, None), (False, 10.0)])
 def test_a_minibatch_without_a_valid_transition_changes_nothing(jit_compile, target_kl):
     """Neither weights nor Adam's moments, which would move weights also without a gradient, and no mean of losses."""

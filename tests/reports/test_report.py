@@ -292,6 +292,7 @@ def test_what_is_wrong_is_one_line_and_leaves_no_file(run, tmp_path, capsys, mon
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 def test_a_browser_draws_everything_without_a_complaint(written, tmp_path):
     (tmp_path / "report.html").write_text(written, encoding="utf-8")
