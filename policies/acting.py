@@ -125,7 +125,8 @@ def in_space(space: gym.Space, observations: Any) -> Any:
 
     def checked(leaf: gym.Space, part: Any) -> Any:
         values = observed(leaf, part)
-        return part if tf.is_tensor(part) else values
+        # tf.is_tensor alone takes longer than everything else here.
+        return values if isinstance(part, np.ndarray) or not tf.is_tensor(part) else part
 
     try:
         return map_leaves(checked, space, observations)
