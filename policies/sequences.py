@@ -31,10 +31,10 @@ def evaluate_sequences(
     """Log-probabilities, entropies and values, each `[batch, time]`; see `RecurrentPolicy.evaluate_actions`."""
     if tf.executing_eagerly():
         observations = in_space(policy.observation_space, observations)
-    shape = _swapped(flatten(policy.observation_space, observations)[0]).shape[:2]
+    shape = swapped(flatten(policy.observation_space, observations)[0]).shape[:2]
     given = {"episode_starts": episode_starts, "rewards": rewards, "actions": flatten(policy.action_space, actions)[0]}
-    given = {name: _swapped(part) for name, part in given.items() if part is not None}
-    for name, part in {**given, **({} if action_masks is None else {"action_masks": _swapped(action_masks)})}.items():
+    given = {name: swapped(part) for name, part in given.items() if part is not None}
+    for name, part in {**given, **({} if action_masks is None else {"action_masks": swapped(action_masks)})}.items():
         if not shape.is_compatible_with(part.shape[:2]):
             expected, got = shape.as_list()[::-1], part.shape[:2].as_list()[::-1]
             raise UserError(f"{name} must have [batch, time] = {expected} as first axes, got {got}")
@@ -46,12 +46,12 @@ def evaluate_sequences(
         if not tf.TensorShape(expected).is_compatible_with(got := tf.convert_to_tensor(part).shape):
             raise UserError(f"state: {name} must have shape {expected}, got {got.as_list()}")
     _check_actions(policy.action_space, actions)
-    observations = map_leaves(lambda _, part: _swapped(part), policy.observation_space, observations)
-    actions = map_leaves(lambda _, part: _swapped(part), policy.action_space, actions)
+    observations = map_leaves(lambda _, part: swapped(part), policy.observation_space, observations)
+    actions = map_leaves(lambda _, part: swapped(part), policy.action_space, actions)
     actions = policy.action_head.to_distribution(actions)
     kept = policy.last_action_reward.sequence(first[0], actions, given.get("rewards")) if first else None
     starts = tf.cast(given["episode_starts"], tf.float32)
-    masks = None if action_masks is None else _swapped(_masks(policy.action_space, action_masks))
+    masks = None if action_masks is None else swapped(_masks(policy.action_space, action_masks))
     outputs, _ = policy._forward_sequences(observations, h, c, starts, kept, masks)
     results = _log_probs(outputs, actions), outputs.distribution.entropy(), outputs.values
     return tuple(tf.transpose(result) for result in results)
@@ -97,8 +97,8 @@ def _masks(space: gym.Space, action_masks: Any) -> tf.Tensor:
     return tf.cast(masks, tf.bool)
 
 
-def _swapped(sequence: Any) -> Any:
-    """Converts a batch-major sequence to time-major."""
+def swapped(sequence: Any) -> Any:
+    """Converts a batch-major sequence to time-major, and back."""
     sequence = tf.convert_to_tensor(sequence)
     if sequence.shape.rank is not None and sequence.shape.rank < 2:
         raise UserError(f"sequences must have shape [batch, time, ...], got {sequence.shape.as_list()}")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from gymnasium.vector import VectorEnv
-
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.evaluate import environments, trained_in
-from rl_lnlstm.commands.options import CardOptions, read_config
+from rl_lnlstm.commands.evaluate import environment_maker, saved_config, trained_in
+from rl_lnlstm.commands.options import CardOptions
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.reports.card import README, write_card
-from rl_lnlstm.runs.layout import CONFIG
 
 
 def card(options: CardOptions) -> int:
@@ -23,22 +20,12 @@ def card(options: CardOptions) -> int:
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
-    try:
-        config = read_config(options.run_dir / CONFIG)
-    except (OSError, ValueError):
-        config = {}
-
-    def make_envs(num_envs: int, render: bool) -> VectorEnv:
-        return environments(
-            environment, num_envs, options.vectorization or "auto", render, trained_on=policy.observation_space
-        )
-
     result = write_card(
         policy,
-        make_envs,
+        environment_maker(options, environment, policy.observation_space),
         environment,
         options.folder,
-        config,
+        saved_config(options.run_dir),
         n_episodes=options.episodes,
         deterministic=options.deterministic,
         seed=options.seed,

@@ -16,7 +16,7 @@ from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import EpisodesOptions, EvaluateOptions, TrainOptions, read_config, tuple_if_list
 from rl_lnlstm.config import check_types
 from rl_lnlstm.errors import UserError, printable
-from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
+from rl_lnlstm.evaluation.environments import MakeEnvs, make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.record import save_episode
@@ -129,6 +129,29 @@ def needs_naming(config: Mapping[str, Any]) -> list[str]:
     return [name for name, found in values.items() if any(is_untrusted(name, value) for value in found)]
 
 
+def saved_config(run_dir: Path) -> dict[str, Any]:
+    """The options in the configuration of a run; empty if there is none that can be read."""
+    try:
+        return read_config(run_dir / CONFIG)
+    except (OSError, ValueError):
+        return {}
+
+
+def environment_maker(options: EpisodesOptions, environment: Mapping[str, Any], trained_on: gym.Space) -> MakeEnvs:
+    """A function that makes environments, given their number and whether pictures are needed.
+
+    Args:
+        options: the options of the command.
+        environment: the options of `ENVIRONMENT`, see `trained_in`.
+        trained_on: the policy's observation space.
+    """
+
+    def make_envs(num_envs: int, render: bool) -> VectorEnv:
+        return environments(environment, num_envs, options.vectorization or "auto", render, trained_on)
+
+    return make_envs
+
+
 def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
     """The options of `ENVIRONMENT` from the command line and, where it does not set them, from the run's configuration.
 
@@ -139,11 +162,7 @@ def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
     Raises:
         UserError: the configuration is wrong, or would import a module or write files.
     """
-    path = options.run_dir / CONFIG
-    try:
-        config = read_config(path)
-    except (OSError, ValueError):
-        config = {}
+    path, config = options.run_dir / CONFIG, saved_config(options.run_dir)
     known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
     known["env_id"] = env_id if known["env_id"] is None else known["env_id"]
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, output, tell, warnings_as_messages
 from rl_lnlstm.commands.options import (
@@ -73,24 +74,20 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
     from rl_lnlstm.commands.report import report
     from rl_lnlstm.commands.train import train
 
+    commands: dict[type, Callable[[Any], int]] = {
+        EvaluateOptions: evaluate,
+        CardOptions: card,
+        ImportSb2Options: import_sb2,
+        ReportOptions: report,
+        ExportOptions: export,
+    }
     with _current_folder_importable():
         if isinstance(options, TrainOptions):
             return train(options, stop)
-        if isinstance(options, EvaluateOptions):
+        if type(options) in commands:
             with stop.at_once():
-                return evaluate(options)
-        if isinstance(options, CardOptions):
-            with stop.at_once():
-                return card(options)
-        if isinstance(options, ImportSb2Options):
-            with stop.at_once():
-                return import_sb2(options)
-        if isinstance(options, ReportOptions):
-            with stop.at_once():
-                return report(options)
-        if isinstance(options, ExportOptions):
-            with stop.at_once():
-                return export(options)
+                return commands[type(options)](options)
+    assert isinstance(options, BuildKernelOptions)
     return _build_kernel(options)
 
 

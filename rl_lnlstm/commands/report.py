@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gymnasium.vector import VectorEnv
-
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.evaluate import environments, trained_in
-from rl_lnlstm.commands.options import ReportOptions, read_config
+from rl_lnlstm.commands.evaluate import environment_maker, saved_config, trained_in
+from rl_lnlstm.commands.options import ReportOptions
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import replacing_file
 from rl_lnlstm.policies.loading import load_policy
-from rl_lnlstm.runs.layout import CONFIG, REPORT
+from rl_lnlstm.runs.layout import REPORT
 
 
 def report(options: ReportOptions) -> int:
@@ -36,21 +34,12 @@ def report(options: ReportOptions) -> int:
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
 
-    def make_envs(num_envs: int, render: bool) -> VectorEnv:
-        return environments(
-            environment, num_envs, options.vectorization or "auto", render, trained_on=policy.observation_space
-        )
-
-    try:
-        config = read_config(options.run_dir / CONFIG)
-    except (OSError, ValueError):
-        config = {}
     text = make_report(
         policy,
-        make_envs,
+        environment_maker(options, environment, policy.observation_space),
         str(environment["env_id"]),
         options.run_dir,
-        config,
+        saved_config(options.run_dir),
         n_episodes=options.episodes,
         deterministic=options.deterministic,
         seed=options.seed,

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
+
+
+class MakeEnvs(Protocol):
+    """Makes environments for evaluations."""
+
+    def __call__(self, num_envs: int, render: bool) -> VectorEnv:
+        """Makes `num_envs` environments, with pictures if `render`."""
 
 
 def make_evaluation_envs(

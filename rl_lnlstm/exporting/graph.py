@@ -11,7 +11,9 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.exporting.actions import last_action, parameters, sent
 from rl_lnlstm.exporting.signature import Port, input_ports, named_leaves
 from rl_lnlstm.lstm.portable import portable
+from rl_lnlstm.lstm.steps import rows
 from rl_lnlstm.policies.network import Seen
+from rl_lnlstm.policies.sequences import swapped
 from rl_lnlstm.spaces import unflatten
 
 PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
@@ -56,14 +58,14 @@ def trace(policy: Any, batch: int | None, sequence: bool, action_masks: bool, fl
     def run(*inputs: Any) -> dict[str, Any]:
         given: dict[str, list[Any]] = {}
         for port, tensor in zip(ports, inputs, strict=True):
-            given.setdefault(port.kind, []).append(_swapped(tensor) if "time" in port.axes(sequence) else tensor)
+            given.setdefault(port.kind, []).append(swapped(tensor) if "time" in port.axes(sequence) else tensor)
         if not sequence:
             given = {kind: [t if kind in "hc" else t[tf.newaxis] for t in tensors] for kind, tensors in given.items()}
         seen, (h, c) = _unrolled(policy, given)
         # The heads see rows. On more axes, tf2onnx converts some of them wrongly.
-        masks = _rows(given["action_mask"][0]) if "action_mask" in given else None
-        outputs = policy.network.heads(Seen(*map(_rows, seen)), masks)
-        distribution, head, noise = outputs.distribution, policy.action_head, _rows(given["noise"][0])
+        masks = rows(given["action_mask"][0]) if "action_mask" in given else None
+        outputs = policy.network.heads(Seen(*map(rows, seen)), masks)
+        distribution, head, noise = outputs.distribution, policy.action_head, rows(given["noise"][0])
         results = {
             **sent(head, distribution.mode(), "action"),
             **sent(head, distribution.sample(noise), "sampled_action"),
@@ -72,7 +74,7 @@ def trace(policy: Any, batch: int | None, sequence: bool, action_masks: bool, fl
         }
         if sequence:
             size = tf.shape(given["noise"][0])[:2]
-            results = {name: _swapped(_sequences(tensor, size)) for name, tensor in results.items()}
+            results = {name: swapped(_sequences(tensor, size)) for name, tensor in results.items()}
         # Only now, because TFLite cannot transpose float64.
         results = {name: tf.cast(tensor, dtypes.get(name, tensor.dtype)) for name, tensor in results.items()}
         return {**results, "next_h": h, "next_c": c}
@@ -99,19 +101,9 @@ def _unrolled(policy: Any, given: dict[str, list[Any]]) -> Any:
     return policy._unroll(observations, h, c, tf.cast(starts, tf.float32), kept)
 
 
-def _rows(sequence: Any) -> Any:
-    """`[time, batch, width]` as `[time * batch, width]`."""
-    return tf.reshape(sequence, [-1, sequence.shape[-1]])
-
-
-def _sequences(rows: Any, size: Any) -> Any:
-    """The inverse: `[time * batch, ...]` as `[time, batch, ...]`."""
-    return tf.reshape(rows, tf.concat([size, rows.shape[1:]], 0))
-
-
-def _swapped(tensor: Any) -> Any:
-    """`[batch, time, ...]` as `[time, batch, ...]`, and back."""
-    return tf.transpose(tensor, [1, 0, *range(2, tensor.shape.rank)])
+def _sequences(flat: Any, size: Any) -> Any:
+    """The inverse of `rows`: `[time * batch, ...]` as `[time, batch, ...]`."""
+    return tf.reshape(flat, tf.concat([size, flat.shape[1:]], 0))
 
 
 def _refuse_python(graph: Any) -> None:

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gymnasium.vector import VectorEnv
-
 from rl_lnlstm.errors import RunFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import plan_for
+from rl_lnlstm.evaluation.environments import MakeEnvs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
@@ -34,7 +32,6 @@ TAGS = "reinforcement-learning", "deep-reinforcement-learning", "recurrent-polic
 FPS = 30  # pictures per second, if the environment does not specify it
 MOST_ENVS = 8
 
-MakeEnvs = Callable[[int, bool], VectorEnv]
 
 # The values of the metadata are in JSON, which is also YAML, so that no name can change the structure.
 METADATA = string.Template("""---

@@ -7,13 +7,13 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.errors import EnvironmentFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import plan_for
+from rl_lnlstm.evaluation.environments import MakeEnvs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
@@ -30,13 +30,6 @@ MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episode
 MOST_METRICS = 256 << 20  # bytes of a metrics.csv
 FRAMES, RETURN = "time/total_timesteps", "rollout/ep_rew_mean"
 MOST_ENVS = 8
-
-
-class MakeEnvs(Protocol):
-    """Makes environments for evaluations."""
-
-    def __call__(self, num_envs: int, render: bool) -> VectorEnv:
-        """Makes `num_envs` environments, with pictures if `render`."""
 
 
 def make_report(
