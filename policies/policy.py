@@ -132,7 +132,12 @@ class RecurrentPolicy(keras.layers.Layer):
         return LastActionRewardState(h, c, np.zeros((batch_size, self.last_action_reward.size), np.float32))
 
     def step(
-        self, observations: Any, state: Any, episode_starts: np.ndarray, action_masks: Any = None
+        self,
+        observations: Any,
+        state: Any,
+        episode_starts: np.ndarray,
+        action_masks: Any = None,
+        noise: np.ndarray | None = None,
     ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
         """Acts: samples an action for each environment.
 
@@ -144,6 +149,8 @@ class RecurrentPolicy(keras.layers.Layer):
             action_masks: bool, true where an action is legal; illegal actions are never sampled. None: all are legal.
                 Shapes: `Discrete` `[batch, n]`; `MultiDiscrete` `[batch, sum(nvec)]`, one component after the other;
                 `MultiBinary` `[batch, 2 * n]` or `[batch, n, 2]`, for each bit whether 0 and whether 1 is legal.
+            noise: `[batch, action_head.noise_size]` float32, from `action_head.noise`; with zeros, the actions are the
+                most probable ones. None draws it from the policy's own generator.
 
         Returns:
             Actions, values `[batch]`, log-probabilities `[batch]`, and the state after the step. Actions have the
@@ -155,7 +162,12 @@ class RecurrentPolicy(keras.layers.Layer):
         """
         if action_masks is not None and not self.uses_action_masks:
             self.uses_action_masks = True
-        noise = self.exploration.for_step(number_of(episode_starts))
+        size = number_of(episode_starts)
+        if noise is None:
+            noise = self.exploration.for_step(size)
+        elif np.shape(noise) != (size, self.action_head.noise_size):
+            expected = [size, self.action_head.noise_size]
+            raise UserError(f"noise must have shape {expected}, got {list(np.shape(noise))}")
         return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:

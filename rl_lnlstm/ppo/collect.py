@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.envs.autoreset import Episode, Step, Stepper
+from rl_lnlstm.ppo.noise import RolloutNoise
 from rl_lnlstm.ppo.protocols import ActingPolicy
 from rl_lnlstm.ppo.rollout import Rollout, Transition
 from rl_lnlstm.spaces import map_arrays
@@ -24,6 +27,8 @@ class RolloutRunner:
         seed: seed of the first reset: an integer, or one for each environment.
         sde_sample_freq: the noise of gSDE is drawn at the start of each rollout, and again after every so many steps.
             -1: only at the start of a rollout. None: the policy does not use gSDE.
+        generators: one for each environment, which sample its actions. None, or a policy whose `step` takes no `noise`:
+            the policy samples as it does on its own.
     """
 
     def __init__(
@@ -34,11 +39,15 @@ class RolloutRunner:
         sequence_length: int,
         seed: Any = None,
         sde_sample_freq: int | None = None,
+        generators: Sequence[np.random.Generator] | None = None,
     ) -> None:
         self.policy, self.num_steps, self.sequence_length = policy, num_steps, sequence_length
         self._noise_steps = num_steps if sde_sample_freq == -1 else sde_sample_freq
         self._stepper = Stepper(envs, seed)
         self._state = policy.initial_state(envs.num_envs)
+        self._noise: RolloutNoise | None = None
+        if generators is not None and "noise" in inspect.signature(policy.step).parameters:
+            self._noise = RolloutNoise(policy.action_head, generators, num_steps, self._noise_steps)
         self._tells_rewards = getattr(policy, "previous_reward", False)
 
     def restart(self, seed: Any = None) -> None:
@@ -47,22 +56,33 @@ class RolloutRunner:
 
     def get_state(self) -> dict[str, Any]:
         """Returns all state except the policy and the environments, for `set_state`."""
-        return {"state": tuple(self._state), "stepper": self._stepper.get_state()}
+        return {"state": tuple(self._state), "stepper": self._stepper.get_state(), "generators": self._generators()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from where `get_state` was called. Policy and environments must be as they were then."""
         self._state = type(self._state)(*state["state"])
         self._stepper.set_state(state["stepper"])
+        self.continue_sampling(state)
+
+    def continue_sampling(self, state: dict[str, Any]) -> None:
+        """Continues the random generators from where `get_state` was called, even with other environments."""
+        if self._noise is not None:
+            self._noise.set_state(state.get("generators", ()))  # checkpoints of earlier versions have none
+
+    def _generators(self) -> list[dict[str, Any]]:
+        return [] if self._noise is None else self._noise.get_state()
 
     def run(self) -> Rollout:
         """Collects the next rollout."""
         stepper, columns = self._stepper, None
         states: list[Any] = []
         episodes: list[Episode] = []
+        if self._noise is not None:
+            self._noise.draw()
         for t in range(self.num_steps):
             if t % self.sequence_length == 0:
                 states.append(self._state)
-            if self._noise_steps is not None and t % self._noise_steps == 0:
+            if self._noise is None and self._noise_steps is not None and t % self._noise_steps == 0:
                 self.policy.reset_noise(len(stepper.episode_starts))
             observations, episode_starts, action_masks = (
                 stepper.observations,
@@ -70,8 +90,9 @@ class RolloutRunner:
                 stepper.action_masks,
             )
             masks = () if action_masks is None else (action_masks,)
+            noise = {} if self._noise is None else {"noise": self._noise.at(t)}
             actions, values, log_probs, self._state = self.policy.step(
-                observations, self._state, episode_starts, *masks
+                observations, self._state, episode_starts, *masks, **noise
             )
             step = stepper.step(self.policy.clip_actions(actions))
             if self._tells_rewards:

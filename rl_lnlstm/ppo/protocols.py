@@ -11,13 +11,19 @@ import numpy as np
 class ActingPolicy(Protocol):
     """What the runner needs of a policy."""
 
+    action_head: Any  # only used if `step` has an argument `noise`
+
     def initial_state(self, batch_size: int) -> Any:
         """The state before an episode: a NamedTuple of arrays `[batch_size, width]`."""
 
     def step(
         self, observations: Any, state: Any, episode_starts: np.ndarray, *action_masks: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray, Any]:
-        """Returns actions, values, log-probabilities and the new state. Masks are passed only if there are any."""
+        """Returns actions, values, log-probabilities and the new state. Masks are passed only if there are any.
+
+        If it has an argument `noise`, the runner passes what the policy's `action_head` draws from the generators of
+        the environments.
+        """
 
     def rewarded(self, state: Any, rewards: np.ndarray) -> Any:
         """Returns the state with the rewards of the step added. Only called if `previous_reward` is true."""

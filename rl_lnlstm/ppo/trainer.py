@@ -23,6 +23,7 @@ from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
 from rl_lnlstm.ppo.collect import RolloutRunner
+from rl_lnlstm.ppo.noise import acting_generators
 from rl_lnlstm.ppo.rollout import Rollout
 from rl_lnlstm.ppo.setup import (
     GivenEnv,
@@ -82,6 +83,7 @@ class Trainer(Agent):
                 self.config.bptt_steps,
                 reset_seed(self.envs, self.config.seed, "environments"),
                 self.config.sde_sample_freq if self.policy.options.std == "gsde" else None,
+                acting_generators(self.config.seed, range(self.config.num_envs)),
             )
         except BaseException:
             self.close()
@@ -235,6 +237,8 @@ class Trainer(Agent):
             if saved != envs.num_envs:
                 problem: str | None = f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"
                 envs.failures = counted["failures"]  # type: ignore[attr-defined]
+                if envs is self.envs:
+                    self._runner.continue_sampling(tree["runner"])
             else:
                 if envs is self.envs:
                     self._runner.set_state(tree["runner"])
