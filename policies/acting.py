@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -24,6 +24,15 @@ from rl_lnlstm.spaces import flatten, leaves, map_leaves, observed, unflatten
 log = logging.getLogger(__name__)
 
 StepFunction = Callable[..., tuple[Any, ...]]
+
+
+class Kind(NamedTuple):
+    """What a step takes."""
+
+    masked: bool = False  # it takes action masks
+    actor_only: bool = False  # it takes no entries for the critic, and computes no values
+
+
 TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
 
 
@@ -46,39 +55,62 @@ class Actor:
     def __init__(self, policy: Any, base: type) -> None:
         self._policy, self._base = policy, base
         self._watch = Watch(policy)
-        self._built: dict[bool, StepFunction] = {}  # by whether there are action masks
+        self._built: dict[Kind, StepFunction] = {}
 
-    def _step(self, masked: bool = False) -> StepFunction:
+    def _step(self, kind: Kind) -> StepFunction:
         """The step; it is built again if a layer has changed since, for example its activation."""
         if self._watch.changed():
             self._built, self._watch = {}, Watch(self._policy)
-        if masked not in self._built:
-            self._built[masked] = self._build(masked)
+        if kind not in self._built:
+            self._built[kind] = self._build(kind)
             self._watch.settle()
-        return self._built[masked]
+        return self._built[kind]
 
-    def _build(self, masked: bool) -> StepFunction:
-        if not masked:
-            return compiled_like_graph(self._policy, self._base) or graph_step(self._policy)
-        unmasked = self._step()
-        return unmasked if isinstance(unmasked, CompiledStep) else graph_step(self._policy, masked=True)
+    def _build(self, kind: Kind) -> StepFunction:
+        if kind.actor_only:
+            return graph_step(self._policy, *kind)
+        if not kind.masked:
+            return compiled_like_graph(self._policy, self._base) or graph_step(self._policy, *kind)
+        unmasked = self._step(Kind())
+        return unmasked if isinstance(unmasked, CompiledStep) else graph_step(self._policy, *kind)
 
     def act(
         self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
     ) -> tuple[Any, ...]:
         """Acts as `RecurrentPolicy.step` does: returns actions, values, log-probabilities and the new state."""
-        size = len(noise)
+        policy, size = self._policy, len(noise)
         h, c, *kept = self.checked_state(state, size)
-        observations = in_space(self._policy.observation_space, observations)
+        space = policy.observation_space
+        if policy.is_asymmetric:
+            space = policy._space_of(observations)
+        actor_only = space is not policy.observation_space
+        observations = in_space(space, observations)
         given = [observations, h, c, self.checked_starts(episode_starts, size), noise, *kept]
-        if action_masks is None:
-            actions, values, log_probs, h, c, *kept = self._step()(*given)
-        else:
-            actions, values, log_probs, h, c, *kept = self._step(masked=True)(
-                *given, self.checked_masks(action_masks, size)
-            )
+        given += [] if action_masks is None else [self.checked_masks(action_masks, size)]
+        step = self._step(Kind(action_masks is not None, actor_only))
+        actions, values, log_probs, h, c, *kept = step(*given)
+        if actor_only:  # the state of the critic's layers is zero, because they see nothing
+            h, c = (np.pad(part, [(0, 0), (0, policy.state_size - part.shape[-1])]) for part in (h, c))
         after = LastActionRewardState(h, c, *kept) if kept else State(h, c)
-        return self._policy.action_head.to_space(actions), values, log_probs, after
+        return policy.action_head.to_space(actions), values, log_probs, after
+
+    def decide(
+        self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
+    ) -> tuple[Any, Any]:
+        """The actions and the new state only. Entries that only the critic sees change no bit of the actions."""
+        policy = self._policy
+        if not policy.is_asymmetric:
+            actions, _, _, after = self.act(observations, state, episode_starts, noise, action_masks)
+            return actions, after
+        # Another graph could round differently. So the actor's graph acts, even if there are entries for the critic.
+        seen = map_leaves(lambda _, part: part, policy.actor_observation_space, observations)
+        actions, _, _, after = self.act(seen, state, episode_starts, noise, action_masks)
+        own = policy.actor_state_size
+        if own < policy.state_size and policy._space_of(observations) is policy.observation_space:
+            whole = self.act(observations, state, episode_starts, noise, action_masks)[-1]
+            h, c = (np.concatenate([after[i][:, :own], whole[i][:, own:]], 1) for i in range(2))
+            after = type(after)(h, c, *after[2:])
+        return actions, after
 
     def checked_state(self, state: Any, size: int) -> Any:
         """Returns the state, or zeros if it is None; raises `UserError` unless its shapes are right."""
@@ -99,15 +131,15 @@ class Actor:
             raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
         return starts
 
-    def checked_observations(self, observations: Any, size: int) -> Any:
-        """Returns the observations in the dtypes of their space; raises `UserError` unless they are a batch of `size`.
+    def checked_observations(self, space: gym.Space, observations: Any, size: int) -> Any:
+        """Returns the observations in the dtypes of `space`; raises `UserError` unless they are a batch of `size`.
 
         Symbolic tensors have no values, so only their shapes are checked.
         """
         if tf.executing_eagerly():
-            observations = in_space(self._policy.observation_space, observations)
-        map_leaves(_check_shape, self._policy.observation_space, observations)
-        if (got := len(flatten(self._policy.observation_space, observations)[0])) != size:
+            observations = in_space(space, observations)
+        map_leaves(_check_shape, space, observations)
+        if (got := len(flatten(space, observations)[0])) != size:
             raise UserError(f"observations must have the batch size of episode_starts, {size}, got {got}")
         return observations
 
@@ -161,14 +193,17 @@ def overrides_nothing(instance: Any, base: type) -> bool:
     return False
 
 
-def graph_step(policy: Any, masked: bool = False) -> StepFunction:
+def graph_step(policy: Any, masked: bool = False, actor_only: bool = False) -> StepFunction:
     """The step as a TensorFlow graph.
 
     It takes observations, h, c, episode starts and noise. Then follow the state's `last_action_reward`, if it has one,
-    and action masks, if `masked`. It returns actions in the distribution's form, values, log-probabilities, h, c, and
-    the new `last_action_reward`, if there is one.
+    and action masks, if `masked`. It returns actions in the distribution's form, values, log-probabilities, h, c,
+    and the new `last_action_reward`, if there is one. With `actor_only`, values are NaN, and h and c are those of the
+    actor's layers.
     """
     space, last = policy.observation_space, policy.last_action_reward
+    if actor_only:
+        space = policy.actor_observation_space
     observed = [tf.TensorSpec([None, *(leaf.shape or ())], leaf.dtype) for leaf in leaves(space)]
     state = tf.TensorSpec([None, policy.state_size], tf.float32)
     specs = [
@@ -185,7 +220,7 @@ def graph_step(policy: Any, masked: bool = False) -> StepFunction:
 
     def graph(*arguments: Any) -> tuple[Any, ...]:
         named = dict(zip(names, arguments[len(observed) :], strict=True))
-        return step_once(policy, unflatten(space, arguments[: len(observed)]), **named)
+        return step_once(policy, unflatten(space, arguments[: len(observed)]), **named, actor_only=actor_only)
 
     function = tf.function(graph, autograph=False).get_concrete_function(*specs)
     policy._clear_losses()  # tensors of the graph are useless outside of it
@@ -208,14 +243,17 @@ def step_once(
     noise: Any,
     kept: Any = None,
     action_masks: Any = None,
+    actor_only: bool = False,
 ) -> tuple[Any, ...]:
     """Computes a step on tensors; see `graph_step`."""
-    outputs, state = policy._forward(observations, h, c, episode_starts, kept, action_masks)
+    outputs, state = policy._forward(observations, h, c, episode_starts, kept, action_masks, actor_only)
     actions = outputs.distribution.sample(noise)
-    results = (actions, outputs.values, outputs.distribution.log_prob(actions), *state)
+    log_probs = outputs.distribution.log_prob(actions)
+    values = tf.fill(tf.shape(log_probs), np.float32(np.nan)) if outputs.values is None else outputs.values
+    results = (actions, values, log_probs, *state)
     if kept is None:
         return results
-    return *results, policy.last_action_reward.after(actions, tf.zeros_like(outputs.values))
+    return *results, policy.last_action_reward.after(actions, tf.zeros_like(log_probs))
 
 
 def _check_shape(leaf: Any, values: Any) -> None:

@@ -78,11 +78,11 @@ def chosen_encoder(
         raise UserError(f"encoder: {type(policy).__name__} makes its own; pass yours to RecurrentPolicy instead")
     of_the_user = encoder is not None or not make.__module__.startswith("rl_lnlstm.policies.")
     if encoder is None:
-        encoder = policy.make_encoder(policy.observation_space, policy.options, seeds)
+        encoder = policy.make_encoder(policy.actor_observation_space, policy.options, seeds)
         seeds = seed_sequence(next(seeds)) if encoder is not None else seeds
     # A saved policy is first built in a graph to check its description. Nothing can be run there.
     if encoder is not None and of_the_user and tf.executing_eagerly():
-        check_encoder(encoder, policy.observation_space)
+        check_encoder(encoder, policy.actor_observation_space)
     return encoder, seeds
 
 

@@ -17,6 +17,7 @@ from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
 from rl_lnlstm.policies.acting import Actor, number_of
 from rl_lnlstm.policies.action_distribution import ActionDistribution
+from rl_lnlstm.policies.critic_entries import ObservationSpaces, check_complete, divided, missing_entry
 from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
 from rl_lnlstm.policies.encoders import check_activation, running_statistics
 from rl_lnlstm.policies.exploration import Exploration, Generators
@@ -57,8 +58,14 @@ class RecurrentPolicy(keras.layers.Layer):
     `previous_reward`, the state is `(h, c, last_action_reward)`; the third part holds the features of the last action,
     and its reward.
 
+    With `critic_keys`, the actor sees the observation without these entries, and so does an `encoder` of yours. They
+    are encoded as `MultiInputLnLstmPolicy` does it, for the critic only. `predict` and `step` also take observations
+    without them; the critic then knows nothing: its part of the state stays zero, and `step` returns NaN as values.
+
     Attributes:
         options: the options, as `PolicyOptions`.
+        actor_observation_space: what the actor sees: `observation_space`, without the entries of `critic_keys`.
+        critic_observation_space: the entries of `critic_keys`; None if there are none.
 
     Raises:
         UserError: a space is not supported, or an option is unknown, has the wrong type or is out of range.
@@ -85,6 +92,9 @@ class RecurrentPolicy(keras.layers.Layer):
         check_observation_space(observation_space)
         self.observation_space, self.action_space = observation_space, action_space
         self.options = make_policy_options(options)
+        self.actor_observation_space, self.critic_observation_space = divided(
+            observation_space, self.options.critic_keys
+        )
         check_activation(self.options.activation)
         given, kwargs = self.constructor_arguments
         self.custom_encoder = encoder is not None and any(value is encoder for value in (*given, *kwargs.values()))
@@ -110,7 +120,8 @@ class RecurrentPolicy(keras.layers.Layer):
             lambda leaf: running_statistics(leaf) if options.normalize_observations else None, space
         )
         self.return_statistics = RunningStatistics() if options.normalize_rewards else None
-        self.network = Network(encoder, space, self.action_space, options, seeds)
+        spaces = ObservationSpaces(self.actor_observation_space, self.critic_observation_space)
+        self.network = Network(encoder, spaces, self.action_space, options, seeds)
         self.last_action_reward = LastActionReward(self.action_head, options)
 
         zeros = map_leaves(lambda leaf: tf.zeros([1, *(leaf.shape or ())], leaf.dtype), space)
@@ -155,7 +166,7 @@ class RecurrentPolicy(keras.layers.Layer):
         Returns:
             Actions, values `[batch]`, log-probabilities `[batch]`, and the state after the step. Actions have the
             structure of the action space, each array `[batch, *shape]`. They are not clipped: send
-            `clip_actions(actions)` to the environments.
+            `clip_actions(actions)` to the environments. Values are NaN if observations lack entries of `critic_keys`.
 
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
@@ -171,7 +182,12 @@ class RecurrentPolicy(keras.layers.Layer):
         return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
-        """The values `[batch]` of observations. Takes the arguments of `step`; the state does not change."""
+        """The values `[batch]` of observations. Takes the arguments of `step`; the state does not change.
+
+        Raises:
+            UserError: an argument of another shape, or an entry of `critic_keys` that is missing.
+        """
+        check_complete(self.critic_observation_space, observations)
         noise = self.action_head.no_noise(number_of(episode_starts))
         return self._actor.act(observations, state, episode_starts, noise)[1]
 
@@ -188,6 +204,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
         Args:
             observation: a single observation, or a batch of them; for `Dict` and `Tuple` spaces a structure of arrays.
+                Entries of `critic_keys` change no action, and may be missing.
             state: the state that the last call returned; None at the start. With `previous_reward`, see `rewarded`.
             episode_start: `[batch]` bool, true where the observation is the first of an episode. None means false.
             deterministic: take the most probable action rather than sample.
@@ -200,7 +217,8 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
         """
-        batch, batch_size = batch_of(self.observation_space, observation)
+        space = self._space_of(observation)
+        batch, batch_size = batch_of(space, observation)
         single, size = batch_size is None, 1 if batch_size is None else batch_size
         starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool)
         if starts.shape != (size,) and not (single and starts.shape == ()):
@@ -210,7 +228,7 @@ class RecurrentPolicy(keras.layers.Layer):
         if action_masks is not None and single:
             parts = action_masks if isinstance(action_masks, list | tuple) else [action_masks]
             action_masks = np.concatenate([np.ravel(part) for part in parts])[np.newaxis]
-        actions, _, _, new_state = self._actor.act(batch, state, starts, noise, action_masks)
+        actions, new_state = self._actor.decide(batch, state, starts, noise, action_masks)
         actions = self.clip_actions(actions)
         if single:
             # An element of a `Box` of shape () is an array of shape (), and not a scalar.
@@ -228,11 +246,11 @@ class RecurrentPolicy(keras.layers.Layer):
         size = number_of(episode_starts)
         h, c, *kept = self._actor.checked_state(state, size)
         starts, masks = self._actor.checked_starts(episode_starts, size), self._actor.checked_masks(action_masks, size)
-        observations = self._actor.checked_observations(observations, size)
-        observations = map_leaves(
-            lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), self.observation_space, observations
-        )
-        outputs, _ = self._forward(observations, h, c, starts, kept[0] if kept else None, masks)
+        space = self.actor_observation_space
+        observations = self._actor.checked_observations(space, observations, size)
+        observations = map_leaves(lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), space, observations)
+        kept = kept[0] if kept else None
+        outputs, _ = self._forward(observations, h, c, starts, kept, masks, actor_only=self.is_asymmetric)
         self._clear_losses()
         return ActionDistribution(outputs.distribution, self.action_head)
 
@@ -328,22 +346,53 @@ class RecurrentPolicy(keras.layers.Layer):
         return self.options.units * len(self.network.lstm_layers)
 
     @property
+    def actor_state_size(self) -> int:
+        """The width of the part of h, and of c, that the actor's layers need: the first columns."""
+        return self.options.units * self.options.num_layers
+
+    @property
+    def is_asymmetric(self) -> bool:
+        """Whether the critic sees more than the actor; see `critic_keys`."""
+        return self.critic_observation_space is not None
+
+    @property
     def is_convolutional(self) -> bool:
-        """Whether the encoder contains a convolution, at any depth."""
+        """Whether an encoder contains a convolution, at any depth."""
         return self.network.is_convolutional
 
+    def _space_of(self, observations: Any) -> gym.Space:
+        """The space whose entries are all there: the whole space, or that of the actor."""
+        complete = missing_entry(self.critic_observation_space, observations) is None
+        return self.observation_space if complete else self.actor_observation_space
+
     def _encode(self, frames: Any) -> Any:
-        """Normalises and encodes observations `[n, *shape]` to features `[n, features]`."""
-        return self.network.encode(normalize_each(self.observation_space, self.observation_statistics, frames))
+        """Normalises and encodes what the actor sees in observations `[n, *shape]`, to features `[n, features]`."""
+        space = self.actor_observation_space
+        return self.network.encode(normalize_each(space, self.observation_statistics, frames))
+
+    def _encode_for_critic(self, frames: Any) -> Any:
+        """The same for the entries that only the critic sees; None if there are none."""
+        if self.critic_observation_space is None:
+            return None
+        normalized = normalize_each(self.critic_observation_space, self.observation_statistics, frames)
+        return self.network.encode_for_critic(normalized)
 
     def _forward(
-        self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any = None, action_masks: Any = None
+        self,
+        observations: Any,
+        h: Any,
+        c: Any,
+        episode_starts: Any,
+        kept: Any = None,
+        action_masks: Any = None,
+        actor_only: bool = False,
     ) -> tuple[Outputs, State]:
         """One step on tensors; `kept` is the state's `last_action_reward`. Returns the heads' outputs, h and c."""
-        sequences = map_leaves(lambda _, part: part[tf.newaxis], self.observation_space, observations)
+        space = self.actor_observation_space if actor_only else self.observation_space
+        sequences = map_leaves(lambda _, part: part[tf.newaxis], space, observations)
         starts = tf.cast(episode_starts, tf.float32)[tf.newaxis]
         kept = None if kept is None else tf.convert_to_tensor(kept)[tf.newaxis]
-        return self._forward_sequences(sequences, h, c, starts, kept, action_masks, one_step=True)
+        return self._forward_sequences(sequences, h, c, starts, kept, action_masks, True, actor_only)
 
     def _forward_sequences(
         self,
@@ -354,26 +403,41 @@ class RecurrentPolicy(keras.layers.Layer):
         kept: Any = None,
         action_masks: Any = None,
         one_step: bool = False,
+        actor_only: bool = False,
     ) -> tuple[Outputs, State]:
         """Runs time-major sequences. Returns the heads' outputs for each step, and h and c after the last step.
 
-        With `one_step` there is a single step, and outputs and action masks have no time axis.
+        With `one_step` there is a single step, and outputs and action masks have no time axis. With `actor_only`,
+        there are no values, and h and c are those of the actor's layers.
         """
-        seen, state = self._unroll(observations, h, c, episode_starts, kept)
+        seen, state = self._unroll(observations, h, c, episode_starts, kept, actor_only)
         if one_step:
-            seen = Seen(*(part[0] for part in seen))
+            seen = Seen(*(None if part is None else part[0] for part in seen))
         return self.network.heads(seen, action_masks), state
 
-    def _unroll(self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any) -> tuple[Seen, State]:
+    def _unroll(
+        self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any, actor_only: bool = False
+    ) -> tuple[Seen, State]:
         """Encodes time-major sequences and runs the LSTM layers. Returns the inputs of the heads, and h and c."""
         self._clear_losses()  # the penalties of an earlier call
-        first = flatten(self.observation_space, observations)[0]
+        space = self.actor_observation_space if actor_only else self.observation_space
+        first = flatten(space, observations)[0]
         time, batch = tf.unstack(tf.shape(first)[:2])
-        features = self._encode(map_leaves(_merge_time_and_batch, self.observation_space, observations))
         static = first.shape[0]
-        features = tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
-        last = None if kept is None else self.last_action_reward.inputs(kept)
-        seen, state = self.network.unroll(features, self.network.split(h, c), 1.0 - episode_starts, last)
+        frames = map_leaves(_merge_time_and_batch, space, observations)
+
+        def in_sequences(features: Any) -> Any:
+            return tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
+
+        features = in_sequences(self._encode(frames))
+        for_critic = None if actor_only else self._encode_for_critic(frames)
+        seen, state = self.network.unroll(
+            features,
+            self.network.split(h, c, actor_only),
+            1.0 - episode_starts,
+            None if kept is None else self.last_action_reward.inputs(kept),
+            None if for_critic is None else in_sequences(for_critic),
+        )
         return seen, self.network.joined(state)
 
 

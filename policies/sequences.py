@@ -13,6 +13,7 @@ from rl_lnlstm.envs.checks import checked_observation, checked_parts, wrong_valu
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.acting import in_space
+from rl_lnlstm.policies.critic_entries import check_complete
 from rl_lnlstm.policies.network import Outputs
 from rl_lnlstm.spaces import flatten, map_leaves
 
@@ -29,6 +30,7 @@ def evaluate_sequences(
     rewards: Any = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Log-probabilities, entropies and values, each `[batch, time]`; see `RecurrentPolicy.evaluate_actions`."""
+    check_complete(policy.critic_observation_space, observations)
     if tf.executing_eagerly():
         observations = in_space(policy.observation_space, observations)
     shape = swapped(flatten(policy.observation_space, observations)[0]).shape[:2]

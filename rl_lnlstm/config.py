@@ -81,6 +81,9 @@ class PolicyOptions:
     """the LSTM also sees the previous action"""
     previous_reward: Annotated[bool, FIXED] = False
     """the LSTM also sees the previous reward"""
+    critic_keys: Annotated[tuple[str, ...], FIXED] = ()
+    """entries of a Dict observation that only the critic sees, such as the state of a simulator; outer/inner is an
+    entry of an inner Dict; acting, evaluation and exported policies need none of them"""
     encoder_layers: Annotated[tuple[Count, ...] | None, FIXED] = None
     """widths of the dense layers before the LSTM; None: 512 after convolutions, 64 otherwise"""
     head_layers: Annotated[tuple[Count, ...], FIXED] = (64,)

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
+from rl_lnlstm.policies.critic_entries import is_part_of
 
 
 class MakeEnvs(Protocol):
@@ -44,7 +45,8 @@ def make_evaluation_envs(
     one_by_one = chosen != "vector_entry_point"
     mode = AutoresetMode.DISABLED if one_by_one else AutoresetMode.NEXT_STEP
     envs = make_vec(env, num_envs, vectorization=chosen, autoreset_mode=mode, **options)
-    fits = trained_on is None or envs.single_observation_space == trained_on
+    # Entries that only the critic sees may be missing.
+    fits = trained_on is None or is_part_of(envs.single_observation_space, trained_on)
     has_other = getattr(envs.spec, "vector_entry_point", None) is not None and not options.get("wrappers")
     if fits or vectorization != "auto" or not one_by_one or not has_other:
         return envs

@@ -19,6 +19,7 @@ from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
 from rl_lnlstm.evaluation.video import FrameRecorder
 from rl_lnlstm.option_types import Count, checked
+from rl_lnlstm.policies.critic_entries import accepts, lacks_critic_entries
 from rl_lnlstm.spaces import map_leaves
 
 MOST_ABORTED = 100  # aborted episodes in a row; without a limit, an environment that always fails would run forever
@@ -259,7 +260,8 @@ class _Actor:
             return parts
         starts = self.stepper.episode_starts
         state = self.policy.initial_state(len(starts)) if self.state is None else self.state
-        parts["values"] = self.policy.value(self.stepper.observations, state, starts)
+        if not lacks_critic_entries(self.policy, self.stepper.observations):
+            parts["values"] = self.policy.value(self.stepper.observations, state, starts)
         for name, part in zip(STATE, state, strict=False):
             parts[name] = np.where(starts[:, np.newaxis], np.zeros_like(part), part)
         return parts
@@ -272,8 +274,9 @@ class _Actor:
             return [[] for _ in range(count)]
         state = policy.initial_state(count) if self.state is None else self.state
         given = stepper.observations, state, stepper.episode_starts
-        values = np.asarray(policy.value(*given)).tolist()
-        lines = [[f"value {value:.4g}"] for value in values]
+        lines: list[list[str]] = [[] for _ in range(count)]
+        if not lacks_critic_entries(policy, stepper.observations):
+            lines = [[f"value {value:.4g}"] for value in np.asarray(policy.value(*given)).tolist()]
         if isinstance(stepper.envs.single_action_space, gym.spaces.Discrete):
             masks = {"action_masks": stepper.action_masks} if self._masked else {}
             for row, chances in zip(lines, policy.distribution(*given, **masks).probabilities, strict=True):
@@ -286,11 +289,14 @@ def _rows(space: gym.Space, structure: Any, rows: slice) -> Any:
     return map_leaves(lambda _, part: part[rows], space, structure)
 
 
-def check_spaces(policy: Any, envs: VectorEnv) -> None:
-    """Raises `UserError` unless the policy was made for the spaces of the environments."""
+def check_spaces(policy: Any, envs: VectorEnv, learning: bool = False) -> None:
+    """Raises `UserError` unless the policy was made for the spaces of the environments.
+
+    Entries of observations that only the critic sees may be missing, unless the policy is `learning` there.
+    """
     for kind in ("observation", "action"):
         made_for, got = getattr(policy, f"{kind}_space"), getattr(envs, f"single_{kind}_space")
-        if made_for != got:
+        if made_for != got and (learning or kind == "action" or not accepts(policy, got)):
             raise UserError(f"the policy was made for {kind} space {made_for}, but the environment has {got}")
 
 

@@ -55,7 +55,8 @@ def evaluate(
         num_envs: number of environments that are stepped together. Ignored if `env` is already made.
 
     Raises:
-        UserError: there is less than 1 episode, or the spaces of the environment differ from the policy's.
+        UserError: there is less than 1 episode, or the spaces of the environment differ from the policy's. Entries of
+            `critic_keys` may be missing in the environment.
         EnvironmentFailure: an environment failed or, if `env` is from `make_vec` with `max_failures`, failed too often.
             Episodes in which an environment failed do not count.
 
@@ -146,8 +147,9 @@ def record_episodes(
         - `final_observation` `[*shape]`, after the last action; `terminated` and `truncated`, bool scalars;
         - `seed`, an integer scalar, if the episode has a seed of its own;
         - `action_masks` `[T, size]` bool, if the environments have them and the policy accepts them;
-        - for a policy of this package, `values` `[T]` and the state before each action: `h` and `c` `[T, state_size]`,
-          and `last_action_reward` `[T, features]` if the policy sees the previous action or reward.
+        - for a policy of this package, `values` `[T]` (unless entries of `critic_keys` are missing), and the state
+          before each action: `h` and `c` `[T, state_size]`, and `last_action_reward` `[T, features]` if the policy sees
+          the previous action or reward.
 
         `policy.predict(observations, (h, c), deterministic=True)` repeats the actions if they were deterministic. Pass
         `action_masks` too, if there are any.

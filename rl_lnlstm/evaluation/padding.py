@@ -35,7 +35,7 @@ class PaddedEpisodes(NamedTuple):
         terminated, truncated: `[batch]` bool, how the episode ended.
         seeds: `[batch]`; None if the episodes have no seeds of their own.
         action_masks: `[batch, time, size]` bool; None if there are none.
-        values: `[batch, time]`; None for a policy of another package.
+        values: `[batch, time]`; None for a policy of another package, or if entries of `critic_keys` were missing.
         state: the recurrent state before each step: `h` and `c` `[batch, time, state_size]`, and the last action and
             reward if the policy sees them. None for a policy of another package.
     """

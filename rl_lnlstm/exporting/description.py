@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.exporting.graph import Graph
-from rl_lnlstm.exporting.signature import MEANINGS
+from rl_lnlstm.exporting.signature import MEANINGS, exported_state_size
 from rl_lnlstm.policies.distributions import Bernoulli, Categorical, MultiCategorical
 from rl_lnlstm.policies.heads import CompositeHead
 from rl_lnlstm.spaces import space_to_json
@@ -36,10 +36,10 @@ def describe(policy: Any, graph: Graph) -> str:
             "format": FORMAT,
             "policy": type(policy).__name__,
             "env_id": policy.env_id,
-            "observation_space": space_to_json(policy.observation_space),
+            "observation_space": space_to_json(policy.actor_observation_space),
             "action_space": space_to_json(policy.action_space),
             "units": policy.units,
-            "state_size": policy.state_size,
+            "state_size": exported_state_size(policy),
             "sequence": graph.sequence,
             "inputs": inputs,
             "outputs": outputs,

@@ -47,6 +47,9 @@ def export(
     to be sent as they are (of `Dict` and `Tuple` spaces `action_<key>`); the parameters of the distribution, `logits`
     or `mean` and `log_std`; `value` `[batch]`; `next_h` and `next_c`. The model's metadata describe all of them.
 
+    Of a policy with `critic_keys`, only the actor is exported: these entries are no inputs, `value` is no output, and
+    the state is that of the actor's LSTM layers.
+
     Args:
         policy: a `RecurrentPolicy`.
         path: the file, or for a SavedModel the folder. What is there is replaced.

@@ -64,13 +64,13 @@ def trace(policy: Any, batch: int | None, sequence: bool, action_masks: bool, fl
         seen, (h, c) = _unrolled(policy, given)
         # The heads see rows. On more axes, tf2onnx converts some of them wrongly.
         masks = rows(given["action_mask"][0]) if "action_mask" in given else None
-        outputs = policy.network.heads(Seen(*map(rows, seen)), masks)
+        outputs = policy.network.heads(Seen(*(None if part is None else rows(part) for part in seen)), masks)
         distribution, head, noise = outputs.distribution, policy.action_head, rows(given["noise"][0])
         results = {
             **sent(head, distribution.mode(), "action"),
             **sent(head, distribution.sample(noise), "sampled_action"),
             **parameters(distribution, head),
-            "value": outputs.values,
+            **({} if outputs.values is None else {"value": outputs.values}),
         }
         if sequence:
             size = tf.shape(given["noise"][0])[:2]
@@ -90,7 +90,7 @@ def trace(policy: Any, batch: int | None, sequence: bool, action_masks: bool, fl
 
 def _unrolled(policy: Any, given: dict[str, list[Any]]) -> Any:
     """The inputs of the heads, time-major, and the state after the last step."""
-    observations = unflatten(policy.observation_space, given["observation"])
+    observations = unflatten(policy.actor_observation_space, given["observation"])
     (h,), (c,), (starts,) = given["h"], given["c"], given["episode_start"]
     last = []
     if "previous_action" in given:
@@ -98,7 +98,7 @@ def _unrolled(policy: Any, given: dict[str, list[Any]]) -> Any:
     if "previous_reward" in given:
         last.append(tf.expand_dims(given["previous_reward"][0], -1))
     kept = tf.concat(last, -1) if last else None
-    return policy._unroll(observations, h, c, tf.cast(starts, tf.float32), kept)
+    return policy._unroll(observations, h, c, tf.cast(starts, tf.float32), kept, actor_only=policy.is_asymmetric)
 
 
 def _sequences(flat: Any, size: Any) -> Any:

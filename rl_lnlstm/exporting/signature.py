@@ -51,6 +51,11 @@ class Port(NamedTuple):
         return tf.TensorSpec([*leading, *self.shape], self.dtype, self.name)
 
 
+def exported_state_size(policy: Any) -> int:
+    """The width of h and c. A critic that sees more than the actor is not exported."""
+    return int(policy.actor_state_size if policy.is_asymmetric else policy.state_size)
+
+
 def input_ports(policy: Any, action_masks: bool) -> list[Port]:
     """The inputs of a policy, in their order.
 
@@ -62,8 +67,8 @@ def input_ports(policy: Any, action_masks: bool) -> list[Port]:
         UserError: there are no masks for the policy's actions, or two entries of a space have the same name.
     """
     bools, floats, options = np.dtype(bool), np.dtype(np.float32), policy.options
-    ports = _of_space("observation", policy.observation_space)
-    ports += [Port(name, name, floats, (policy.state_size,)) for name in "hc"]
+    ports = _of_space("observation", policy.actor_observation_space)
+    ports += [Port(name, name, floats, (exported_state_size(policy),)) for name in "hc"]
     ports.append(Port("episode_start", "episode_start", bools, ()))
     if action_masks:
         sizes = mask_sizes(policy.action_space)

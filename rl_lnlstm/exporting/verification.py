@@ -16,7 +16,7 @@ from rl_lnlstm.errors import RunFailure
 from rl_lnlstm.exporting import player
 from rl_lnlstm.exporting.actions import parameters
 from rl_lnlstm.exporting.graph import Graph
-from rl_lnlstm.exporting.signature import named_leaves
+from rl_lnlstm.exporting.signature import exported_state_size, named_leaves
 from rl_lnlstm.policies.encoder_check import random_observations
 from rl_lnlstm.policies.heads import UNBOUNDED
 from rl_lnlstm.policies.normalization import RunningStatistics
@@ -79,7 +79,8 @@ def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[Step]
     """Runs the policy, which takes its sampled actions."""
     rng = np.random.default_rng(0)
     pool = [_observations(policy, batch, rng) for _ in range(POOL)]
-    names = [name for name, _ in named_leaves("observation", policy.observation_space)]
+    names = [name for name, _ in named_leaves("observation", policy.actor_observation_space)]
+    size = exported_state_size(policy)
     state, rewards = policy.initial_state(batch), np.zeros(batch, np.float32)
     taken = {
         name: np.zeros((batch, *(leaf.shape or ())), leaf.dtype)
@@ -91,8 +92,9 @@ def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[Step]
         starts = (rng.random(batch) < RESET) | (t == 0)
         noise = policy.action_head.noise(rng, batch)
         masks = _masks(policy.action_space, batch, rng) if "action_mask" in kinds else None
-        inputs = {**dict(zip(names, flatten(policy.observation_space, observations), strict=True)), **taken}
-        inputs.update({"h": state[0], "c": state[1], "episode_start": starts, "noise": noise})
+        inputs = {**dict(zip(names, flatten(policy.actor_observation_space, observations), strict=True)), **taken}
+        h, c = (part[:, :size] for part in state[:2])
+        inputs.update({"h": h, "c": c, "episode_start": starts, "noise": noise})
         inputs.update({"previous_reward": rewards, "action_mask": masks})
         arguments = observations, state, starts, noise, masks
         best, _ = policy.predict(observations, state, starts, deterministic=True, action_masks=masks)
@@ -101,7 +103,8 @@ def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[Step]
         outputs = {
             **_by_name(policy, "action", best),
             **_by_name(policy, "sampled_action", actions),
-            **{"value": values, "next_h": state[0], "next_c": state[1]},
+            **({} if policy.is_asymmetric else {"value": values}),
+            **{"next_h": state[0][:, :size], "next_c": state[1][:, :size]},
         }
         rollout.append(Step(arguments, inputs, outputs))
         taken = _by_name(policy, "previous_action", actions)
@@ -119,8 +122,8 @@ def _observations(policy: Any, batch: int, rng: np.random.Generator) -> Any:
         normal = rng.normal(statistics.mean.numpy(), np.sqrt(statistics.variance.numpy()), values.shape)
         return np.clip(normal, leaf.low, leaf.high).astype(leaf.dtype)
 
-    observations = random_observations(policy.observation_space, batch, rng)
-    return map_leaves(seen, policy.observation_space, policy.observation_statistics, observations)
+    observations = random_observations(policy.actor_observation_space, batch, rng)
+    return map_leaves(seen, policy.actor_observation_space, policy.observation_statistics, observations)
 
 
 def _masks(space: gym.Space, batch: int, rng: np.random.Generator) -> np.ndarray:

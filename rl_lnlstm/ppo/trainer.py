@@ -68,7 +68,7 @@ class Trainer(Agent):
         try:
             self.envs = self._environments_for_training()
             self.policy = make_policy(policy, self.config, config, self.envs)
-            check_spaces(self.policy, self.envs)
+            check_spaces(self.policy, self.envs, learning=True)
             self.policy.env_id = self.config.env_id
             self._selection = self._make_selection() if self.config.eval_interval else None
             self.num_timesteps = self.iteration = 0

@@ -57,7 +57,7 @@ def gradient_norms(
     if length > MOST_ACTIONS:
         drawn = rng.choice(length - 1, MOST_ACTIONS - 1, replace=False)
         actions = np.sort(np.append(drawn, length - 1))
-    values = (lags + 1) * sum(width(leaf) for leaf in leaves(policy.observation_space))
+    values = (lags + 1) * sum(width(leaf) for leaf in leaves(policy.actor_observation_space))
     pieces = np.array_split(actions, -(-len(actions) * values // MOST_VALUES))
     norms = np.concatenate([_norms(policy, episode, _windows(piece, lags), rng) for piece in pieces if len(piece)], 1)
     exists = actions >= np.arange(lags + 1)[:, np.newaxis]
@@ -74,7 +74,7 @@ def _norms(
     policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], windows: _Windows, rng: np.random.Generator
 ) -> np.ndarray:
     """The norms `[lags + 1, windows]`, for k = 0, 1, ..."""
-    space, network, shape = policy.observation_space, policy.network, windows.steps.shape
+    space, network, shape = policy.actor_observation_space, policy.network, windows.steps.shape
     steps = np.maximum(windows.steps, 0)  # before the episode's start: ignored, because the mask at its start is 0
     masks = (windows.steps != 0).astype(np.float32)
     h, c, *kept = (episode[name] for name in STATE if name in episode)
@@ -99,9 +99,9 @@ def _norms(
         encoded = network.encode_floats(inputs)
         tape.watch(encoded)
         features = tf.reshape(encoded, [*shape, encoded.shape[-1]])
-        state = network.split(h[steps[0]], c[steps[0]])
+        state = network.split(h[steps[0]], c[steps[0]], policy.is_asymmetric)
         seen, _ = network.unroll(features, state, tf.constant(masks), last)
-        distribution = network.heads(Seen(*(part[-1] for part in seen)), legal).distribution
+        distribution = network.heads(Seen(*(None if part is None else part[-1] for part in seen)), legal).distribution
         drawn = tf.nest.map_structure(tf.stop_gradient, distribution.sample(noise))
         total = tf.reduce_sum(distribution.log_prob(_chosen(policy.action_head, taken, drawn)))
     *found, of_encoded = tape.gradient(total, [*flatten(space, inputs), encoded])

@@ -71,14 +71,14 @@ def replay(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray]) -> Replay
     """Computes distributions and gates at each step of a recorded episode.
 
     Args:
-        policy: the policy that acted.
+        policy: the policy that acted. Of one with `critic_keys`, only the actor's layers are shown.
         episode: the episode, as from `record_episodes`.
     """
     length = len(episode["rewards"])
     pieces = [_piece(policy, episode, slice(first, first + PIECE)) for first in range(0, length, PIECE)]
     gates = [np.concatenate(parts) for parts in zip(*(gates for gates, _ in pieces), strict=True)]
     layers = []
-    for number, layer in enumerate(policy.network.lstm_layers):
+    for number, layer in enumerate(policy.network.lstm_layers[: len(gates) // 3]):
         own = slice(number * policy.units, (number + 1) * policy.units)
         i, f, o = gates[3 * number : 3 * number + 3]
         layers.append(LayerMemory(layer.name, episode["h"][:, own], episode["c"][:, own], i, f, o))
@@ -89,7 +89,8 @@ def replay(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray]) -> Replay
 def _piece(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], rows: slice) -> tuple[list[np.ndarray], Any]:
     """The gates i, f, o of each layer, `[steps, units]`, and the distribution."""
     # The state before each step is recorded. So the steps are independent: one step of a batch.
-    space, network = policy.observation_space, policy.network
+    # If the critic sees more than the actor, these entries may be missing: only the actor is shown.
+    space, network = policy.actor_observation_space, policy.network
     observations = map_leaves(
         lambda leaf, part: tf.constant(part[rows], leaf.dtype), space, structured("observations", space, dict(episode))
     )
@@ -97,10 +98,10 @@ def _piece(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], rows: sli
     h, c, *kept = (episode[name][rows] for name in STATE if name in episode)
     last = policy.last_action_reward.inputs(tf.constant(kept[0])[tf.newaxis]) if kept else None
     legal = episode["action_masks"][rows] if "action_masks" in episode else None
-    given = features, network.split(h, c), tf.ones([1, len(h)]), last
+    given = features, network.split(h, c, policy.is_asymmetric), tf.ones([1, len(h)]), last
     seen, _ = network.unroll(*given)
     gates = [np.asarray(part[0]) for found in network.gates(*given) for part in found[:3]]
-    outputs = network.heads(Seen(*(part[0] for part in seen)), legal)
+    outputs = network.heads(Seen(*(None if part is None else part[0] for part in seen)), legal)
     policy._clear_losses()  # penalties of the encoder
     return gates, outputs.distribution
 

@@ -46,7 +46,9 @@ def timeline(episode: Mapping[str, np.ndarray], replayed: Replay) -> go.Figure:
         replayed: its replay.
     """
     steps = shown_steps(len(episode["rewards"]))
-    rows = [_rewards(episode, steps), _values(episode, steps)]
+    rows = [_rewards(episode, steps)]
+    if "values" in episode:
+        rows.append(_values(episode, steps))
     rows += [_action_row(part, steps) for part in replayed.actions[:MOST_PARTS]]
     plain = sum(len(row.traces) for row in rows)
     most = min(MOST_UNITS, max(1, MOST_IN_ALL // len(replayed.layers)))

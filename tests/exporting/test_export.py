@@ -49,6 +49,12 @@ KINDS = {
         S.Dict({"x": S.Discrete(3), "y": S.Tuple((S.Box(-1, 2, (2,)), S.MultiBinary(2)))}),
         {"normalize_observations": True, "previous_action": True},
     ),
+    "critic_keys": (
+        MultiInputLnLstmPolicy,
+        S.Dict({"a": VECTOR, "image": IMAGE, "state": S.Box(-1, 1, (2,))}),
+        S.Discrete(3),
+        {"critic_keys": ("image", "state"), "shared_lstm": False, "num_layers": 2, "previous_reward": True},
+    ),
 }
 MASKED = ("discrete", "multi_discrete", "multi_binary")
 
@@ -80,8 +86,18 @@ def test_one_onnx_file_equals_predict_at_every_batch_size(kind, tmp_path):
         assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", batch, steps) < 1e-5
 
 
+def test_of_a_critic_that_sees_more_nothing_is_exported(tmp_path):
+    policy = make("critic_keys")
+    graph = written(policy, tmp_path / "policy.onnx")
+    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 3, 30) < 1e-5
+    described = json.loads(describe(policy, graph))
+    assert list(described["inputs"]) == ["observation_a", "h", "c", "episode_start", "previous_reward", "noise"]
+    assert described["inputs"]["h"]["shape"] == ["batch", 16]  # two of the four layers
+    assert "value" not in described["outputs"]
+
+
 @pytest.mark.many_cases
-@pytest.mark.parametrize("kind", ["discrete", "box", "gsde", "dict"])
+@pytest.mark.parametrize("kind", ["critic_keys", "discrete", "box", "gsde", "dict"])
 def test_onnx_of_sequences_resets_inside(kind, tmp_path):
     policy = make(kind)
     graph = written(policy, tmp_path / "policy.onnx", sequence=True)
