@@ -33,6 +33,9 @@ class Kind(NamedTuple):
     actor_only: bool = False  # it takes no entries for the critic, and computes no values
 
 
+PLAIN = Kind()
+
+
 TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
 
 
@@ -57,7 +60,7 @@ class Actor:
         self._watch = Watch(policy)
         self._built: dict[Kind, StepFunction] = {}
 
-    def _step(self, kind: Kind) -> StepFunction:
+    def _step(self, kind: Kind = PLAIN) -> StepFunction:
         """The step; it is built again if a layer has changed since, for example its activation."""
         if self._watch.changed():
             self._built, self._watch = {}, Watch(self._policy)
@@ -71,7 +74,7 @@ class Actor:
             return graph_step(self._policy, *kind)
         if not kind.masked:
             return compiled_like_graph(self._policy, self._base) or graph_step(self._policy, *kind)
-        unmasked = self._step(Kind())
+        unmasked = self._step()
         return unmasked if isinstance(unmasked, CompiledStep) else graph_step(self._policy, *kind)
 
     def act(
