@@ -62,7 +62,22 @@ class MyEnv(CartPoleEnv):
         *result, info = super().step(action)
         return *result, {"is_success": False}
 
+class MyDictEnv(gym.Wrapper):
+    def __init__(self):
+        super().__init__(gym.wrappers.FlattenObservation(gym.make("CartPole-v1")))
+        parts = {"seen": self.env.observation_space, "state": self.env.observation_space}
+        self.observation_space = gym.spaces.Dict(parts)
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        return {"seen": observation, "state": observation}, info
+
+    def step(self, action):
+        observation, *others = self.env.step(action)
+        return {"seen": observation, "state": observation}, *others
+
 gym.register("MyEnv-v0", MyEnv)
+gym.register("MyDictEnv-v0", MyDictEnv)
 """
 
 
@@ -108,7 +123,8 @@ def test_the_commands_run(page, tmp_path, monkeypatch, request):
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_package", raising=False)  # it registers MyEnv-v0 again
-    request.addfinalizer(lambda: gym.registry.pop("MyEnv-v0", None))  # other tests' workers could not import it
+    for registered in ("MyEnv-v0", "MyDictEnv-v0"):  # other tests' workers could not import them
+        request.addfinalizer(lambda env_id=registered: gym.registry.pop(env_id, None))
     monkeypatch.chdir(tmp_path)
     an_agent_to_import(tmp_path)
     not_there = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
