@@ -76,12 +76,12 @@ Floats Random(int64_t size, int seed) {
 std::vector<Floats> Rows(tensorflow::thread::ThreadPool* threads, const Sizes& s) {
   const int64_t units = s.units, gates = 4 * units, width = s.width(), steps = s.steps(), states = s.batch * units;
   const Floats kernel = Random(s.features * gates, 1), recurrent = Random(units * gates, 2), gains = Random(gates, 3);
-  const Floats inputs = Random(steps * s.features, 4), initial = Random(states, 5), gram = Random(units * units, 6);
-  const Floats d_outputs = Random(steps * units, 7);
-  Floats outputs(steps * units), h(states), c(states), x_hat(steps * 4 * width), x_scale(steps), kept(steps * 4 * width);
-  Floats cells(steps * width), r_scale(steps), c_scale(steps), d_product(steps * 4 * width), d_gain(steps * 4 * width);
-  Floats entering(steps * width), along(steps * width), d_h0(states), d_c0(states);
-  Floats d_bias(gates), d_kernel_gamma(gates), d_cell_gamma(units), d_cell_beta(units);
+  const Floats inputs = Random(steps * s.features, 4), initial = Random(states, 5), d_outputs = Random(steps * units, 7);
+  Floats outputs(steps * units), h(states), c(states), x_hat(steps * 4 * width), r_hat(steps * 4 * width);
+  Floats cells(steps * width), x_scale(steps), r_scale(steps), c_scale(steps);
+  Floats d_product(steps * 4 * width), d_h0(states), d_c0(states), d_kernel(s.features * gates);
+  Floats d_recurrent_kernel(units * gates), d_kernel_gamma(gates), d_recurrent_gamma(gates), d_bias(gates);
+  Floats d_cell_gamma(units), d_cell_beta(units);
 
   const rl_lnlstm::Weights weights{kernel.data(), recurrent.data(), gains.data(), gains.data(),
                                    gains.data(),  gains.data(),     gains.data()};
@@ -93,37 +93,35 @@ std::vector<Floats> Rows(tensorflow::thread::ThreadPool* threads, const Sizes& s
   forward.h = h.data();
   forward.c = c.data();
   forward.x_hat = x_hat.data();
-  forward.x_scale = x_scale.data();
-  forward.gates = kept.data();
+  forward.r_hat = r_hat.data();
   forward.cells = cells.data();
+  forward.x_scale = x_scale.data();
   forward.r_scale = r_scale.data();
   forward.c_scale = c_scale.data();
 
   rl_lnlstm::Backward backward{};
   backward.sizes = s;
+  backward.inputs = inputs.data();
   backward.h0 = backward.c0 = backward.d_h = backward.d_c = initial.data();
   backward.outputs = outputs.data();
   backward.x_hat = x_hat.data();
-  backward.x_scale = x_scale.data();
-  backward.gates = kept.data();
+  backward.r_hat = r_hat.data();
   backward.cells = cells.data();
+  backward.x_scale = x_scale.data();
   backward.r_scale = r_scale.data();
   backward.c_scale = c_scale.data();
   backward.d_outputs = d_outputs.data();
   backward.d_product = d_product.data();
-  backward.d_gain = d_gain.data();
-  backward.entering_h = entering.data();
-  backward.along_h = along.data();
   backward.d_h0 = d_h0.data();
   backward.d_c0 = d_c0.data();
 
-  const bool done =
-      rl_lnlstm::LaunchForward(threads, weights, forward).ok() &&
-      rl_lnlstm::LaunchBackward(threads, weights, gram.data(), backward,
-                                {d_bias.data(), d_kernel_gamma.data(), d_cell_gamma.data(), d_cell_beta.data()})
-          .ok();
+  const rl_lnlstm::WeightGradients gradients{d_kernel.data(), d_recurrent_kernel.data(), d_kernel_gamma.data(),
+                                             d_recurrent_gamma.data(), d_bias.data(), d_cell_gamma.data(),
+                                             d_cell_beta.data()};
+  const bool done = rl_lnlstm::LaunchForward(threads, weights, forward).ok() &&
+                    rl_lnlstm::LaunchBackward(threads, weights, backward, gradients).ok();
   if (!done) return {};
-  return {outputs, h, c, d_product, d_gain, entering, along, d_h0, d_c0};
+  return {outputs, h, c, d_product, d_h0, d_c0};
 }
 
 }  // namespace

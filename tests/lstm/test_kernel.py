@@ -258,10 +258,10 @@ def test_any_shape_of_any_argument_is_an_error_of_the_operation_or_right(data, t
     operation = functools.partial(kernel.operations().rl_lnlstm_forward, keep=data.draw(st.booleans()))
     if data.draw(st.booleans()):
         number, cells, sequence = [outer, inner], [outer, inner, kernel.padded(units)], [outer, inner, units]
-        kept = {"x_hat": gates, "x_scale": number, "gates": gates, "cells": cells, "r_scale": number, "c_scale": number}
-        ends = {"gram": [units, units], "d_outputs": sequence, "d_h": state, "d_c": state}
-        del shapes["inputs"], shapes["kernel"]
-        shapes |= {"outputs": sequence, **kept, **ends}
+        scales = dict.fromkeys(("x_scale", "r_scale", "c_scale"), number)
+        ends = {"d_outputs": sequence, "d_h": state, "d_c": state}
+        del shapes["kernel"]
+        shapes |= {"outputs": sequence, "x_hat": gates, "r_hat": gates, "cells": cells, **scales, **ends}
         operation = kernel.operations().rl_lnlstm_backward
     right = dict(shapes)
     for name in data.draw(st.lists(st.sampled_from(list(shapes)), max_size=2)):

@@ -119,42 +119,18 @@ def padded(units: int) -> int:
 def _gradients(
     arguments: Sequence[Tensor], results: Sequence[Tensor], d_results: Sequence[Tensor], backward: Callable
 ) -> tuple[Any, ...]:
-    """The gradients of the forward operation's arguments: the `backward` operation, then products over all steps."""
+    """The gradients of the forward operation's arguments, from the `backward` operation."""
     inputs, masks, h0, c0, *weights = arguments
     outputs, _, _, *kept = results
     w = Weights(*weights)
-    units = w.cell_gamma.shape[0]
-    width = padded(units)
-    kernel, recurrent_kernel = centre(w.kernel), centre(w.recurrent_kernel)
-    gram = tf.matmul(recurrent_kernel, recurrent_kernel, transpose_b=True)
-    d_product, d_gain, entering_h, along_h, d_h0, d_c0, d_bias, d_kernel_gamma, d_cell_gamma, d_cell_beta = backward(
-        masks, h0, c0, *w[1:], outputs, *kept, gram, *d_results
-    )
-    rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    d_product, d_gain = (tf.reshape(v, [-1, 4 * width]) for v in (d_product, d_gain))
-    entering_h, along_h = (tf.reshape(v, [-1, width]) for v in (entering_h, along_h))
-
-    def units_of(columns: Tensor) -> Tensor:
-        """Removes the padding of each gate."""
-        if units == width:
-            return columns
-        return tf.reshape(tf.reshape(columns, [-1, 4, width])[..., :units], [-1, 4 * units])
-
-    padded_kernel = kernel
+    d_product, d_h0, d_c0, *d_weights = backward(inputs, masks, h0, c0, *w[1:], outputs, *kept, *d_results)
+    # Not in the operation, because it is often not needed. TensorFlow then removes it from the graph.
+    kernel, units, width = centre(w.kernel), w.cell_gamma.shape[0], padded(w.cell_gamma.shape[0])
     if units != width:
-        padded_kernel = tf.reshape(
-            tf.pad(tf.reshape(kernel, [-1, 4, units]), [[0, 0], [0, 0], [0, width - units]]), [-1, 4 * width]
-        )
-    d_inputs = tf.reshape(tf.matmul(d_product, padded_kernel, transpose_b=True), tf.shape(inputs))
-    d_kernel = centre(units_of(tf.matmul(rows, d_product, transpose_a=True)))
-    gain = units_of(tf.matmul(entering_h, d_gain, transpose_a=True)[:units])
-    squares = tf.matmul(entering_h, along_h, transpose_a=True)[:units, :units]
-    d_recurrent_kernel = centre(gain * w.recurrent_gamma - tf.matmul(squares, recurrent_kernel))
-    d_recurrent_gamma = tf.reduce_sum(gain * recurrent_kernel, 0)
-    d_weights = Weights(
-        d_kernel, d_recurrent_kernel, d_kernel_gamma, d_recurrent_gamma, d_bias, d_cell_gamma, d_cell_beta
-    )
-    return d_inputs, None, d_h0, d_c0, *d_weights
+        gates = tf.reshape(kernel, [-1, 4, units])
+        kernel = tf.reshape(tf.pad(gates, [[0, 0], [0, 0], [0, width - units]]), [-1, 4 * width])
+    d_inputs = tf.matmul(tf.reshape(d_product, [-1, 4 * width]), kernel, transpose_b=True)
+    return tf.reshape(d_inputs, tf.shape(inputs)), None, d_h0, d_c0, *d_weights
 
 
 @tf.RegisterGradient("RlLnlstm>Backward")

@@ -11,10 +11,9 @@
 #include <vector>
 
 #include "launch.h"
+#include "network_weights.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/resource_mgr.h"
-#include "tensorflow/core/framework/resource_var.h"
 
 // The arrays of a call; the same as `Arrays` in compiled_step.py.
 extern "C" struct RlLnlstmArrays {
@@ -52,65 +51,6 @@ struct Design {
   std::vector<Activation> encoder, heads;     // the activation of each layer
 };
 
-// Reads the tensors of the variables, one after the other.
-class WeightReader {
- public:
-  explicit WeightReader(const std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>>& variables) {
-    for (const auto& variable : variables) {
-      tensorflow::tf_shared_lock lock(*variable->mu());
-      tensors_.push_back(*variable->tensor());  // keeps the memory: a later assignment gets new memory
-    }
-  }
-
-  absl::Status Next(const TensorShape& shape, const float** data) {
-    const Tensor* tensor;
-    TF_RETURN_IF_ERROR(Take(tensorflow::DT_FLOAT, &tensor));
-    TF_RETURN_IF_ERROR(ExpectShape("a weight", *tensor, shape));
-    *data = Data(*tensor);
-    return absl::OkStatus();
-  }
-
-  // The next statistic of observations with this size, in any shape.
-  absl::Status NextStatistic(int64_t size, const double** data) {
-    const Tensor* tensor;
-    TF_RETURN_IF_ERROR(Take(tensorflow::DT_DOUBLE, &tensor));
-    if (tensor->NumElements() != size)
-      return InvalidArgument("a statistic must have ", size, " elements, got ", tensor->NumElements());
-    *data = tensor->flat<double>().data();
-    return absl::OkStatus();
-  }
-
-  // The next kernel and bias. The kernel's columns give the number of outputs.
-  absl::Status NextDense(int64_t inputs, Activation activation, Dense* layer) {
-    const int64_t outputs = next_ < tensors_.size() && tensors_[next_].dims() == 2 ? tensors_[next_].dim_size(1) : 0;
-    layer->inputs = inputs, layer->outputs = outputs, layer->activation = activation;
-    TF_RETURN_IF_ERROR(Next(Shape({inputs, outputs}), &layer->kernel));
-    return Next(Shape({outputs}), &layer->bias);
-  }
-
-  absl::Status NextCore(const Sizes& sizes, Weights* weights) {
-    const int64_t units = sizes.units;
-    TF_RETURN_IF_ERROR(Next(Shape({sizes.features, 4 * units}), &weights->kernel));
-    TF_RETURN_IF_ERROR(Next(Shape({units, 4 * units}), &weights->recurrent_kernel));
-    for (const float** gates : {&weights->kernel_gamma, &weights->recurrent_gamma, &weights->bias})
-      TF_RETURN_IF_ERROR(Next(Shape({4 * units}), gates));
-    for (const float** cell : {&weights->cell_gamma, &weights->cell_beta})
-      TF_RETURN_IF_ERROR(Next(Shape({units}), cell));
-    return absl::OkStatus();
-  }
-
- private:
-  absl::Status Take(tensorflow::DataType dtype, const Tensor** tensor) {
-    if (next_ == tensors_.size()) return InvalidArgument("weights: ", tensors_.size(), " are too few");
-    *tensor = &tensors_[next_++];
-    if ((*tensor)->dtype() == dtype) return absl::OkStatus();
-    return InvalidArgument("a weight must be ", DataTypeString(dtype), ", got ", DataTypeString((*tensor)->dtype()));
-  }
-
-  std::vector<Tensor> tensors_;
-  size_t next_ = 0;
-};
-
 // Rows of floats. Each row has room for whole panels.
 class Rows {
  public:
@@ -129,10 +69,10 @@ class Rows {
 
 class Network {
  public:
-  Network(Design design, std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables, ThreadPool* threads)
+  Network(Design design, Variables variables, ThreadPool* threads)
       : design_(std::move(design)), variables_(std::move(variables)), threads_(threads) {}
 
-  absl::Status Act(const RlLnlstmArrays& arrays) const {
+  absl::Status Act(const RlLnlstmArrays& arrays) {
     WeightReader weights(variables_);
     const int64_t batch = arrays.batch;
     Rows features;
@@ -195,7 +135,7 @@ class Network {
 
   // Runs the LSTM layers, and makes the inputs of actor and critic: the output of an LSTM layer, then the features.
   absl::Status Remember(const RlLnlstmArrays& arrays, WeightReader& weights, const Rows& features,
-                        Rows (&outputs)[2]) const {
+                        Rows (&outputs)[2]) {
     const int64_t batch = arrays.batch, units = design_.units, state = design_.lstm_layers * units;
     const int64_t size = features.columns() + 1;  // the features, and the constant beside them
     Buffer inputs, masks, parts;
@@ -216,13 +156,12 @@ class Network {
         const int64_t column = index * units;
         CopyColumns(batch, units, arrays.h + column, state, h0, units);
         CopyColumns(batch, units, arrays.c + column, state, c0, units);
-        Weights layer_weights;
         Forward pass{};
         pass.sizes = {1, batch, size, units, true};
-        TF_RETURN_IF_ERROR(weights.NextCore(pass.sizes, &layer_weights));
+        TF_RETURN_IF_ERROR(layers_[index].Next(pass.sizes, weights));
         pass.inputs = inputs.data(), pass.masks = masks.data(), pass.h0 = h0, pass.c0 = c0;
         pass.outputs = output, pass.h = h, pass.c = c;
-        TF_RETURN_IF_ERROR(LaunchForward(threads_, layer_weights, pass));
+        TF_RETURN_IF_ERROR(LaunchForward(threads_, layers_[index].weights(), pass));
         CopyColumns(batch, units, h, units, arrays.new_h + column, state);
         CopyColumns(batch, units, c, units, arrays.new_c + column, state);
       }
@@ -269,8 +208,9 @@ class Network {
   }
 
   Design design_;
-  std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables_;
+  Variables variables_;
   ThreadPool* threads_;
+  PackedLayer layers_[2];
 };
 
 // Makes a network, and returns its address for calls of rl_lnlstm_act.
@@ -292,7 +232,7 @@ class NetworkOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     tensorflow::OpInputList handles;
     OP_REQUIRES_OK(context, context->input_list("weights", &handles));
-    std::vector<tensorflow::core::RefCountPtr<tensorflow::Var>> variables(handles.size());
+    Variables variables(handles.size());
     for (int i = 0; i < handles.size(); ++i)
       OP_REQUIRES_OK(context,
                      LookupResource(context, handles[i].scalar<tensorflow::ResourceHandle>()(), &variables[i]));
@@ -346,8 +286,8 @@ REGISTER_KERNEL_BUILDER(Name("RlLnlstm>Network").Device(tensorflow::DEVICE_CPU),
 }  // namespace rl_lnlstm
 
 // Returns 0. If there is an error, returns 1 and writes the error to `message`.
-extern "C" int rl_lnlstm_act(const void* network, const RlLnlstmArrays* arrays, char* message, int64_t message_size) {
-  const absl::Status status = static_cast<const rl_lnlstm::Network*>(network)->Act(*arrays);
+extern "C" int rl_lnlstm_act(void* network, const RlLnlstmArrays* arrays, char* message, int64_t message_size) {
+  const absl::Status status = static_cast<rl_lnlstm::Network*>(network)->Act(*arrays);
   if (status.ok()) return 0;
   const std::string text(status.message());
   std::memcpy(message, text.c_str(), std::min<int64_t>(message_size, text.size() + 1));

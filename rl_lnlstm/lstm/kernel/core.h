@@ -31,7 +31,7 @@ struct Gains {
   const float* valid;                                  // [width], 1 for a unit, 0 for padding
 };
 
-// A matrix in panels of columns. Packed panels follow one another. A matrix that needs no padding may stay unpacked.
+// A matrix in panels of columns. Packed panels follow one another. A matrix may also stay unpacked.
 struct Matrix {
   const float* data;
   int64_t row, panel;  // distance between rows, and between panels
@@ -40,35 +40,31 @@ struct Matrix {
 struct Forward {
   Sizes sizes;
   const float *inputs, *masks, *h0, *c0;  // [steps, features], [steps] or null, [batch, units] each
-  Matrix kernel, recurrent_kernel;
-  bool centred;  // the kernels are centred, so their products need not be
+  Matrix kernel, recurrent_kernel;  // centred, so their products need not be
   Gains gains;
   float *outputs, *h, *c;  // [steps, units], [batch, units] each
-  // Residuals for the backward pass; all null if there will be none.
-  float *x_hat, *x_scale;  // [steps, 4 * width], [steps]
-  float* gates;            // [steps, 4 * width]: i, f, o and g
-  float* cells;            // [steps, width]
-  float *r_scale, *c_scale;  // [steps]
+  // Residuals for the backward pass; all null if there will be none. The gates follow from them.
+  float *x_hat, *r_hat;  // [steps, 4 * width]: the two products after their normalisation
+  float* cells;          // [steps, width]
+  float *x_scale, *r_scale, *c_scale;  // [steps]
 };
 
 struct Backward {
   Sizes sizes;
-  const float *masks, *h0, *c0;
-  Matrix recurrent_kernel_t;  // [4 * width, width]: transpose(recurrent_kernel * recurrent_gamma)
-  Matrix gram;                // [units, width]: recurrent_kernel @ transpose(recurrent_kernel)
+  const float *inputs, *masks, *h0, *c0;
+  Matrix recurrent_kernel_t;  // [4 * width, width]: transpose(recurrent_kernel), centred
   Gains gains;
-  const float *outputs, *x_hat, *x_scale, *gates, *cells, *r_scale, *c_scale;  // residuals of the forward pass
+  const float *outputs, *x_hat, *r_hat, *cells, *x_scale, *r_scale, *c_scale;  // results of the forward pass
   const float *d_outputs, *d_h, *d_c;
-  float* d_product;   // [steps, 4 * width], of inputs @ kernel; may share x_hat's memory
-  float* d_gain;      // [steps, 4 * width], d_z * r_scale; may share the gates' memory
-  float* entering_h;  // [steps, width], after the mask
-  float* along_h;     // [steps, width], entering_h times the part of the gradient of h @ recurrent_kernel along it
+  float* d_product;  // [steps, 4 * width], of inputs @ kernel; may share x_hat's memory
   float *d_h0, *d_c0;
 };
 
-// Padded sums over the rows of a call: [4 * width] twice, [width] twice.
-struct Sums {
-  float *bias, *kernel_gamma, *cell_gamma, *cell_beta;
+// Gradients of the weights, or sums over a part of the steps. The backward pass pads them like private arrays.
+struct WeightGradients {
+  float *kernel, *recurrent_kernel;                 // [features, 4 * units], [units, 4 * units]
+  float *kernel_gamma, *recurrent_gamma, *bias;     // [4 * units]
+  float *cell_gamma, *cell_beta;                    // [units]
 };
 
 enum class Activation { kLinear, kTanh, kRelu, kSigmoid };
@@ -86,7 +82,8 @@ struct Core {
   int64_t panel;  // columns of a packed panel
   int64_t (*scratch)(const Sizes&, int64_t rows);  // floats that forward and backward need, 64-byte aligned
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
-  void (*backward)(const Backward&, int64_t begin, int64_t end, const Sums&, float* scratch);
+  // Adds to the gradients.
+  void (*backward)(const Backward&, int64_t begin, int64_t end, const WeightGradients&, float* scratch);
   // Reads rows of `x_row` floats, and writes rows of `y_row` floats with room for the outputs rounded up to kPad.
   void (*dense)(const Dense&, int64_t rows, const float* x, int64_t x_row, float* y, int64_t y_row);
 };

@@ -19,13 +19,17 @@ using tensorflow::errors::InvalidArgument;
 
 namespace {
 
-constexpr double kWorkOfAThread = 4e6;         // multiplications, about 50 us, as long as waking a thread takes
-constexpr int64_t kRowsNotWorthPacking = 64;   // for acting: matrices stay unpacked, products are centred
+constexpr double kWorkOfAThread = 4e6;  // multiplications, about 50 us, as long as waking a thread takes
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
   std::memset(padded, 0, parts * width * sizeof(float));
   for (int64_t part = 0; part < parts; ++part)
     std::memcpy(padded + part * width, values + part * count, count * sizeof(float));
+}
+
+// Multiplications of a forward pass. A backward pass has about twice as many.
+double Work(const Sizes& sizes) {
+  return static_cast<double>(sizes.steps()) * (sizes.features + sizes.units) * 4 * sizes.units;
 }
 
 float Mean(const float* row, int64_t size) {
@@ -108,19 +112,26 @@ absl::Status PaddedGains::Make(const Sizes& sizes, const Weights& weights) {
   return absl::OkStatus();
 }
 
-Matrix Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int64_t width, int64_t panel, bool centred,
-            float* packed) {
-  const int64_t columns = parts * count;
-  if (parts * width % panel != 0 || count != width) std::memset(packed, 0, PackedSize(rows, parts * width) * 4);
+absl::Status ForwardWeights::Make(const Sizes& sizes, const Weights& weights) {
+  const int64_t units = sizes.units, width = sizes.width(), panel = ChooseCore().panel;
+  TF_RETURN_IF_ERROR(kernel_buffer_.Allocate(PackedSize(sizes.features, 4 * width)));
+  TF_RETURN_IF_ERROR(recurrent_buffer_.Allocate(PackedSize(units, 4 * width)));
+  kernel_ = Pack(weights.kernel, sizes.features, units, width, panel, kernel_buffer_.data());
+  recurrent_kernel_ = Pack(weights.recurrent_kernel, units, units, width, panel, recurrent_buffer_.data());
+  return gains_.Make(sizes, weights);
+}
+
+Matrix Pack(const float* kernel, int64_t rows, int64_t units, int64_t width, int64_t panel, float* packed) {
+  if (units != width) std::memset(packed, 0, PackedSize(rows, 4 * width) * sizeof(float));
   for (int64_t i = 0; i < rows; ++i) {
-    const float* row = matrix + i * columns;
-    const float mean = centred ? Mean(row, columns) : 0.0f;
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t j = 0; j < count;) {
-        const int64_t column = part * width + j, offset = column % panel;
-        const int64_t run = std::min(count - j, panel - offset);
+    const float* row = kernel + i * 4 * units;
+    const float mean = Mean(row, 4 * units);
+    for (int64_t gate = 0; gate < 4; ++gate)
+      for (int64_t j = 0; j < units;) {
+        const int64_t column = gate * width + j, offset = column % panel;
+        const int64_t run = std::min(units - j, panel - offset);
         float* to = packed + column / panel * rows * panel + i * panel + offset;
-        const float* from = row + part * count + j;
+        const float* from = row + gate * units + j;
         for (int64_t k = 0; k < run; ++k) to[k] = from[k] - mean;
         j += run;
       }
@@ -128,8 +139,7 @@ Matrix Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int
   return {packed, panel, rows * panel};
 }
 
-Matrix PackTransposed(const float* matrix, const float* gain, int64_t units, int64_t width, int64_t panel,
-                      float* packed) {
+Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t panel, float* packed) {
   const int64_t columns = 4 * units;
   std::memset(packed, 0, PackedSize(4 * width, width) * sizeof(float));
   for (int64_t first = 0; first < units; first += panel) {
@@ -140,23 +150,17 @@ Matrix PackTransposed(const float* matrix, const float* gain, int64_t units, int
       for (int64_t j = 0; j < units; ++j) {
         float* to = packed + first * 4 * width + (gate * width + j) * panel;
         const float* from = matrix + first * columns + gate * units + j;
-        for (int64_t u = 0; u < count; ++u) to[u] = (from[u * columns] - means[u]) * gain[gate * units + j];
+        for (int64_t u = 0; u < count; ++u) to[u] = from[u * columns] - means[u];
       }
   }
   return {packed, panel, 4 * width * panel};
 }
 
-void Unpad(const float* padded, int64_t parts, int64_t count, int64_t width, float* values) {
-  for (int64_t part = 0; part < parts; ++part)
-    std::memcpy(values + part * count, padded + part * width, count * sizeof(float));
-}
-
-Blocks::Blocks(ThreadPool* threads, const Sizes& sizes) : threads_(threads), batch_(sizes.batch) {
-  const double work = static_cast<double>(sizes.steps()) * (sizes.features + sizes.units) * 4 * sizes.units;
+Blocks::Blocks(ThreadPool* threads, int64_t rows, double work) : threads_(threads), rows_(rows) {
   const int64_t useful = std::max<int64_t>(1, work / kWorkOfAThread);
-  count_ = std::min<int64_t>({batch_, threads_->NumThreads(), useful});
-  size_ = count_ == 0 ? 0 : (batch_ + count_ - 1) / count_;
-  if (size_ > 0) count_ = (batch_ + size_ - 1) / size_;
+  count_ = std::min<int64_t>({rows_, threads_->NumThreads(), useful});
+  size_ = count_ == 0 ? 0 : (rows_ + count_ - 1) / count_;
+  if (size_ > 0) count_ = (rows_ + size_ - 1) / size_;
 }
 
 // Free threads take the next block, and so does the caller. The caller never waits for a thread that has not started.
@@ -169,9 +173,9 @@ void Blocks::Run(const std::function<void(int64_t, int64_t, int64_t)>& work) con
     int64_t done = 0;
   };
   const auto progress = std::make_shared<Progress>();  // shared: a thread may start after the caller has returned
-  const auto take = [progress, work = &work, count = count_, size = size_, batch = batch_] {
+  const auto take = [progress, work = &work, count = count_, size = size_, rows = rows_] {
     for (int64_t i; (i = progress->next++) < count;) {
-      (*work)(i, i * size, std::min(batch, (i + 1) * size));
+      (*work)(i, i * size, std::min(rows, (i + 1) * size));
       std::lock_guard<std::mutex> lock(progress->mutex);
       if (++progress->done == count) progress->changed.notify_one();
     }
@@ -183,64 +187,76 @@ void Blocks::Run(const std::function<void(int64_t, int64_t, int64_t)>& work) con
 }
 
 absl::Status LaunchForward(ThreadPool* threads, const Weights& weights, Forward pass) {
+  ForwardWeights packed;
+  TF_RETURN_IF_ERROR(packed.Make(pass.sizes, weights));
+  return LaunchForward(threads, packed, pass);
+}
+
+absl::Status LaunchForward(ThreadPool* threads, const ForwardWeights& weights, Forward pass) {
   const Core& core = ChooseCore();
   const Sizes& sizes = pass.sizes;
-  const int64_t units = sizes.units, width = sizes.width();
-  PaddedGains gains;
-  TF_RETURN_IF_ERROR(gains.Make(sizes, weights));
-  pass.gains = gains.gains();
-  Blocks blocks(threads, sizes);
-  Buffer packed_kernel, packed_recurrent, scratch;
+  pass.kernel = weights.kernel(), pass.recurrent_kernel = weights.recurrent_kernel(), pass.gains = weights.gains();
+  Blocks blocks(threads, sizes.batch, Work(sizes));
+  Buffer scratch;
   const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
   TF_RETURN_IF_ERROR(scratch.Allocate(scratch_size * blocks.count()));
-
-  pass.centred = width != units || sizes.steps() > kRowsNotWorthPacking;
-  if (pass.centred) {
-    TF_RETURN_IF_ERROR(packed_kernel.Allocate(PackedSize(sizes.features, 4 * width)));
-    TF_RETURN_IF_ERROR(packed_recurrent.Allocate(PackedSize(units, 4 * width)));
-    pass.kernel = Pack(weights.kernel, sizes.features, 4, units, width, core.panel, true, packed_kernel.data());
-    pass.recurrent_kernel =
-        Pack(weights.recurrent_kernel, units, 4, units, width, core.panel, true, packed_recurrent.data());
-  } else {
-    pass.kernel = {weights.kernel, 4 * units, core.panel};
-    pass.recurrent_kernel = {weights.recurrent_kernel, 4 * units, core.panel};
-  }
   blocks.Run([&](int64_t index, int64_t begin, int64_t end) {
     core.forward(pass, begin, end, scratch.data() + index * scratch_size);
   });
   return absl::OkStatus();
 }
 
-absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, const float* gram, Backward pass,
-                            const Sums& gradients) {
+absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, Backward pass,
+                            const WeightGradients& gradients) {
   const Core& core = ChooseCore();
   const Sizes& sizes = pass.sizes;
-  const int64_t units = sizes.units, width = sizes.width(), sums_size = 10 * width;
+  const int64_t units = sizes.units, width = sizes.width(), gates = 4 * width;
   PaddedGains gains;
   TF_RETURN_IF_ERROR(gains.Make(sizes, weights));
   pass.gains = gains.gains();
-  Blocks blocks(threads, sizes);
+  Blocks blocks(threads, sizes.batch, 2 * Work(sizes));
   const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
-  const int64_t sums_count = sums_size * std::max<int64_t>(1, blocks.count());
-  Buffer packed_kernel, packed_gram, scratch, sums;
-  TF_RETURN_IF_ERROR(packed_kernel.Allocate(PackedSize(4 * width, width)));
-  TF_RETURN_IF_ERROR(packed_gram.Allocate(PackedSize(units, width)));
+  // Each block sums up gradients of its own: rows of both kernels, then rows of gains and biases.
+  const int64_t kernel_rows = sizes.features + units, sums_size = (kernel_rows + 3) * gates + 2 * width;
+  const int64_t sums_count = std::max<int64_t>(1, blocks.count());
+  Buffer packed_kernel, scratch, sums;
+  TF_RETURN_IF_ERROR(packed_kernel.Allocate(PackedSize(gates, width)));
   TF_RETURN_IF_ERROR(scratch.Allocate(scratch_size * blocks.count()));
-  TF_RETURN_IF_ERROR(sums.Allocate(sums_count));
-  std::memset(sums.data(), 0, sums_count * sizeof(float));
-  pass.recurrent_kernel_t = PackTransposed(weights.recurrent_kernel, weights.recurrent_gamma, units, width, core.panel,
-                                           packed_kernel.data());
-  pass.gram = Pack(gram, units, 1, units, width, core.panel, false, packed_gram.data());
+  TF_RETURN_IF_ERROR(sums.Allocate(sums_size * sums_count));
+  pass.recurrent_kernel_t = PackTransposed(weights.recurrent_kernel, units, width, core.panel, packed_kernel.data());
+  if (blocks.count() == 0) std::memset(sums.data(), 0, sums_size * sizeof(float));
   blocks.Run([&](int64_t index, int64_t begin, int64_t end) {
     float* own = sums.data() + index * sums_size;
-    core.backward(pass, begin, end, {own, own + 4 * width, own + 8 * width, own + 9 * width},
+    std::memset(own, 0, sums_size * sizeof(float));
+    float *recurrent = own + sizes.features * gates, *gain = recurrent + units * gates;
+    core.backward(pass, begin, end,
+                  {own, recurrent, gain, gain + gates, gain + 2 * gates, gain + 3 * gates, gain + 3 * gates + width},
                   scratch.data() + index * scratch_size);
   });
-  for (int64_t j = sums_size; j < sums_count; ++j) sums.data()[j % sums_size] += sums.data()[j];
-  Unpad(sums.data(), 4, units, width, gradients.bias);
-  Unpad(sums.data() + 4 * width, 4, units, width, gradients.kernel_gamma);
-  Unpad(sums.data() + 8 * width, 1, units, width, gradients.cell_gamma);
-  Unpad(sums.data() + 9 * width, 1, units, width, gradients.cell_beta);
+
+  // Adds up the sums of all blocks for `parts` gates or states from `first` on, and removes their padding.
+  const auto total = [&](int64_t first, int64_t parts, float* to) {
+    float* sum = sums.data() + first;
+    for (int64_t block = 1; block < sums_count; ++block)
+      for (int64_t j = 0; j < parts * width; ++j) sum[j] += sums.data()[block * sums_size + first + j];
+    for (int64_t part = 0; part < parts; ++part)
+      std::memcpy(to + part * units, sum + part * width, units * sizeof(float));
+  };
+  Blocks(threads, kernel_rows, kernel_rows * gates * sums_count).Run([&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* to = row < sizes.features ? gradients.kernel + row * 4 * units
+                                       : gradients.recurrent_kernel + (row - sizes.features) * 4 * units;
+      total(row * gates, 4, to);
+      const float mean = Mean(to, 4 * units);  // a constant in a row of a kernel changes nothing
+      for (int64_t j = 0; j < 4 * units; ++j) to[j] -= mean;
+    }
+  });
+  const int64_t first = kernel_rows * gates;
+  total(first, 4, gradients.kernel_gamma);
+  total(first + gates, 4, gradients.recurrent_gamma);
+  total(first + 2 * gates, 4, gradients.bias);
+  total(first + 3 * gates, 1, gradients.cell_gamma);
+  total(first + 3 * gates + width, 1, gradients.cell_beta);
   return absl::OkStatus();
 }
 

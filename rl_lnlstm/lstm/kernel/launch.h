@@ -63,22 +63,30 @@ class PaddedGains {
   Gains gains_;
 };
 
-// Packs [rows, parts * count] into panels of `panel` columns, with each part padded to `width` columns. If `centred`,
-// subtracts the mean of each row over all parts.
-Matrix Pack(const float* matrix, int64_t rows, int64_t parts, int64_t count, int64_t width, int64_t panel, bool centred,
-            float* packed);
+// What a forward pass needs of the weights. It serves any number of passes of any length and batch size.
+class ForwardWeights {
+ public:
+  absl::Status Make(const Sizes& sizes, const Weights& weights);
+  const Matrix& kernel() const { return kernel_; }
+  const Matrix& recurrent_kernel() const { return recurrent_kernel_; }
+  const Gains& gains() const { return gains_.gains(); }
 
-// Packs the transpose of a centred `matrix` [units, 4 * units] times `gain`, as [4 * width, width].
-Matrix PackTransposed(const float* matrix, const float* gain, int64_t units, int64_t width, int64_t panel,
-                      float* packed);
+ private:
+  Buffer kernel_buffer_, recurrent_buffer_;
+  Matrix kernel_, recurrent_kernel_;
+  PaddedGains gains_;
+};
 
-// Removes the padding of parts: from `width` columns to `count`.
-void Unpad(const float* padded, int64_t parts, int64_t count, int64_t width, float* values);
+// Packs a kernel [rows, 4 * units], centred, into panels of `panel` columns, with each gate padded to `width` columns.
+Matrix Pack(const float* kernel, int64_t rows, int64_t units, int64_t width, int64_t panel, float* packed);
 
-// Divides the batch into blocks of rows, one for each thread that is worth waking.
+// Packs the transpose of `matrix` [units, 4 * units], centred, as [4 * width, width].
+Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t panel, float* packed);
+
+// Divides rows into blocks, one for each thread that is worth waking for its part of the `work`, in multiplications.
 class Blocks {
  public:
-  Blocks(ThreadPool* threads, const Sizes& sizes);
+  Blocks(ThreadPool* threads, int64_t rows, double work);
 
   int64_t count() const { return count_; }
   int64_t size() const { return size_; }
@@ -88,16 +96,16 @@ class Blocks {
 
  private:
   ThreadPool* threads_;
-  int64_t batch_, count_, size_;
+  int64_t rows_, count_, size_;
 };
 
-// Runs the forward pass that `pass` describes. The matrices and gains in it are made from `weights`.
+// Runs the forward pass that `pass` describes, with matrices and gains from `weights`.
+absl::Status LaunchForward(ThreadPool* threads, const ForwardWeights& weights, Forward pass);
 absl::Status LaunchForward(ThreadPool* threads, const Weights& weights, Forward pass);
 
-// Runs the backward pass. `gram` is recurrent_kernel @ transpose(recurrent_kernel), with the kernel centred.
-// `gradients` receives the gradients of gains and biases, without padding.
-absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, const float* gram, Backward pass,
-                            const Sums& gradients);
+// Runs the backward pass. `gradients` receives the gradients of the weights, without padding.
+absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, Backward pass,
+                            const WeightGradients& gradients);
 
 }  // namespace rl_lnlstm
 

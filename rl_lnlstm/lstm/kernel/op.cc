@@ -76,9 +76,9 @@ class ForwardOp : public OpKernel {
     OP_REQUIRES_OK(context, allocate(1, Shape({batch, units}), &f.h));
     OP_REQUIRES_OK(context, allocate(2, Shape({batch, units}), &f.c));
     OP_REQUIRES_OK(context, allocate(3, Shape({kept, inner, 4 * width}), &f.x_hat));
-    OP_REQUIRES_OK(context, allocate(4, Shape({kept, inner}), &f.x_scale));
-    OP_REQUIRES_OK(context, allocate(5, Shape({kept, inner, 4 * width}), &f.gates));
-    OP_REQUIRES_OK(context, allocate(6, Shape({kept, inner, width}), &f.cells));
+    OP_REQUIRES_OK(context, allocate(4, Shape({kept, inner, 4 * width}), &f.r_hat));
+    OP_REQUIRES_OK(context, allocate(5, Shape({kept, inner, width}), &f.cells));
+    OP_REQUIRES_OK(context, allocate(6, Shape({kept, inner}), &f.x_scale));
     OP_REQUIRES_OK(context, allocate(7, Shape({kept, inner}), &f.r_scale));
     OP_REQUIRES_OK(context, allocate(8, Shape({kept, inner}), &f.c_scale));
     OP_REQUIRES_OK(context, LaunchForward(Threads(context), weights, f));
@@ -96,66 +96,60 @@ class BackwardOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    const Tensor* cells;
-    const Tensor* c0;
-    OP_REQUIRES_OK(context, context->input("cells", &cells));
+    const Tensor *inputs, *c0;
+    OP_REQUIRES_OK(context, context->input("inputs", &inputs));
     OP_REQUIRES_OK(context, context->input("c0", &c0));
-    OP_REQUIRES(context, cells->dims() == 3 && c0->dims() == 2 && c0->dim_size(1) > 0,
-                InvalidArgument("c0 must have shape [batch, units] and cells [time, batch, width], or batch first, got ",
-                                c0->shape().DebugString(), " and ", cells->shape().DebugString()));
-    const int64_t outer = cells->dim_size(0), inner = cells->dim_size(1);
-    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, 0, c0->dim_size(1), time_major_};
+    OP_REQUIRES(context, inputs->dims() == 3 && c0->dims() == 2 && c0->dim_size(1) > 0,
+                InvalidArgument("inputs must have shape [time, batch, features], or batch first, and c0 [batch, units], "
+                                "got ", inputs->shape().DebugString(), " and ", c0->shape().DebugString()));
+    const int64_t outer = inputs->dim_size(0), inner = inputs->dim_size(1), features = inputs->dim_size(2);
+    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, features, c0->dim_size(1), time_major_};
     const int64_t batch = sizes.batch, units = sizes.units, width = sizes.width();
 
     Backward b;
     b.sizes = sizes;
-    const float* gram;
+    b.inputs = Data(*inputs);
     OP_REQUIRES_OK(context, Expect(context, "masks", masked_ ? Shape({outer, inner}) : Shape({0, 0}), &b.masks));
     if (!masked_) b.masks = nullptr;
     Weights weights{};
     OP_REQUIRES_OK(context, ReadWeights(context, sizes, &weights));
-    OP_REQUIRES_OK(context, Expect(context, "gram", Shape({units, units}), &gram));
     OP_REQUIRES_OK(context, Expect(context, "h0", Shape({batch, units}), &b.h0));
     OP_REQUIRES_OK(context, Expect(context, "c0", Shape({batch, units}), &b.c0));
     OP_REQUIRES_OK(context, Expect(context, "outputs", Shape({outer, inner, units}), &b.outputs));
     OP_REQUIRES_OK(context, Expect(context, "x_hat", Shape({outer, inner, 4 * width}), &b.x_hat));
-    OP_REQUIRES_OK(context, Expect(context, "x_scale", Shape({outer, inner}), &b.x_scale));
-    OP_REQUIRES_OK(context, Expect(context, "gates", Shape({outer, inner, 4 * width}), &b.gates));
+    OP_REQUIRES_OK(context, Expect(context, "r_hat", Shape({outer, inner, 4 * width}), &b.r_hat));
     OP_REQUIRES_OK(context, Expect(context, "cells", Shape({outer, inner, width}), &b.cells));
+    OP_REQUIRES_OK(context, Expect(context, "x_scale", Shape({outer, inner}), &b.x_scale));
     OP_REQUIRES_OK(context, Expect(context, "r_scale", Shape({outer, inner}), &b.r_scale));
     OP_REQUIRES_OK(context, Expect(context, "c_scale", Shape({outer, inner}), &b.c_scale));
     OP_REQUIRES_OK(context, Expect(context, "d_outputs", Shape({outer, inner, units}), &b.d_outputs));
     OP_REQUIRES_OK(context, Expect(context, "d_h", Shape({batch, units}), &b.d_h));
     OP_REQUIRES_OK(context, Expect(context, "d_c", Shape({batch, units}), &b.d_c));
 
-    // Write over the inputs if nothing else uses them, which saves two arrays of this size.
-    const auto forwarded = [&](const char* input, int output, const TensorShape& shape, float** data) {
-      int index, end;
-      TF_RETURN_IF_ERROR(InputRange(input, &index, &end));
-      Tensor* tensor;
-      TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({index}, output, shape, &tensor));
-      *data = Data(*tensor);
-      return absl::OkStatus();
-    };
+    // Write over x_hat if nothing else uses it, which saves an array of this size.
+    int x_hat, end;
+    OP_REQUIRES_OK(context, InputRange("x_hat", &x_hat, &end));
+    Tensor* d_product;
+    OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({x_hat}, 0, Shape({outer, inner, 4 * width}),
+                                                                      &d_product));
+    b.d_product = Data(*d_product);
     const auto allocated = [&](int output, const TensorShape& shape, float** data) {
       Tensor* tensor;
       TF_RETURN_IF_ERROR(context->allocate_output(output, shape, &tensor));
       *data = Data(*tensor);
       return absl::OkStatus();
     };
-    Sums gradients;
-    OP_REQUIRES_OK(context, forwarded("x_hat", 0, Shape({outer, inner, 4 * width}), &b.d_product));
-    OP_REQUIRES_OK(context, forwarded("gates", 1, Shape({outer, inner, 4 * width}), &b.d_gain));
-    OP_REQUIRES_OK(context, allocated(2, Shape({outer, inner, width}), &b.entering_h));
-    OP_REQUIRES_OK(context, allocated(3, Shape({outer, inner, width}), &b.along_h));
-    OP_REQUIRES_OK(context, allocated(4, Shape({batch, units}), &b.d_h0));
-    OP_REQUIRES_OK(context, allocated(5, Shape({batch, units}), &b.d_c0));
-    OP_REQUIRES_OK(context, allocated(6, Shape({4 * units}), &gradients.bias));
-    OP_REQUIRES_OK(context, allocated(7, Shape({4 * units}), &gradients.kernel_gamma));
+    WeightGradients gradients;
+    OP_REQUIRES_OK(context, allocated(1, Shape({batch, units}), &b.d_h0));
+    OP_REQUIRES_OK(context, allocated(2, Shape({batch, units}), &b.d_c0));
+    OP_REQUIRES_OK(context, allocated(3, Shape({features, 4 * units}), &gradients.kernel));
+    OP_REQUIRES_OK(context, allocated(4, Shape({units, 4 * units}), &gradients.recurrent_kernel));
+    OP_REQUIRES_OK(context, allocated(5, Shape({4 * units}), &gradients.kernel_gamma));
+    OP_REQUIRES_OK(context, allocated(6, Shape({4 * units}), &gradients.recurrent_gamma));
+    OP_REQUIRES_OK(context, allocated(7, Shape({4 * units}), &gradients.bias));
     OP_REQUIRES_OK(context, allocated(8, Shape({units}), &gradients.cell_gamma));
     OP_REQUIRES_OK(context, allocated(9, Shape({units}), &gradients.cell_beta));
-
-    OP_REQUIRES_OK(context, LaunchBackward(Threads(context), weights, gram, b, gradients));
+    OP_REQUIRES_OK(context, LaunchBackward(Threads(context), weights, b, gradients));
   }
 
  private:
@@ -177,26 +171,23 @@ absl::Status ForwardShapes(InferenceContext* c) {
   c->set_output(1, c->MakeShape({batch, units}));
   c->set_output(2, c->MakeShape({batch, units}));
   c->set_output(3, c->MakeShape({kept, inner, gates}));
-  c->set_output(4, c->MakeShape({kept, inner}));
-  c->set_output(5, c->MakeShape({kept, inner, gates}));
-  c->set_output(6, c->MakeShape({kept, inner, width}));
+  c->set_output(4, c->MakeShape({kept, inner, gates}));
+  c->set_output(5, c->MakeShape({kept, inner, width}));
+  c->set_output(6, c->MakeShape({kept, inner}));
   c->set_output(7, c->MakeShape({kept, inner}));
   c->set_output(8, c->MakeShape({kept, inner}));
   return absl::OkStatus();
 }
 
 absl::Status BackwardShapes(InferenceContext* c) {
-  const auto state = c->input(2), x_hat = c->input(10), cells = c->input(13), gamma = c->input(5);
-  c->set_output(0, x_hat);
-  c->set_output(1, x_hat);
-  c->set_output(2, cells);
-  c->set_output(3, cells);
-  c->set_output(4, state);
-  c->set_output(5, state);
-  c->set_output(6, gamma);
-  c->set_output(7, gamma);
-  c->set_output(8, c->input(7));
-  c->set_output(9, c->input(7));
+  tensorflow::shape_inference::ShapeHandle inputs, recurrent_kernel;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 3, &inputs));
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(4), 2, &recurrent_kernel));
+  c->set_output(0, c->input(11));
+  c->set_output(1, c->input(3));
+  c->set_output(2, c->input(3));
+  c->set_output(3, c->MakeShape({c->Dim(inputs, 2), c->Dim(recurrent_kernel, 1)}));
+  for (int i = 0; i < 6; ++i) c->set_output(4 + i, c->input(4 + i));
   return absl::OkStatus();
 }
 
@@ -222,45 +213,45 @@ REGISTER_OP("RlLnlstm>Forward")
     .Output("h: float")
     .Output("c: float")
     .Output("x_hat: float")
-    .Output("x_scale: float")
-    .Output("gates: float")
+    .Output("r_hat: float")
     .Output("cells: float")
+    .Output("x_scale: float")
     .Output("r_scale: float")
     .Output("c_scale: float")
     .SetShapeFn(ForwardShapes);
 
-// The gradient of the sequence, except for the matrix products over all steps.
+// The gradient of the sequence, except for the inputs': that is d_product @ transpose(kernel).
 REGISTER_OP("RlLnlstm>Backward")
-    .Input("masks: float")             // 0
+    .Input("inputs: float")            // 0
+    .Input("masks: float")
     .Input("h0: float")
     .Input("c0: float")
     .Input("recurrent_kernel: float")
-    .Input("kernel_gamma: float")
-    .Input("recurrent_gamma: float")   // 5
+    .Input("kernel_gamma: float")      // 5
+    .Input("recurrent_gamma: float")
     .Input("bias: float")
     .Input("cell_gamma: float")
     .Input("cell_beta: float")
-    .Input("outputs: float")
-    .Input("x_hat: float")             // 10
-    .Input("x_scale: float")
-    .Input("gates: float")
+    .Input("outputs: float")           // 10
+    .Input("x_hat: float")
+    .Input("r_hat: float")
     .Input("cells: float")
-    .Input("r_scale: float")
-    .Input("c_scale: float")           // 15
-    .Input("gram: float")
+    .Input("x_scale: float")
+    .Input("r_scale: float")           // 15
+    .Input("c_scale: float")
     .Input("d_outputs: float")
     .Input("d_h: float")
     .Input("d_c: float")
     .Attr("time_major: bool")
     .Attr("masked: bool")
     .Output("d_product: float")
-    .Output("d_gain: float")
-    .Output("entering_h: float")
-    .Output("along_h: float")
     .Output("d_h0: float")
     .Output("d_c0: float")
-    .Output("d_bias: float")
+    .Output("d_kernel: float")
+    .Output("d_recurrent_kernel: float")
     .Output("d_kernel_gamma: float")
+    .Output("d_recurrent_gamma: float")
+    .Output("d_bias: float")
     .Output("d_cell_gamma: float")
     .Output("d_cell_beta: float")
     .SetShapeFn(BackwardShapes);

@@ -91,8 +91,8 @@ void CallForward(void* out, const void** in, const char* text, size_t size, XlaC
   f.inputs = input(0), f.masks = call.masked ? input(1) : nullptr, f.h0 = input(2), f.c0 = input(3);
   const Weights weights{input(4), input(5), input(6), input(7), input(8), input(9), input(10)};
   f.outputs = output(0), f.h = output(1), f.c = output(2);
-  f.x_hat = kept(3), f.x_scale = kept(4), f.gates = kept(5);
-  f.cells = kept(6), f.r_scale = kept(7), f.c_scale = kept(8);
+  f.x_hat = kept(3), f.r_hat = kept(4), f.cells = kept(5);
+  f.x_scale = kept(6), f.r_scale = kept(7), f.c_scale = kept(8);
   NanUnless(LaunchForward(threads, weights, f), f.outputs, f.sizes.steps() * f.sizes.units);
 }
 
@@ -102,14 +102,15 @@ void CallBackward(void* out, const void** in, const char* text, size_t size, Xla
   const auto output = [&](int i) { return static_cast<float*>(static_cast<void**>(out)[i]); };
   Backward b{};
   b.sizes = call.sizes;
-  b.masks = call.masked ? input(0) : nullptr, b.h0 = input(1), b.c0 = input(2);
-  const Weights weights{nullptr, input(3), input(4), input(5), input(6), input(7), input(8)};
-  b.outputs = input(9), b.x_hat = input(10), b.x_scale = input(11), b.gates = input(12), b.cells = input(13);
-  b.r_scale = input(14), b.c_scale = input(15), b.d_outputs = input(17), b.d_h = input(18), b.d_c = input(19);
-  b.d_product = output(0), b.d_gain = output(1), b.entering_h = output(2), b.along_h = output(3);
-  b.d_h0 = output(4), b.d_c0 = output(5);
-  NanUnless(LaunchBackward(threads, weights, input(16), b, {output(6), output(7), output(8), output(9)}), b.d_product,
-            b.sizes.steps() * 4 * b.sizes.width());
+  b.inputs = input(0), b.masks = call.masked ? input(1) : nullptr, b.h0 = input(2), b.c0 = input(3);
+  const Weights weights{nullptr, input(4), input(5), input(6), input(7), input(8), input(9)};
+  b.outputs = input(10), b.x_hat = input(11), b.r_hat = input(12), b.cells = input(13);
+  b.x_scale = input(14), b.r_scale = input(15), b.c_scale = input(16);
+  b.d_outputs = input(17), b.d_h = input(18), b.d_c = input(19);
+  b.d_product = output(0), b.d_h0 = output(1), b.d_c0 = output(2);
+  NanUnless(LaunchBackward(threads, weights, b, {output(3), output(4), output(5), output(6), output(7), output(8),
+                                                 output(9)}),
+            b.d_product, b.sizes.steps() * 4 * b.sizes.width());
 }
 
 using tensorflow::TensorShape;
@@ -158,7 +159,7 @@ class XlaForwardOp : public tensorflow::XlaOpKernel {
     Emit(context, "rl_lnlstm_forward", {sizes, masked_, keep_},
          {inputs, masked_ ? Shape({outer, inner}) : Shape({0, 0}), state, state, Shape({sizes.features, 4 * units}),
           Shape({units, 4 * units}), gain, gain, gain, cell, cell},
-         {Shape({outer, inner, units}), state, state, gates, numbers, gates, Shape({kept, inner, width}), numbers,
+         {Shape({outer, inner, units}), state, state, gates, gates, Shape({kept, inner, width}), numbers, numbers,
           numbers});
   }
 
@@ -174,21 +175,21 @@ class XlaBackwardOp : public tensorflow::XlaOpKernel {
   }
 
   void Compile(XlaOpKernelContext* context) override {
-    const TensorShape c0 = context->InputShape(2), cells = context->InputShape(13);
-    OP_REQUIRES(context, cells.dims() == 3 && c0.dims() == 2 && c0.dim_size(1) > 0,
-                InvalidArgument("c0 must have shape [batch, units] and cells [time, batch, width], or batch first, got ",
-                                c0.DebugString(), " and ", cells.DebugString()));
-    const int64_t outer = cells.dim_size(0), inner = cells.dim_size(1);
-    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, 0, c0.dim_size(1), time_major_};
+    const TensorShape inputs = context->InputShape(0), c0 = context->InputShape(3);
+    OP_REQUIRES(context, inputs.dims() == 3 && c0.dims() == 2 && c0.dim_size(1) > 0,
+                InvalidArgument("inputs must have shape [time, batch, features], or batch first, and c0 [batch, units], "
+                                "got ", inputs.DebugString(), " and ", c0.DebugString()));
+    const int64_t outer = inputs.dim_size(0), inner = inputs.dim_size(1), features = inputs.dim_size(2);
+    const Sizes sizes{time_major_ ? outer : inner, time_major_ ? inner : outer, features, c0.dim_size(1), time_major_};
     const int64_t units = sizes.units, width = sizes.width();
     const TensorShape state = Shape({sizes.batch, units}), gain = Shape({4 * units}), cell = Shape({units});
+    const TensorShape kernel = Shape({features, 4 * units}), recurrent_kernel = Shape({units, 4 * units});
     const TensorShape gates = Shape({outer, inner, 4 * width}), numbers = Shape({outer, inner});
-    const TensorShape wide = Shape({outer, inner, width}), outputs = Shape({outer, inner, units});
+    const TensorShape cells = Shape({outer, inner, width}), outputs = Shape({outer, inner, units});
     Emit(context, "rl_lnlstm_backward", {sizes, masked_, true},
-         {masked_ ? Shape({outer, inner}) : Shape({0, 0}), state, state, Shape({units, 4 * units}), gain, gain, gain,
-          cell, cell, outputs, gates, numbers, gates, wide, numbers, numbers, Shape({units, units}), outputs, state,
-          state},
-         {gates, gates, wide, wide, state, state, gain, gain, cell, cell});
+         {inputs, masked_ ? numbers : Shape({0, 0}), state, state, recurrent_kernel, gain, gain, gain, cell, cell,
+          outputs, gates, gates, cells, numbers, numbers, numbers, outputs, state, state},
+         {gates, state, state, kernel, recurrent_kernel, gain, gain, gain, cell, cell});
   }
 
  private:
