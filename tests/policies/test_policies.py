@@ -136,6 +136,45 @@ def test_the_compiled_step_is_that_of_the_graph(action_space, arguments):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not available(), reason="no kernel")
+@pytest.mark.parametrize("units", [5, 32])
+def test_a_row_of_the_compiled_step_does_not_depend_on_the_others(units):
+    policy = reference.randomise(policy_for(OBSERVATIONS, ACTION_SPACES["box"], units=units))
+    rng, batch = np.random.default_rng(0), 150
+    state = rng.normal(size=(2, batch, policy.state_size)).astype(np.float32)
+    noise = policy.action_head.noise(rng, batch)
+    given = observations_of(OBSERVATIONS, batch), *state, rng.random(batch) < 0.5, noise
+    step = compiled_step(policy)
+    whole = step(*given)
+    for size in (1, 2, 7, 64):
+        parts = [step(*(array[i : i + size] for array in given)) for i in range(0, batch, size)]
+        for one, other in zip(whole, map(np.concatenate, zip(*parts, strict=True)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(not available(), reason="no kernel")
+def test_the_compiled_step_notices_every_change_of_the_weights():
+    policy = reference.randomise(policy_for(OBSERVATIONS, ACTION_SPACES["box"]))
+    compiled, graph = compiled_step(policy), graph_step(policy)
+    noise = np.zeros((3, policy.action_head.noise_size), np.float32)
+    given = observations_of(OBSERVATIONS, 3), *np.ones((2, 3, policy.state_size), np.float32), np.zeros(3, bool), noise
+    kernel = policy.network.lstm_layers[0].recurrent_kernel.value
+    before = compiled(*given)[-1]
+    changes = [
+        lambda: kernel.assign(kernel + 0.1),
+        tf.function(lambda: kernel.assign_add(0.1 * tf.ones_like(kernel)), jit_compile=True),
+        lambda: kernel.assign_sub(0.1 * tf.eye(*kernel.shape)),
+        *[lambda: kernel.scatter_nd_add([[0, 1], [2, 3]], [0.5, -0.5])] * 3,  # changes the variable's memory in place
+        lambda: kernel.assign(tf.eye(*kernel.shape)),
+    ]
+    for change in changes:
+        change()
+        cell = compiled(*given)[-1]
+        assert not np.array_equal(cell, before)
+        np.testing.assert_allclose(cell, graph(*given)[-1], atol=1e-5)
+        before = cell
+
+
 def test_what_the_compiled_step_cannot_do_is_left_to_the_graph():
     assert compiled_step(policy_for(activation="gelu")) is None
     convolution = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 2), keras.layers.Flatten()])
