@@ -1,6 +1,6 @@
 # On a fresh machine, run `make train` or `make test`. They make the virtual environment themselves.
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow docs lint format bench kills learning endurance sanitize test-peers test-lowest clean
+.PHONY: help train test test-slow docs lint format bench kills learning endurance sanitize test-peers test-ray test-lowest clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,6 +21,10 @@ $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,box2d,mujoco,atari,minigrid,bench]'
 	@touch $@
 
+$(VENV)/.ray: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,ray]'
+	@touch $@
+
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,docs]'
 	@touch $@
@@ -31,10 +35,10 @@ train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(VENV)/.installed  ## run the tests, on all cores, without the slow ones: about 6 minutes on two cores
-	$(PYTEST) -m 'not peers and not slow' $(ARGS)
+	$(PYTEST) -m 'not peers and not ray and not slow' $(ARGS)
 
 test-slow: $(VENV)/.installed  ## run the tests that `make test` leaves out, about 5 minutes
-	$(PYTEST) -m 'slow and not peers' $(ARGS)
+	$(PYTEST) -m 'slow and not peers and not ray' $(ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build $(ARGS)
@@ -51,6 +55,10 @@ format: $(VENV)/.installed  ## format the code
 
 test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, which are large
 	$(BIN)/python -m pytest -m peers $(ARGS)
+
+# One after the other, because each starts a cluster with several processes.
+test-ray: $(VENV)/.ray  ## the tests that start clusters of Ray, all on this machine
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m ray $(ARGS)
 
 # uv finds the lowest versions that pyproject.toml allows for direct dependencies, and the newest ones of all others.
 LOWEST := $(VENV)-lowest

@@ -105,7 +105,7 @@ class Ours:
             seed=seed,
             **layers,
         )
-        ppo._runner.run = acting.around(ppo._runner.run)
+        ppo._collector.collect = acting.around(ppo._collector.collect)
         run = Run([0], [time.perf_counter()], [0.0])
 
         def after_iteration(metrics: dict[str, float]) -> bool:

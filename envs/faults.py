@@ -4,7 +4,7 @@ import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 
@@ -12,6 +12,17 @@ from rl_lnlstm import errors
 
 FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only the modules of this folder see it
 ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
+
+
+class Numbering(NamedTuple):
+    """The numbers of the environments of a vector environment, which may be a part of those of a run."""
+
+    first: int
+    total: int
+
+    def named(self, name: str, index: int) -> str:
+        """The name of an environment in messages, from its index in the vector environment."""
+        return f"{name} (environment {self.first + index} in 0..{self.total - 1})"
 
 
 class Fault(Exception):

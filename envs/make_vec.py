@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.registry import EnvSource, construction, find_spec, offers_vector_entry_point, vector_creator
 from rl_lnlstm.envs.restart import EnvMaker, make_async, make_sync
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
@@ -38,6 +39,7 @@ def make_vec(
     timeout: float | None = None,
     info_keys: Sequence[str] = (),
     mask_key: str | None = None,
+    numbering: Numbering | None = None,
 ) -> VectorEnv:
     """Makes a vector environment that copies and checks its data, and replaces environments that fail.
 
@@ -69,6 +71,7 @@ def make_vec(
             find them in the `info` of each `Episode` of a `Stepper`. Numbers in a dict are named "key/inner key".
         mask_key: the entry of a `Dict` observation that is the action mask. It moves from the observation (and its
             space) to `infos["action_mask"]`, from where masks are read.
+        numbering: the numbers of the environments in messages, if they are a part of those of a run.
 
     Returns:
         A vector environment with `metadata["autoreset_mode"]`. It guarantees:
@@ -114,6 +117,7 @@ def make_vec(
         raise UserError(f"num_envs={num_envs!r}: expected an integer of at least 1")
     mode = _autoreset_mode(autoreset_mode)
     around = tuple(wrapper_from_name(wrapper) if isinstance(wrapper, str) else wrapper for wrapper in wrappers)
+    numbering = numbering or Numbering(0, int(num_envs))
     source = find_spec(env) if isinstance(env, str) else env
     name = source.id if isinstance(source, EnvSpec) else getattr(env, "__name__", type(env).__name__)
     kwargs = dict(env_kwargs or {})
@@ -127,16 +131,17 @@ def make_vec(
         vector_env = _from_vector_entry_point(source, name, int(num_envs), mode, around, kwargs)
     elif vectorization in ("sync", "async"):
         makers = [
-            EnvMaker(source, f"{name} (environment {index} in 0..{num_envs - 1})", kwargs, around, info_keys)
-            for index in range(num_envs)
+            EnvMaker(source, numbering.named(name, index), kwargs, around, info_keys) for index in range(num_envs)
         ]
-        vector_env = make_sync(makers, mode) if vectorization == "sync" else make_async(makers, name, mode, timeout)
+        vector_env = (
+            make_sync(makers, mode) if vectorization == "sync" else make_async(makers, name, mode, timeout, numbering)
+        )
         if isinstance(source, EnvSpec):
             vector_env.spec = copy.deepcopy(source)
             vector_env.spec.kwargs.update(kwargs)
     else:
         raise UserError(f"vectorization={vectorization!r}: expected 'auto', 'sync', 'async' or 'vector_entry_point'")
-    return GuardedVectorEnv(vector_env, name, max_failures, info_keys, mask_key)
+    return GuardedVectorEnv(vector_env, name, max_failures, info_keys, mask_key, numbering)
 
 
 def take_snapshot(envs: VectorEnv) -> list[bytes]:

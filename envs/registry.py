@@ -121,5 +121,10 @@ def portable(spec: EnvSpec) -> EnvSpec:
     return spec
 
 
+def portable_registrations() -> dict[str, EnvSpec]:
+    """The specifications of all ids, for another process."""
+    return {env_id: portable(spec) for env_id, spec in gym.registry.items()}
+
+
 def _install(extra: str) -> str:
     return f'pip install "rl-lnlstm[{extra}]"'

@@ -13,9 +13,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate
 
+from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.guard import Guard
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_wrappers
-from rl_lnlstm.envs.registry import EnvSource, construction, portable
+from rl_lnlstm.envs.registry import EnvSource, construction, portable, portable_registrations
 from rl_lnlstm.envs.scores import warn_of_lives
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper
@@ -85,9 +86,11 @@ def make_sync(makers: Sequence[Callable[[], gym.Env]], mode: AutoresetMode) -> V
     return vector_env
 
 
-def make_async(makers: Sequence[EnvMaker], name: str, mode: AutoresetMode, timeout: float | None) -> VectorEnv:
+def make_async(
+    makers: Sequence[EnvMaker], name: str, mode: AutoresetMode, timeout: float | None, numbering: Numbering
+) -> VectorEnv:
     """Makes environments that run in a process each."""
-    registrations = {env_id: portable(spec) for env_id, spec in gym.registry.items()}
+    registrations = portable_registrations()
     makers = [
         dataclasses.replace(
             maker,
@@ -96,4 +99,4 @@ def make_async(makers: Sequence[EnvMaker], name: str, mode: AutoresetMode, timeo
         )
         for maker in makers
     ]
-    return WorkerVectorEnv(makers, name, mode, timeout)
+    return WorkerVectorEnv(makers, name, mode, timeout, numbering)

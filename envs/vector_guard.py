@@ -22,7 +22,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
     wrong_values,
 )
-from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, forget, raised, user_frames
+from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, Numbering, forget, raised, user_frames
 from rl_lnlstm.envs.final_observations import FinalObservations
 from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
@@ -46,7 +46,7 @@ class GuardedVectorEnv(VectorWrapper):
     Args:
         env: the vector environment.
         name: the name of the environments in messages.
-        max_failures, info_keys, mask_key: as for `make_vec`.
+        max_failures, info_keys, mask_key, numbering: as for `make_vec`.
 
     Attributes:
         failures: number of failures so far.
@@ -63,9 +63,11 @@ class GuardedVectorEnv(VectorWrapper):
         max_failures: int = 0,
         info_keys: tuple[str, ...] = (),
         mask_key: str | None = None,
+        numbering: Numbering | None = None,
     ) -> None:
         super().__init__(env)
         self.name, self.info_keys, self.failures = name, info_keys, 0
+        self._numbering = numbering or Numbering(0, env.num_envs)
         self._max_failures = max_failures if self._holds_guards() else 0
         self._mode = env.metadata.get("autoreset_mode")
         self._inner_spaces = env.single_observation_space, env.single_action_space
@@ -289,7 +291,7 @@ class GuardedVectorEnv(VectorWrapper):
         raise EnvironmentFailure(message) from fault.__cause__
 
     def _name_of(self, index: int | None) -> str:
-        return self.name if index is None else f"{self.name} (environment {index} in 0..{self.num_envs - 1})"
+        return self.name if index is None else self._numbering.named(self.name, index)
 
     def _raise_named(self, error: Exception, when: str) -> NoReturn:
         if isinstance(error, UserError):

@@ -24,7 +24,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from rl_lnlstm.envs.faults import FAULT, Fault, WorkerTraceback
+from rl_lnlstm.envs.faults import FAULT, Fault, Numbering, WorkerTraceback
 from rl_lnlstm.envs.worker_process import STARTED, Description, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.interrupts import interrupts_deferred
@@ -44,6 +44,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         name: the name of the environments in messages.
         autoreset_mode: as in Gymnasium.
         timeout: seconds that a worker may take for a step or a reset; None for no limit.
+        numbering: the numbers of the environments in messages.
 
     Raises:
         UserError: `env_fns` cannot be sent to another process, or raise this error.
@@ -51,7 +52,12 @@ class WorkerVectorEnv(AsyncVectorEnv):
     """
 
     def __init__(
-        self, env_fns: Sequence[Callable[[], gym.Env]], name: str, autoreset_mode: AutoresetMode, timeout: float | None
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        name: str,
+        autoreset_mode: AutoresetMode,
+        timeout: float | None,
+        numbering: Numbering,
     ) -> None:
         try:
             cloudpickle.dumps(env_fns)
@@ -61,7 +67,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self.env_fns, self.num_envs, self.autoreset_mode = env_fns, len(env_fns), autoreset_mode
         self.shared_memory, self.copy, self.observation_mode = True, True, "same"
         self.parent_pipes, self.processes, self._state = [], [], AsyncState.DEFAULT
-        self._name, self._timeout = name, timeout
+        self._name, self._timeout, self._numbering = name, timeout, numbering
         # Do not use fork: TensorFlow runs threads, and a forked child would inherit locks that are never released. A
         # fork server is a fresh process without such threads. It imports Gymnasium once, and forks workers just as
         # fast.
@@ -173,8 +179,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
 
     def _raise(self, error: BaseException, index: int) -> None:
         if isinstance(error, Fault):
-            where = f"{self._name} (environment {index} in 0..{self.num_envs - 1})"
-            raise EnvironmentFailure(f"{where} {error}") from error.__cause__
+            raise EnvironmentFailure(f"{self._numbering.named(self._name, index)} {error}") from error.__cause__
         raise error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:

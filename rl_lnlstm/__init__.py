@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.errors import EnvironmentFailure as EnvironmentFailure
     from rl_lnlstm.errors import TrainingFailure as TrainingFailure
     from rl_lnlstm.errors import UserError as UserError
+    from rl_lnlstm.errors import WorkerFailure as WorkerFailure
     from rl_lnlstm.evaluation.evaluate import evaluate as evaluate
     from rl_lnlstm.evaluation.evaluate import evaluate_policy as evaluate_policy
     from rl_lnlstm.evaluation.evaluate import record_episodes as record_episodes
@@ -49,6 +50,7 @@ _EXPORTS = {
     "EnvironmentFailure": "errors",
     "TrainingFailure": "errors",
     "UserError": "errors",
+    "WorkerFailure": "errors",
     "CSVLogger": "runs.loggers",
     "Callback": "ppo.callbacks",
     "CheckpointCallback": "runs.checkpoints",

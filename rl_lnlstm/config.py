@@ -6,12 +6,9 @@ the command-line flag with its help text, the entry in `config.json`, and the ch
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import inspect
-import itertools
-import textwrap
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -26,6 +23,7 @@ from rl_lnlstm.option_types import (
     Positive,
     SampleFrequency,
     checked,
+    described,
     metadata,
 )
 from rl_lnlstm.other_names import ARGUMENTS_OF_LEARN, name_here
@@ -157,7 +155,24 @@ class PPOOptions:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
+class WorkerOptions:
+    """Workers on this or other machines."""
+
+    ray: str | None = None
+    """collect rollouts with workers of Ray; local: on this machine; HOST:PORT: on the cluster with this address; auto:
+    on the cluster that runs on this machine; None: in this process; the run is the same, bit for bit"""
+    workers: Count | None = None
+    """number of workers, a divisor of num_envs; None: as many as there are CPUs, if that divides num_envs, otherwise
+    fewer"""
+    worker_timeout: Positive | None = 600.0
+    """seconds that a worker may take for a rollout before it counts as frozen and is replaced; None for no limit"""
+    max_worker_failures: Index = 10
+    """a worker that dies, freezes or cannot be reached is replaced; the run stops when this happens more than this
+    number of times in a row, without a rollout in between in which all workers answer"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
     """Options of recurrent PPO. Names are the same as in CleanRL, if it has the option.
 
     Raises:
@@ -186,6 +201,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
         hints = _hints(type(self))
         for name, value in vars(self).items():
             setattr(self, name, checked(name, value, hints[name]))
+        self._check_workers()
         if self.bptt_steps < 1 or self.num_steps % self.bptt_steps:
             raise UserError(
                 f"sequence_length must divide num_steps, got sequence_length={self.sequence_length} and "
@@ -197,6 +213,23 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions):
                 f"num_minibatches must divide the number of sequences, because minibatches hold whole sequences: got "
                 f"num_minibatches={self.num_minibatches} for {sequences} sequences (num_envs={self.num_envs} times "
                 f"num_steps / sequence_length = {self.num_steps // self.bptt_steps})"
+            )
+
+    def _check_workers(self) -> None:
+        if self.ray is None:
+            if self.workers is not None:
+                raise UserError(f"workers is {self.workers}, which needs Ray: give ray='local' (--ray local) as well")
+            return
+        _, colon, port = self.ray.rpartition(":")
+        if self.ray not in ("local", AUTO) and not (colon and port.isdecimal() and "/" not in self.ray):
+            raise UserError(
+                f"ray must be local, auto or HOST:PORT, such as 10.0.0.1:6379, got {self.ray!r}; `ray start` prints "
+                "the address of a cluster"
+            )
+        if self.workers is not None and self.num_envs % self.workers:
+            raise UserError(
+                f"workers must divide num_envs, because each has the same number of environments: got "
+                f"workers={self.workers} and num_envs={self.num_envs}"
             )
 
     @property
@@ -263,23 +296,6 @@ def make_policy_options(options: Mapping[str, Any]) -> PolicyOptions:
     _check_names(options, PolicyOptions)
     hints = _hints(PolicyOptions)
     return PolicyOptions(**{name: checked(name, value, hints[name]) for name, value in options.items()})
-
-
-def described(kind: type) -> str:
-    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring."""
-    entries: dict[str, str] = {}
-    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
-        (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                name, default = (
-                    ast.unparse(field.target),
-                    "required" if field.value is None else ast.unparse(field.value),
-                )
-                entries[name] = f"{name} ({default}): {' '.join(str(text.value.value).split())}"
-    return "\n".join(
-        line for entry in entries.values() for line in textwrap.wrap(entry, width=116, subsequent_indent="    ")
-    )
 
 
 # `help(PPOConfig)` shows what each option means.

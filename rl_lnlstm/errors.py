@@ -35,6 +35,13 @@ class TrainingFailure(RunFailure):
     """
 
 
+class WorkerFailure(RunFailure):
+    """Workers died, froze or could not be reached too many times in a row.
+
+    The message names the last of them.
+    """
+
+
 class RunWarning(UserWarning):
     """A problem with which a run continues, such as a full disk, or environments that cannot be pickled."""
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -42,6 +47,23 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 def metadata(hint: Any) -> tuple[Any, ...]:
     """What a type hint is annotated with."""
     return getattr(hint, "__metadata__", ())
+
+
+def described(kind: type) -> str:
+    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring."""
+    entries: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                name, default = (
+                    ast.unparse(field.target),
+                    "required" if field.value is None else ast.unparse(field.value),
+                )
+                entries[name] = f"{name} ({default}): {' '.join(str(text.value.value).split())}"
+    return "\n".join(
+        line for entry in entries.values() for line in textwrap.wrap(entry, width=116, subsequent_indent="    ")
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,15 @@ import tyro
 import rl_lnlstm
 from rl_lnlstm.commands.parser import parse_options
 from rl_lnlstm.commands.sharing_options import ImportSb2Options
-from rl_lnlstm.config import EnvironmentOptions, PolicyOptions, PPOConfig, PPOOptions, check_types, upgraded
+from rl_lnlstm.config import (
+    EnvironmentOptions,
+    PolicyOptions,
+    PPOConfig,
+    PPOOptions,
+    WorkerOptions,
+    check_types,
+    upgraded,
+)
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, Index, NonNegative
@@ -263,6 +271,7 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
         "environment": EnvironmentOptions,
         "network": PolicyOptions,
         "PPO": PPOOptions,
+        "workers": WorkerOptions,
     }
     groups: dict[str, list[str]] = {
         "run": [],
@@ -270,6 +279,7 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
         "rollout": [],
         "PPO": [],
         "network": [],
+        "workers": [],
         "evaluation": [],
     }
     title_of = {field.name: title for title, part in by_class.items() for field in dataclasses.fields(part)}

@@ -289,7 +289,7 @@ def _rows(space: gym.Space, structure: Any, rows: slice) -> Any:
     return map_leaves(lambda _, part: part[rows], space, structure)
 
 
-def check_spaces(policy: Any, envs: VectorEnv, learning: bool = False) -> None:
+def check_spaces(policy: Any, envs: Any, learning: bool = False) -> None:
     """Raises `UserError` unless the policy was made for the spaces of the environments.
 
     Entries of observations that only the critic sees may be missing, unless the policy is `learning` there.

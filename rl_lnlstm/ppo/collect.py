@@ -76,7 +76,7 @@ class RolloutRunner:
         """Collects the next rollout."""
         stepper, columns = self._stepper, None
         states: list[Any] = []
-        episodes: list[Episode] = []
+        episodes: list[tuple[int, Episode]] = []  # with the step in which they ended
         if self._noise is not None:
             self._noise.draw()
         for t in range(self.num_steps):
@@ -114,7 +114,7 @@ class RolloutRunner:
             if columns is None:
                 columns = map_arrays(lambda part: np.empty((self.num_steps, *part.shape), part.dtype), transition)
             transition.write_to(columns, t)
-            episodes += step.episodes
+            episodes += [(t, episode) for episode in step.episodes]
         assert columns is not None
         return self._rollout(columns, map_arrays(lambda *parts: np.stack(parts), *states), episodes)
 
@@ -131,7 +131,7 @@ class RolloutRunner:
         values[truncated] = self.policy.value(step.final_observations, self._state, no_starts)[truncated]
         return truncated, values
 
-    def _rollout(self, steps: Transition, sequence_states: Any, episodes: list[Episode]) -> Rollout:
+    def _rollout(self, steps: Transition, sequence_states: Any, episodes: list[tuple[int, Episode]]) -> Rollout:
         valid, terminations = steps.valid, steps.terminations
         for t, env in np.argwhere(steps.aborted):
             earlier_ends = np.flatnonzero(terminations[:t, env] | steps.truncations[:t, env])
@@ -152,6 +152,7 @@ class RolloutRunner:
             episode_ends=terminations | steps.truncations,
             next_values=np.where(steps.has_final_value, steps.final_values, following_values),
             sequence_states=sequence_states,
-            episodes=episodes,
+            episodes=[episode for _, episode in episodes],
             action_masks=steps.action_masks,
+            episode_steps=tuple(t for t, _ in episodes),
         )

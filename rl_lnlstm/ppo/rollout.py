@@ -59,6 +59,7 @@ class Rollout(NamedTuple):
     sequence_states: Any  # the policy's, where sequences start; each [sequences per environment, num_envs, width]
     episodes: list[Episode]  # the episodes that ended, in order
     action_masks: np.ndarray | None = None  # bool: the legal actions; None if the environments have no masks
+    episode_steps: tuple[int, ...] = ()  # the step of the rollout in which each of the episodes ended
 
 
 class Sequences(NamedTuple):

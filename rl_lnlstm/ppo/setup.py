@@ -6,19 +6,29 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.config import AUTO, PolicyOptions, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
+
+
+class Spaces(Protocol):
+    """Vector environments, or a collector: what has the spaces of a single environment."""
+
+    single_observation_space: gym.Space
+    single_action_space: gym.Space
+
+
 GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
 
 
@@ -60,8 +70,8 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
     return make_config(**options)
 
 
-def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> VectorEnv:
-    """Makes `num_envs` environments as configured."""
+def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering: Numbering | None = None) -> VectorEnv:
+    """Makes `num_envs` environments as configured; `numbering` as for `make_vec`."""
     if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
         raise UserError("wrappers and env_kwargs need an id or a function that makes an environment, got a VectorEnv")
     tolerance = config.fault_tolerance
@@ -81,6 +91,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int) -> Vector
         env_kwargs=config.env_kwargs,
         info_keys=config.info_keys,
         mask_key=config.mask_key,
+        numbering=numbering,
         **tolerance,
     )
 
@@ -108,14 +119,14 @@ def make_evaluation_environments(
     )
 
 
-def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: VectorEnv) -> RecurrentPolicy:
+def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: Spaces) -> RecurrentPolicy:
     """Returns the policy if one was given; otherwise builds one of the given class for the spaces of `envs`.
 
     Args:
         policy: as for `PPO`.
         config: the configuration.
         given: names of the options that the user gave. The class must accept these.
-        envs: the environments.
+        envs: has the spaces of the environments.
 
     Raises:
         UserError: there is no such class, or it does not accept the options.
@@ -157,13 +168,6 @@ def check_agreement(policy: RecurrentPolicy, options: dict[str, Any]) -> None:
                     f"{field.name} is {wanted!r}, but the given policy has {has!r}: leave the option out, or build the "
                     "policy with it"
                 )
-
-
-def reset_seed(envs: VectorEnv, seed: int, purpose: str, *numbers: int) -> int | list[int]:
-    """Seeds to reset `envs` with: a list with one for each environment if they accept lists, otherwise one seed."""
-    if isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-        return [derived_seed(seed, purpose, *numbers, index) for index in range(envs.num_envs)]
-    return derived_seed(seed, purpose, *numbers)
 
 
 def _own_options(policy: RecurrentPolicy) -> dict[str, Any]:

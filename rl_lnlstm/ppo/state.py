@@ -6,14 +6,14 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.envs import restore_snapshot, take_snapshot
+from rl_lnlstm.envs import restore_snapshot
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.files import parse_json, read_regular, replacing_folder
 
@@ -89,12 +89,16 @@ def check_alike(what: str, saved: Iterable[np.ndarray], own: Iterable[np.ndarray
         raise UserError(f"the checkpoint is from another trainer: its {what} are {got}, this trainer's {expected}")
 
 
-def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
-    """Takes snapshots of the environments for each purpose. A `RunWarning` names those that cannot be pickled."""
+def take_snapshots(takers: Mapping[str, Callable[[], list[bytes]]]) -> Environments:
+    """Takes snapshots of the environments for each purpose. A `RunWarning` names those that cannot be pickled.
+
+    Args:
+        takers: functions that take a snapshot. They raise ValueError if they cannot.
+    """
     snapshots = {}
-    for purpose, envs in environments.items():
+    for purpose, take in takers.items():
         try:
-            snapshots[purpose] = take_snapshot(envs)
+            snapshots[purpose] = take()
         except ValueError as error:
             warn(
                 f"checkpoints do not contain the environments for {purpose}, so a resumed run begins new episodes: "
@@ -103,8 +107,13 @@ def take_snapshots(environments: Mapping[str, VectorEnv]) -> Environments:
     return snapshots
 
 
-def restored(envs: VectorEnv, snapshot: list[bytes] | None) -> str | None:
-    """Restores `envs` from a snapshot. Returns None, or the reason why that is not possible."""
+def restored(envs: VectorEnv, counted: dict[str, Any], snapshot: list[bytes] | None) -> str | None:
+    """Restores the counters and the state of `envs`. Returns None, or the reason why that is not possible."""
+    saved = len(counted["_seeds"])
+    if saved != envs.num_envs:
+        envs.failures = counted["failures"]  # type: ignore[attr-defined]
+        return f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"
+    envs.set_state(counted)  # type: ignore[attr-defined]
     if snapshot is None:
         return "the checkpoint does not contain their snapshot"
     try:

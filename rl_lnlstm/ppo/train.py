@@ -93,7 +93,7 @@ class PPO(Trainer):
         start, target, _ = self._schedule
         remaining = 1 - (self.num_timesteps - start) / (target - start)
         self._listeners.phase("collecting")
-        rollout = self._runner.run()
+        rollout = self._collector.collect()
         self._check_that_something_is_valid(rollout)
         self._listeners.phase("updating" if self._compiled else "compiling the update")
         with interrupts_deferred():
@@ -109,7 +109,7 @@ class PPO(Trainer):
         elapsed = time.perf_counter() - started
         metrics = {
             **rollout_metrics(self._episodes, self.config.info_keys),
-            "rollout/env_failures": self.envs.failures,  # type: ignore[attr-defined]
+            "rollout/env_failures": self._collector.failures,
             "time/iterations": self.iteration,
             "time/total_timesteps": self.num_timesteps,
             "time/time_elapsed": elapsed,

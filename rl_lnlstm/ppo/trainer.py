@@ -6,24 +6,27 @@ The algorithm is in `train.py`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from rl_lnlstm.envs import take_snapshot
 from rl_lnlstm.envs.autoreset import Episode
 from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, warn
 from rl_lnlstm.evaluation.best_policy import BestPolicy
-from rl_lnlstm.evaluation.episodes import check_spaces, has_time_limit
+from rl_lnlstm.evaluation.episodes import check_spaces
 from rl_lnlstm.files import folder_path
 from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
-from rl_lnlstm.ppo.collect import RolloutRunner
-from rl_lnlstm.ppo.noise import acting_generators
+from rl_lnlstm.ppo.collectors.local import LocalCollector
+from rl_lnlstm.ppo.collectors.make import make_collector
 from rl_lnlstm.ppo.rollout import Rollout
 from rl_lnlstm.ppo.setup import (
     GivenEnv,
@@ -31,7 +34,6 @@ from rl_lnlstm.ppo.setup import (
     configuration,
     make_environments,
     make_policy,
-    reset_seed,
 )
 from rl_lnlstm.ppo.update import Updater
 from rl_lnlstm.seeding import derived_seed
@@ -56,7 +58,6 @@ class Trainer(Agent):
     Attributes:
         config: the options.
         policy: the policy that is trained, with the weights of the last iteration.
-        envs: the training environments.
         num_timesteps: frames so far.
         iteration: iterations so far.
         between_iterations: false while an iteration runs, and after an iteration that was interrupted.
@@ -66,9 +67,10 @@ class Trainer(Agent):
         self.config = configuration(policy, env, config)
         self._env, self._made = env, contextlib.ExitStack()
         try:
-            self.envs = self._environments_for_training()
-            self.policy = make_policy(policy, self.config, config, self.envs)
-            check_spaces(self.policy, self.envs, learning=True)
+            self._collector = make_collector(env, self.config)
+            self._made.callback(self._collector.close)
+            self.policy = make_policy(policy, self.config, config, self._collector)
+            check_spaces(self.policy, self._collector, learning=True)
             self.policy.env_id = self.config.env_id
             self._selection = self._make_selection() if self.config.eval_interval else None
             self.num_timesteps = self.iteration = 0
@@ -76,15 +78,7 @@ class Trainer(Agent):
             self._restarts, self._interrupted = 0, False
             self._schedule = Schedule(0, self.config.total_timesteps)
             self._resumed = False
-            self._runner = RolloutRunner(
-                self.policy,
-                self.envs,
-                self.config.num_steps,
-                self.config.bptt_steps,
-                reset_seed(self.envs, self.config.seed, "environments"),
-                self.config.sde_sample_freq if self.policy.options.std == "gsde" else None,
-                acting_generators(self.config.seed, range(self.config.num_envs)),
-            )
+            self._collector.begin(self.policy)
         except BaseException:
             self.close()
             raise
@@ -96,12 +90,16 @@ class Trainer(Agent):
         self._compiled = False  # the update
         self._listeners = Listeners(None)
 
-    def _environments_for_training(self) -> VectorEnv:
-        envs = make_environments(self._env, self.config, self.config.num_envs)
-        self._close_later(envs)
-        if envs.num_envs != self.config.num_envs:
-            raise UserError(f"num_envs is {self.config.num_envs}, but the VectorEnv has {envs.num_envs}")
-        return envs
+    @property
+    def envs(self) -> VectorEnv:
+        """The training environments.
+
+        Raises:
+            UserError: they are not in this process, because the run has workers.
+        """
+        if not isinstance(self._collector, LocalCollector):
+            raise UserError("the training environments are in the workers of the run, and not in this process")
+        return self._collector.envs
 
     def _make_selection(self) -> BestPolicy:
         config = self.config
@@ -114,12 +112,8 @@ class Trainer(Agent):
         # With async, each environment has a process of its own, so limit their number.
         together = config.num_envs if config.vectorization == "async" else EVALUATED_TOGETHER
         envs = make_environments(self._env, config, min(config.n_eval_episodes, together))
-        self._close_later(envs)
+        self._made.callback(envs.close)
         return BestPolicy(self.policy, envs, config.n_eval_episodes, derived_seed(config.seed, "selection"))
-
-    def _close_later(self, envs: VectorEnv) -> None:
-        if not isinstance(self._env, VectorEnv | gym.Env):  # otherwise the user closes them
-            self._made.callback(envs.close)
 
     @property
     def target(self) -> int:
@@ -152,6 +146,12 @@ class Trainer(Agent):
                     f"a checkpoint is written between iterations, but iteration {self.iteration + 1} has begun"
                 )
             self._begin_new_episodes()
+        training = self._collector.get_state()
+        environments = {"training": training["environments"]}
+        takers: dict[str, Callable[[], list[bytes]]] = {"training": self._collector.take_snapshot}
+        if self._selection is not None:
+            environments["evaluation"] = self._selection.envs.get_state()  # type: ignore[attr-defined]
+            takers["evaluation"] = functools.partial(take_snapshot, self._selection.envs)
         tree = {
             "spaces": self._spaces(),
             "iteration": self.iteration,
@@ -160,17 +160,14 @@ class Trainer(Agent):
             "weights": self.policy.get_weights(),
             "optimizer": [variable.numpy() for variable in self._updater.optimizer.variables],
             "generators": [generator.bit_generator.state for generator in self._generators()],
-            "runner": self._runner.get_state(),
+            "runner": training["runner"],
             "selection": None if self._selection is None else self._selection.get_state(),
-            "environments": {
-                purpose: envs.get_state()  # type: ignore[attr-defined]
-                for purpose, envs in self._environments().items()
-            },
+            "environments": environments,
             "in_a_row": (self._aborted_rollouts, self._updater.fruitless),
             "discounted_sums": self._discounted_sums,
             "episodes": list(self._episodes),
         }
-        snapshots = training_state.take_snapshots(self._environments()) if env_snapshot else {}
+        snapshots = training_state.take_snapshots(takers) if env_snapshot else {}
         training_state.write(folder, tree, snapshots)
 
     def load_checkpoint(
@@ -222,43 +219,30 @@ class Trainer(Agent):
         optimizer = [variable.numpy() for variable in self._updater.optimizer.variables]
         training_state.check_alike("weights", tree["weights"], self.policy.get_weights())
         training_state.check_alike("optimizer variables", tree["optimizer"], optimizer)
-        saved, own = (runner["state"] for runner in (tree["runner"], self._runner.get_state()))
+        saved, own = tree["runner"]["state"], self.policy.initial_state(1)
         training_state.check_alike("state", [part[:1] for part in saved], [part[:1] for part in own])
 
     def _restore_environments(self, state: training_state.TrainingState, env_snapshot: bool) -> None:
         """Restores the environments or, where that is not possible, begins new episodes and warns."""
         tree = state.tree
-        snapshots = state.unpickled_environments() if env_snapshot else {}
-        for purpose, envs in self._environments().items():
-            counted = tree["environments"].get(purpose)
-            if counted is None:  # of evaluations, which the checkpoint's trainer did not have
-                continue
-            saved = len(counted["_seeds"])
-            if saved != envs.num_envs:
-                problem: str | None = f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"
-                envs.failures = counted["failures"]  # type: ignore[attr-defined]
-                if envs is self.envs:
-                    self._runner.continue_sampling(tree["runner"])
-            else:
-                if envs is self.envs:
-                    self._runner.set_state(tree["runner"])
-                    self._discounted_sums = tree["discounted_sums"]
-                envs.set_state(counted)  # type: ignore[attr-defined]
-                problem = training_state.restored(envs, snapshots.get(purpose))
-            if problem is None:
-                continue
-            warn(f"the environments for {purpose} begin new episodes: {problem}")
-            if envs is self.envs:
-                self._begin_new_episodes()
-            elif self._selection is not None:
-                self._selection.restart(derived_seed(self.config.seed, "selection", self.num_timesteps))
+        counted, snapshots = tree["environments"], state.unpickled_environments() if env_snapshot else {}
+        training = {"runner": tree["runner"], "environments": counted["training"]}
+        if len(self._discounted_sums) == len(tree["discounted_sums"]):
+            self._discounted_sums = tree["discounted_sums"]
+        if problem := self._collector.set_state(training, snapshots.get("training")):
+            warn(f"the environments for training begin new episodes: {problem}")
+            self._begin_new_episodes()
+        if self._selection is None or "evaluation" not in counted:  # the checkpoint's trainer had no evaluations
+            return
+        evaluation = counted["evaluation"], snapshots.get("evaluation")
+        if problem := training_state.restored(self._selection.envs, *evaluation):
+            warn(f"the environments for evaluation begin new episodes: {problem}")
+            self._selection.restart(derived_seed(self.config.seed, "selection", self.num_timesteps))
 
     def _begin_new_episodes(self) -> None:
         """Begins new training episodes, with seeds that the run has not used before."""
         self._restarts += 1
-        self._runner.restart(
-            reset_seed(self.envs, self.config.seed, "environments", self.num_timesteps, self._restarts)
-        )
+        self._collector.restart(self.num_timesteps, self._restarts)
         self._discounted_sums = np.zeros(self.config.num_envs)
         self.between_iterations, self._interrupted = True, False
 
@@ -267,10 +251,6 @@ class Trainer(Agent):
 
     def _generators(self) -> tuple[np.random.Generator, ...]:
         return self._updater.generator, self.policy.generator
-
-    def _environments(self) -> dict[str, VectorEnv]:
-        evaluation = {} if self._selection is None else {"evaluation": self._selection.envs}
-        return {"training": self.envs, **evaluation}
 
     def _evaluated(self) -> Metrics:
         """Evaluates the policy if it is time to, and returns the metrics."""
@@ -283,7 +263,7 @@ class Trainer(Agent):
     def _warn_if_nothing_ends(self) -> None:
         """Warns about a missing time limit if no episode ends for a long time."""
         steps = self.num_timesteps // self.config.num_envs
-        if not self._episodes and (steps >= ENDLESS or self.finished) and not has_time_limit(self.envs):
+        if not self._episodes and (steps >= ENDLESS or self.finished) and not self._collector.has_time_limit:
             warn(
                 f"no episode has ended after {steps:,} steps of each environment, and {self.config.env_id} has no time "
                 "limit: gymnasium.wrappers.TimeLimit adds one (--wrappers 'TimeLimit(1000)')"

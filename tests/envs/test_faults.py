@@ -162,10 +162,10 @@ def test_ppo_goes_on(vectorization, caplog, told):
     """And before an update's first step, acting is reproduced."""
     plan = [Failure("raise", 1, 2), None, Failure("nan", 3, 1), Failure("raise", 2, 0)]
     ppo = PPO("MlpLnLstmPolicy", failing_envs(plan, vectorization), **{**TINY, "seed": 0})
-    ppo._runner.restart(0)  # the seed that the plan is for
+    ppo._collector._runner.restart(0)  # the seed that the plan is for
     frames = []
-    intercepted = ppo._runner.run
-    ppo._runner.run = lambda: frames.append(intercepted()) or frames[-1]
+    intercepted = ppo._collector.collect
+    ppo._collector.collect = lambda: frames.append(intercepted()) or frames[-1]
     metrics = []
     with caplog.at_level(logging.WARNING):
         ppo.learn(10**9, lambda of_one: metrics.append(of_one) or len(metrics) < 3)

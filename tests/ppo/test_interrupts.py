@@ -123,14 +123,14 @@ def test_interrupted_in_a_callback(tmp_path):
 
 def test_there_is_no_checkpoint_while_an_iteration_is_under_way(tmp_path):
     ppo = PPO("auto", lambda: Ten(), **SMALL)
-    original = ppo._runner.run
+    original = ppo._collector.collect
 
     def run():
         with pytest.raises(UserError, match="iteration 1 has begun"):
             ppo.save_checkpoint(tmp_path / "checkpoint")
         return original()
 
-    ppo._runner.run = run
+    ppo._collector.collect = run
     ppo.learn(1)
 
 

@@ -48,7 +48,7 @@ def test_penalties_are_in_the_loss(jit_compile):
 def test_a_penalty_of_activations_is_that_of_the_minibatch():
     encoder = dense(activity_regularizer=keras.regularizers.L1(1.0))
     plain, ppo, seen = losses_of(with_encoder(dense()))[0], with_encoder(encoder), []
-    act = ppo._runner.run
+    act = ppo._collector.collect
 
     def run():
         seen.append(act())
@@ -59,7 +59,7 @@ def test_a_penalty_of_activations_is_that_of_the_minibatch():
         return seen[0]
 
     penalties: list[float] = []
-    ppo._runner.run = run
+    ppo._collector.collect = run
     penalised = losses_of(ppo)[0]
     assert penalised["train/loss"] - plain["train/loss"] == pytest.approx(penalties[0], rel=1e-4)
 
