@@ -72,6 +72,7 @@ class Crew:
 
     Attributes:
         states: the state of each worker after the last call; None before `begin`.
+        seconds: how long the slowest worker ran in the last call.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Crew:
         self._setup, self._policy = transport.share(setup), None
         self._workers = [transport.start(share) for share in shares]
         self._is_set_up, self._has_policy = ([False] * len(shares) for _ in range(2))
+        self.seconds = 0.0
         self._in_a_row = 0
         self._interrupted = False
 
@@ -187,6 +189,7 @@ class Crew:
         self._is_set_up = [True] * len(answers)
         self._has_policy = [answer.state is not None for answer in answers]
         self.states = [answer.state for answer in answers]
+        self.seconds = max(answer.seconds for answer in answers)
         return [answer.value for answer in answers]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import pickle
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,7 @@ class Answer(NamedTuple):
         messages: what the worker would have printed.
         error: what it raised, or None.
         traceback: the text of the traceback of the error.
+        seconds: how long the method ran.
     """
 
     value: Any
@@ -81,6 +83,7 @@ class Answer(NamedTuple):
     messages: list[Message]
     error: Exception | None = None
     traceback: str = ""
+    seconds: float = 0.0
 
 
 class Worker:
@@ -111,13 +114,14 @@ class Worker:
             *arguments: of the method.
         """
         with _messages() as messages:
+            began = time.perf_counter()
             try:
                 if self._collector is None and setup is not None:
                     self._collector = _made(setup, self._share)
                 if self._policy is None and policy is not None:
                     self._begin(policy, state)
                 value = getattr(self, method)(*arguments)
-                return Answer(value, self._state(), messages)
+                return Answer(value, self._state(), messages, seconds=time.perf_counter() - began)
             except Exception as error:
                 return Answer(None, None, messages, _portable(error), "".join(traceback.format_exception(error)))
 

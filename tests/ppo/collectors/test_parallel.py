@@ -1,13 +1,15 @@
-"""A run with workers is the run in one process, bit for bit, whatever happens to the workers.
+"""Workers collect the rollouts of one process, bit for bit, whatever happens to them.
 
 The workers run in this process here (`in_process`); `test_ray.py` runs them on Ray.
 """
 
+import functools
 import threading
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import tensorflow as tf
 from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
 from gymnasium.vector import SyncVectorEnv
 
@@ -16,25 +18,23 @@ from rl_lnlstm import PPO, EnvironmentFailure, UserError, WorkerFailure
 from rl_lnlstm.config import make_config
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.lstm import kernel
+from rl_lnlstm.policies import MlpLnLstmPolicy
 from rl_lnlstm.ppo import trainer
 from rl_lnlstm.ppo.collectors import crew
-from rl_lnlstm.ppo.collectors.make import make_collector
+from rl_lnlstm.ppo.collectors.local import LocalCollector
 from rl_lnlstm.ppo.collectors.parallel import ParallelCollector
 from rl_lnlstm.seeding import derived_seed
 from tests.failing_env import FailingEnv, Failure
 from tests.policies.card_env import CardEnv
 from tests.ppo.collectors.in_process import InProcess
 
-FRAMES = 5 * 4 * 8
-SMALL = {
-    **{"num_envs": 4, "num_steps": 8, "num_minibatches": 1, "update_epochs": 1, "units": 4, "seed": 3},
-    **{"shared_lstm": True, "head_layers": (), "encoder_layers": (), "jit_compile": False},
-}
-NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
+NETWORK = {"units": 4, "shared_lstm": True, "head_layers": (), "encoder_layers": ()}
+SMALL = {**NETWORK, "num_envs": 4, "num_steps": 8, "seed": 3}
+ITERATIONS = 5
 
 
 class Short(gym.Wrapper):
-    """Ends early, and tells a number at the end."""
+    """Is truncated early, and tells a number then."""
 
     def __init__(self, env, limit=3):
         super().__init__(env)
@@ -50,122 +50,152 @@ class Short(gym.Wrapper):
         return observation, reward, terminated, self.count == self.limit, {**info, "is_success": self.count}
 
 
+def short():
+    return Short(CartPoleEnv())
+
+
 def failing():
-    fails = {derived_seed(SMALL["seed"], "environments", 2): Failure("raise", 4, 2)}
-    return FailingEnv(fails)
+    return FailingEnv({derived_seed(SMALL["seed"], "environments", 2): Failure("raise", 4, 2)})
 
 
 KINDS = {
-    "discrete": (lambda: Short(CartPoleEnv()), {**NORMALIZED, "info_keys": ("is_success",)}),
-    "continuous": (lambda: Short(PendulumEnv(), 5), {"shared_lstm": False, "sequence_length": 4}),
+    "discrete": (short, {"info_keys": ("is_success",)}),
+    "continuous": (lambda: Short(PendulumEnv(), 5), {"sequence_length": 4}),
     "masks": (lambda: CardEnv("info"), {}),
     "vector": ("TMaze-v0", {}),
-    "failures": (failing, NORMALIZED),
+    "failures": (failing, {}),
 }
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """A function that trains with workers, or in this process, and returns weights and metrics."""
+def made(env, workers=None, faults=None, **config):
+    config = make_config(**{**SMALL, **config})
+    return (
+        LocalCollector(env, config) if workers is None else ParallelCollector(env, config, InProcess(faults), workers)
+    )
 
-    def trained(env, workers=None, faults=None, before=None, then=None, **config):
-        if workers is not None:
 
-            def with_workers(env, config):
-                transport = InProcess(faults)
-                trained.transports.append(transport)
-                return ParallelCollector(env, config, transport, workers)
+POLICIES = {}  # by their spaces: making one takes a second
 
-            monkeypatch.setattr(trainer, "make_collector", with_workers)
-        seen = []
-        with PPO("auto", env, **{**SMALL, **config}) as ppo:
-            monkeypatch.setattr(trainer, "make_collector", make_collector)
-            if before is not None:
-                before(ppo)
-            ppo.learn(None if before else FRAMES, lambda m: seen.append(m) or (then and then(ppo)))
-            weights = ppo.policy.get_weights()
-        untimed = [{name: repr(m[name]) for name in m if not name.startswith("time/")} for m in seen]
-        return [part.tobytes() for part in weights], untimed
 
-    trained.transports = []
-    return trained
+def policy_for(collector):
+    spaces = collector.single_observation_space, collector.single_action_space
+    if str(spaces) not in POLICIES:
+        POLICIES[str(spaces)] = MlpLnLstmPolicy(*spaces, seed=1, **NETWORK)
+    return POLICIES[str(spaces)]
+
+
+def begun(collector):
+    policy = policy_for(collector)
+    policy.set_weights([np.full_like(part, 0.1) for part in policy.get_weights()])
+    collector.begin(policy)
+    return policy
+
+
+def collected(collector, policy, iterations=range(ITERATIONS), then=lambda iteration: None):
+    """Rollouts, each with other weights, as bytes."""
+    rollouts = []
+    for iteration in iterations:
+        rng = np.random.default_rng(iteration)
+        policy.set_weights([rng.normal(0, 0.5, part.shape) for part in policy.get_weights()])
+        rollout = collector.collect()
+        parts = tf.nest.flatten(rollout._replace(episodes=[], episode_steps=()))
+        arrays = [(part.dtype, part.shape, part.tobytes()) for part in parts if part is not None]
+        rollouts.append((arrays, rollout.episodes, rollout.episode_steps, collector.failures))
+        then(iteration)
+    return rollouts
+
+
+def run(env, workers=None, faults=None, then=lambda iteration: None, **config):
+    collector = made(env, workers, faults, **config)
+    rollouts = collected(collector, begun(collector), then=then)
+    collector.close()
+    return rollouts
+
+
+@functools.cache
+def alone(kind):
+    env, config = KINDS[kind]
+    return run(env, **config)
 
 
 @pytest.mark.skipif(not kernel.available(), reason="graphs round differently for other numbers of environments")
 @pytest.mark.parametrize("kind", KINDS)
-def test_workers_make_the_run_of_one_process(kind, run):
+def test_workers_collect_the_rollouts_of_one_process(kind):
     env, config = KINDS[kind]
-    alone = run(env, **config)
-    assert len(alone[1]) >= 5
-    assert run(env, 2, **config) == alone
+    assert run(env, 2, **config) == alone(kind)
+    assert sum(len(episodes) for _, episodes, *_ in alone(kind)) > 2
     if kind == "discrete":
-        assert run(env, 4, **config) == run(env, 1, **config) == alone
+        assert run(env, 4, **config) == run(env, 1, **config) == alone(kind)
     if kind == "failures":
-        assert float(alone[1][-1]["rollout/env_failures"]) == 1
+        assert [failures for *_, failures in alone(kind)] == [0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("fault", ["dies before", "dies after", "freezes"])
-def test_a_lost_worker_is_replaced_and_nothing_changes(fault, run, monkeypatch):
-    monkeypatch.setattr(crew, "START_SECONDS", 600)
+def test_a_lost_worker_is_replaced_and_nothing_changes(fault, monkeypatch):
+    monkeypatch.setattr(crew, "START_SECONDS", 0.1)
     env, config = KINDS["discrete"]
-    config = {**config, "worker_timeout": 0.5 if fault == "freezes" else 600}
-    alone = run(env, **config)
-    # The first call is one without a state; in the third iteration, both are lost, and one of them twice.
+    # The first rollout has no state before it. In the third iteration, both are lost, and one of them twice.
     faults = dict.fromkeys([(0, 0), (2, 2), (0, 3), (0, 4)], fault)
-    assert run(env, 2, faults, **config) == alone
-    assert run.transports[-1].started == 2 + len(faults)
-    assert run.transports[-1].closed
+    collector = made(env, 2, faults, worker_timeout=0.1 if fault == "freezes" else None, **config)
+    transport = collector._transport
+    assert collected(collector, begun(collector)) == alone("discrete")
+    assert (transport.started, len(transport.alive)) == (2 + len(faults), 2)
+    collector.close()
+    assert transport.closed
 
 
-def test_a_worker_moves_to_a_better_place_and_nothing_changes(run):
+def test_a_worker_moves_to_a_better_place_and_nothing_changes():
     env, config = KINDS["discrete"]
+    collector = made(env, 2, **config)
 
-    def notice(ppo):
-        if ppo.iteration == 2:
-            run.transports[-1].badly_placed = 2
+    def notice(iteration):
+        if iteration == 2:
+            collector._transport.badly_placed = 2
 
-    assert run(env, 2, then=notice, **config) == run(env, **config)
-    assert run.transports[-1].started == 3
+    assert collected(collector, begun(collector), then=notice) == alone("discrete")
+    assert collector._transport.started == 3
 
 
-def test_too_many_lost_workers_in_a_row_end_the_run(run):
+def test_too_many_lost_workers_in_a_row_end_the_run():
     env, config = KINDS["discrete"]
-    often = dict.fromkeys([(2, 1), (2, 2), (2, 3), (2, 5)], "dies before")
+    often = [(2, 1), (2, 2), (2, 3), (2, 5)]
     with pytest.raises(
         WorkerFailure,
         match=r"worker 1 \(environments 2 to 3\) was lost.*failure number 3 in a row.*max_worker_failures=2",
     ):
-        run(env, 2, often, max_worker_failures=2, **config)
-    del often[2, 3]
-    run(env, 2, often, max_worker_failures=2, **config)
+        run(env, 2, dict.fromkeys(often, "dies before"), max_worker_failures=2, **config)
+    del often[2]  # an iteration in between, in which all answer
+    assert run(env, 2, dict.fromkeys(often, "dies before"), max_worker_failures=2, **config) == alone("discrete")
 
 
 @pytest.mark.parametrize(("first", "second"), [(None, 2), (2, None), (4, 2)])
-def test_a_checkpoint_goes_on_with_another_number_of_workers(first, second, run, tmp_path):
+def test_a_state_goes_on_with_another_number_of_workers(first, second):
     env, config = KINDS["discrete"]
-
-    def save(ppo):
-        if ppo.iteration == 2:
-            ppo.save_checkpoint(tmp_path / "checkpoint")
-
-    whole, seen = run(env, first, then=save, **config)
-    resumed = run(env, second, before=lambda ppo: ppo.load_checkpoint(tmp_path / "checkpoint"), **config)
-    assert resumed == (whole, seen[2:])
+    one, other = made(env, first, **config), made(env, second, **config)
+    before = collected(one, begun(one), range(2))
+    begun(other)
+    assert other.set_state(one.get_state(), one.take_snapshot()) is None
+    assert [*before, *collected(other, policy_for(other), range(2, ITERATIONS))] == alone("discrete")
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_a_checkpoint_of_another_number_of_environments_begins_new_episodes(workers, run, tmp_path):
-    env, config = KINDS["discrete"]
-    run(env, 2, then=lambda ppo: ppo.save_checkpoint(tmp_path / "checkpoint"), **config)
-    with pytest.warns(RunWarning, match="the checkpoint has 4 environments, this trainer 6"):
-        _, seen = run(
-            env,
-            workers,
-            before=lambda ppo: ppo.load_checkpoint(tmp_path / "checkpoint", 2 * FRAMES),
-            **config,
-            num_envs=6,
-        )
-    assert seen
+def test_a_state_of_another_number_of_environments_cannot_be_restored(workers):
+    one, other = made(failing, 2), made(failing, workers, num_envs=6)
+    collected(one, begun(one))
+    begun(other)
+    assert other.set_state(one.get_state(), one.take_snapshot()) == (
+        "the checkpoint has 4 environments, this trainer 6"
+    )
+    got, saved = (collector.get_state()["runner"]["generators"] for collector in (other, one))
+    assert got[:4] == saved
+    assert other.failures == 1
+
+
+def test_the_snapshot_of_a_vector_environment_cannot_be_divided():
+    one, other = made("TMaze-v0"), made("TMaze-v0", 2)
+    for collector in (one, other):
+        begun(collector)
+    assert "cannot be divided among workers" in other.set_state(one.get_state(), one.take_snapshot())
 
 
 class Locked(CartPoleEnv):
@@ -174,20 +204,24 @@ class Locked(CartPoleEnv):
         self.lock = threading.Lock()
 
 
-def test_a_lost_worker_whose_environments_cannot_be_pickled_begins_new_episodes(run):
+def test_a_lost_worker_whose_environments_cannot_be_pickled_begins_new_episodes():
+    collector = made(lambda: Locked(), 2, {(2, 2): "dies before"})
     with pytest.warns(RunWarning, match=r"a new worker begins new episodes in environments 2 to 3: .*lock"):
-        _, seen = run(lambda: Locked(), 2, {(2, 2): "dies before"})
-    assert len(seen) >= 5
+        rollouts = collected(collector, begun(collector))
+    assert len(rollouts) == ITERATIONS
+    with pytest.raises(ValueError, match="lock"):
+        collector.take_snapshot()
 
 
-def test_errors_keep_their_type_and_name_the_environment(run):
-    with pytest.raises(EnvironmentFailure, match=r"environment 2 in 0\.\.3\).*failure number 1 in a row") as raised:
-        run(failing, 2, max_env_failures=0)
+def test_errors_keep_their_type_and_name_the_environment(caplog):
+    collector = made(failing, 2, max_env_failures=0)
+    with pytest.raises(EnvironmentFailure, match=r"environment 2 in 0\.\.3\) raised ZeroDivisionError") as raised:
+        collected(collector, begun(collector))
     assert "failing_env.py" in str(raised.value.__cause__)
-    assert run.transports[-1].started == 2, "an error is not a lost worker"
+    assert collector._transport.started == 2, "an error is not a lost worker"
 
 
-def test_what_an_environment_logs_reaches_the_training_process(run, caplog):
+def test_what_a_worker_logs_reaches_the_training_process(caplog):
     run(failing, 2)
     assert any("environment 2 in 0..3" in record.getMessage() for record in caplog.records)
 
@@ -198,60 +232,72 @@ def test_what_an_environment_logs_reaches_the_training_process(run, caplog):
         ("CartPole-v1", {"ray": "nowhere"}, "ray must be local, auto or HOST:PORT.*'nowhere'"),
         ("CartPole-v1", {"ray": "local", "workers": 3}, "workers must divide num_envs.*workers=3 and num_envs=4"),
         ("CartPole-v1", {"workers": 2}, "workers is 2, which needs Ray"),
-        (CartPoleEnv(), {"ray": "local"}, "expected env to be an id or a function.*an environment object"),
-        (SyncVectorEnv([CartPoleEnv] * 4), {"ray": "local"}, "expected env to be an id.*a VectorEnv"),
+        (CartPoleEnv, {"ray": "local"}, "expected env to be an id or a function.*an environment object"),
+        (lambda: SyncVectorEnv([CartPoleEnv]), {"ray": "local"}, "expected env to be an id.*a VectorEnv"),
     ],
     ids=["address", "divisor", "no Ray", "environment object", "VectorEnv"],
 )
 def test_mistakes_are_named(env, config, message):
-    given = {**SMALL, **config}
-    if isinstance(env, gym.Env):
-        given["num_envs"] = 1
+    num_envs = 4 if isinstance(env, str) else 1
     with pytest.raises(UserError, match=message):
-        PPO("auto", env, **given)
+        PPO("auto", env if isinstance(env, str) else env(), **{**SMALL, "num_envs": num_envs, **config})
 
 
 def test_what_cannot_be_sent_to_workers_is_named():
     lock = threading.Lock()
     with pytest.raises(UserError, match=r"the environment cannot be sent to workers, TypeError.*lock"):
-        ParallelCollector(lambda: lock and CartPoleEnv(), make_config(**SMALL), InProcess(), 2)
+        made(lambda: lock and CartPoleEnv(), 2)
 
 
 def test_workers_of_another_version_are_refused(monkeypatch):
     transport = InProcess()
-    monkeypatch.setattr(rl_lnlstm, "__version__", "99")
     submit = transport.submit
 
     def elsewhere(*arguments):
         monkeypatch.undo()
         return submit(*arguments)
 
+    monkeypatch.setattr(rl_lnlstm, "__version__", "99")
     transport.submit = elsewhere
     with pytest.raises(UserError, match=r"other versions than the training process: rl_lnlstm 0\.\S+ instead of 99"):
         ParallelCollector(CartPoleEnv, make_config(**SMALL), transport, 2)
 
 
-def test_the_environments_are_elsewhere(run):
-    with pytest.raises(UserError, match="the training environments are in the workers"):
-        run("TMaze-v0", 2, then=lambda ppo: ppo.envs)
-
-
-def test_environments_with_a_common_generator_are_stepped_one_by_one(run):
+def test_environments_with_a_common_generator_are_stepped_one_by_one():
     """Otherwise, the run would depend on the number of workers."""
-    with pytest.warns(RunWarning, match="CartPole-v1 has one random generator for all"):
+    with pytest.warns(RunWarning, match="one random generator for all its environments"):
         got = run("CartPole-v1", 2)
     assert got == run("CartPole-v1", vectorization="sync")
 
 
-def test_rollouts_hold_arrays_that_can_be_changed(run):
-    env, _ = KINDS["discrete"]
-    collector = ParallelCollector(env, make_config(**SMALL), InProcess(), 2)
-    spaces = collector.single_observation_space, collector.single_action_space
-    collector.begin(rl_lnlstm.policies.MlpLnLstmPolicy(*spaces, units=4, head_layers=()))
-    rollout = collector.collect()
-    assert rollout.rewards.flags.writeable
-    assert isinstance(rollout.rewards, np.ndarray)
-    assert [(t, e.environment) for t, e in zip(rollout.episode_steps, rollout.episodes, strict=True)] == sorted(
-        (t, e.environment) for t, e in zip(rollout.episode_steps, rollout.episodes, strict=True)
-    )
-    assert len(rollout.episodes) == 8
+@pytest.mark.skipif(not kernel.available(), reason="graphs round differently for other numbers of environments")
+def test_a_run_with_workers_is_the_run_in_one_process(monkeypatch, tmp_path):
+    """Weights and metrics; and so is one that goes on from a checkpoint in this process."""
+    config = {**SMALL, "num_minibatches": 1, "update_epochs": 1, "jit_compile": False}
+    config |= {"normalize_observations": True, "normalize_rewards": True}
+
+    def trained(checkpoint=None, save=False):
+        seen = []
+
+        def record(metrics):
+            seen.append({name: repr(value) for name, value in metrics.items() if not name.startswith("time/")})
+            if save and ppo.iteration == 2:
+                ppo.save_checkpoint(tmp_path / "checkpoint")
+
+        with PPO("auto", lambda: CardEnv("info"), **config) as ppo:
+            if checkpoint:
+                ppo.load_checkpoint(checkpoint)
+            ppo.learn(None if checkpoint else 4 * 4 * 8, record)
+            assert ppo.policy.uses_action_masks
+            return [part.tobytes() for part in ppo.policy.get_weights()], seen
+
+    expected = trained()
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "make_collector", lambda env, config: ParallelCollector(env, config, InProcess(), 2))
+        assert trained(save=True) == expected
+        with (
+            pytest.raises(UserError, match="the training environments are in the workers"),
+            PPO("auto", lambda: CardEnv("info"), **config) as ppo,
+        ):
+            ppo.envs  # noqa: B018
+    assert trained(tmp_path / "checkpoint") == (expected[0], expected[1][2:])
