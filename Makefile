@@ -22,7 +22,7 @@ $(VENV)/.peers: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.ray: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[classic-control,video,export,report,dev,ray,tune]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -5,7 +5,14 @@ Options have the same order as the fields of `PPOConfig`.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
+
+from rl_lnlstm.config import WorkerOptions, make_config, upgraded
+from rl_lnlstm.errors import UserError, printable
+from rl_lnlstm.files import read_json, replacing_file
 
 # As CleanRL's ppo_atari_lstm.py, but with the four stacked frames of ALE's vector environment, normalised. With
 # normalisation, Pong improves after 30,000 frames. Without it, there is no progress after 280,000 frames, and half of
@@ -200,3 +207,37 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(env_id: str) -> dict[str, Any]:
     """The options of the preset for an environment, as arguments of `PPO` or `PPOConfig`."""
     return {"env_id": env_id, **PRESETS.get(env_id.rpartition(":")[-1], {})}
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """Reads a preset from a file, as arguments of `PPO` or `PPOConfig`. `rl-lnlstm tune` writes such files.
+
+    The file is a JSON object with names and values of options of `PPOConfig`. Nothing in it is executed.
+
+    Raises:
+        UserError: the file cannot be read, or an option in it is unknown, has the wrong type or is out of range.
+    """
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"it must hold a JSON object with options, got {type(content).__name__}")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else printable(error)
+        raise UserError(f"preset {path} cannot be read: {reason}") from error
+    try:
+        make_config(**content)
+    except UserError as error:
+        raise UserError(f"preset {path}: {printable(error)}") from None
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in upgraded(content).items()}
+
+
+def write_preset(path: Path, options: dict[str, Any]) -> None:
+    """Writes options to a file for `read_preset`, without the seed and the options of workers.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing_file(path) as temporary:
+        left_out = {"seed", *(field.name for field in dataclasses.fields(WorkerOptions))}
+        content = {name: value for name, value in options.items() if name not in left_out}
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

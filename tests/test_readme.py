@@ -13,7 +13,10 @@ import gymnasium as gym
 import pytest
 
 from rl_lnlstm.commands import main
+from rl_lnlstm.commands.options import parse
 from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.presets import write_preset
+from rl_lnlstm.tuning.records import write_sweep
 from tests.importing.sb2_agent import random_agent, write_zip
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +133,11 @@ def test_the_commands_run(page, tmp_path, monkeypatch, request):
     not_there = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
     for line in COMMANDS[page]:
         words = shlex.split(line.replace("\\\n", " "), comments=True)
+        if words and words[0] == "tune":  # it takes minutes, so `make test-ray` runs one
+            assert parse(words) is not None
+            write_sweep(Path("sweep"), {"options": {}, "fixed": []})
+            write_preset(Path("sweep/preset.json"), {"env_id": "CartPole-v1"})
+            continue
         command = words.pop(0) if words and words[0] in SHORT else "train"
         kinds = [kind for kind in ("resume", "seeds") if f"--{kind}" in words]
         short = SHORT[kinds[0] if kinds else command]

@@ -20,6 +20,7 @@ from rl_lnlstm.commands.options import (
     PlotOptions,
     ReportOptions,
     TrainOptions,
+    TuneOptions,
     parse,
 )
 from rl_lnlstm.commands.seeds import train_seeds
@@ -60,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
     if isinstance(options, TrainOptions) and options.seeds:
         return train_seeds(options, arguments, stop)
+    if isinstance(options, TuneOptions):
+        from rl_lnlstm.commands.tune import tune  # imports Gymnasium
+
+        with _current_folder_importable(), stop.at_once():
+            return tune(options, arguments)
     if isinstance(options, PlotOptions | CompareOptions):
         from rl_lnlstm.commands.compare import compare, plot  # imports matplotlib
 

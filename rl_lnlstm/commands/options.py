@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import rl_lnlstm
-from rl_lnlstm.commands.parser import parse_options
+from rl_lnlstm.commands.parser import parse_options, value_of
 from rl_lnlstm.commands.sharing_options import ImportSb2Options
+from rl_lnlstm.commands.tuning_options import TuneOptions, preset_options, tune_defaults
 from rl_lnlstm.config import (
     EnvironmentOptions,
     PolicyOptions,
@@ -24,7 +25,6 @@ from rl_lnlstm.config import (
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, Index, NonNegative
-from rl_lnlstm.presets import preset
 from rl_lnlstm.runs.layout import CONFIG
 
 
@@ -35,6 +35,8 @@ class TrainOptions(PPOConfig):
     Defaults come from the environment's preset, if it has one.
     """
 
+    preset: Path | None = None
+    """file with options, as rl-lnlstm tune writes it; other flags override it; None: the environment's preset"""
     run_dir: Path | None = None
     """new folder to record the run in; None: runs/<env>-<seed>-<time>"""
     eval_episodes: Index = 20
@@ -190,6 +192,7 @@ class BuildKernelOptions:
 
 Options = (
     TrainOptions
+    | TuneOptions
     | EvaluateOptions
     | ReportOptions
     | CardOptions
@@ -205,6 +208,7 @@ Recurrent PPO with a masked layer-normalised LSTM.
 
 commands:
   train         train a policy in an environment
+  tune          search for good options with Ray Tune and Optuna
   evaluate      run a saved policy for whole episodes and report their returns
   report        write what a policy does and remembers to a single HTML file
   plot          draw the learning curves of runs, over seeds, in one picture
@@ -217,6 +221,7 @@ commands:
 `rl-lnlstm COMMAND --help` lists the options of a command, `rl-lnlstm --version` tells the version."""
 COMMANDS: dict[str, Any] = {
     "train": TrainOptions,
+    "tune": TuneOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
     "plot": PlotOptions,
@@ -247,9 +252,9 @@ def parse(arguments: list[str]) -> Options | None:
         hint = f"did you mean {near[0]}?" if near else f"expected {' or '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}: {hint}")
     kind, default, marks = COMMANDS[command], None, dict[str, str]()
-    if kind is TrainOptions:
-        default = _train_defaults(rest)
-        plain, word = TrainOptions(), "preset" if default.resume is None else "of the run"
+    if kind in (TrainOptions, TuneOptions):
+        default = _train_defaults(rest) if kind is TrainOptions else tune_defaults(rest)
+        plain, word = kind(), "preset" if default.resume is None else "of the run"
         marks = {name: word for name, value in vars(default).items() if value != getattr(plain, name)}
     return parse_options(kind, rest, groups_of(kind), default, marks, f"rl-lnlstm {command}")
 
@@ -265,7 +270,7 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
             "environment": environment,
             "output": results,
         }
-    if kind is not TrainOptions:
+    if not issubclass(kind, PPOConfig):
         return {"command": names}
     by_class = {
         "environment": EnvironmentOptions,
@@ -286,6 +291,9 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
     title_of.update(dict.fromkeys(("num_envs", "num_steps", "sequence_length"), "rollout"))
     title_of.update(dict.fromkeys(("eval_interval", "n_eval_episodes", "eval_episodes"), "evaluation"))
     title_of["policy"] = "network"
+    if kind is TuneOptions:  # a trial has no workers
+        title_of["ray"] = "run"
+        names = [name for name in names if title_of.get(name) != "workers"]
     for name in names:
         groups[title_of.get(name, "run")].append(name)
     return groups
@@ -331,20 +339,12 @@ SIZES_OF_A_ROLLOUT = ("--num-envs", "--num-steps", "--sequence-length")
 
 
 def _train_defaults(arguments: list[str]) -> TrainOptions:
-    resumed = _value(arguments, "--resume")
+    resumed, file = value_of(arguments, "--resume"), value_of(arguments, "--preset")
     if resumed is not None:
+        if file is not None:
+            raise UserError("--resume continues with the options of the run: leave out --preset")
         return saved_options(Path(resumed))
-    env_id = _value(arguments, "--env-id")
-    options = preset(PPOConfig.env_id if env_id is None else env_id)
-    if any(_value(arguments, flag) is not None for flag in SIZES_OF_A_ROLLOUT):
+    options = preset_options(arguments)
+    if any(value_of(arguments, flag) is not None for flag in SIZES_OF_A_ROLLOUT):
         options.pop("num_minibatches", None)  # the preset's number need not divide the sequences of another rollout
     return TrainOptions(**options)
-
-
-def _value(arguments: list[str], option: str) -> str | None:
-    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it."""
-    for position, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag in (option, option.replace("-", "_").replace("__", "--", 1)):
-            return value or next(iter(arguments[position + 1 :]), "")
-    return None

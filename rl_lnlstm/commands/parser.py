@@ -8,7 +8,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +32,7 @@ def parse_options(
     Args:
         kind: a dataclass of options, each with a docstring below it.
         arguments: the command line.
-        groups: names of the options by the title of their group in the help.
+        groups: names of the options by the title of their group in the help. Others keep their defaults.
         default: an instance of `kind` with the defaults; None for the defaults of the class.
         marks: for some options, a word that says where the default comes from, such as "preset".
         prog: the name of the command.
@@ -41,7 +41,8 @@ def parse_options(
         UserError: an option is unknown, or a value has the wrong type or is out of range.
         SystemExit: tyro printed help.
     """
-    hints = typing.get_type_hints(kind, include_extras=True)
+    of_kind = typing.get_type_hints(kind, include_extras=True)
+    hints = {name: of_kind[name] for names in groups.values() for name in names}
     grouped = _grouped_class(kind, hints, groups, default, marks or {})
     form: Any = tyro.conf.OmitArgPrefixes
     parsed: Any = tyro.cli(
@@ -135,6 +136,21 @@ def _word(hint: Any) -> str | None:
     if origin is dict:
         return "[KEY=VALUE ...]"
     return WORDS.get(hint)
+
+
+def value_of(arguments: Sequence[str], option: str) -> str | None:
+    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it."""
+    for position, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag in (option, option.replace("-", "_").replace("__", "--", 1)):
+            return value or next(iter(arguments[position + 1 :]), "")
+    return None
+
+
+def given_options(arguments: Sequence[str], names: Collection[str]) -> frozenset[str]:
+    """Those of the options `names` that a command line sets."""
+    flags = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    return frozenset(name for name in names if name in flags or f"no_{name}" in flags)
 
 
 def without(arguments: Sequence[str], *names: str) -> list[str]:

@@ -16,6 +16,7 @@ from rl_lnlstm.commands.console import tell
 from rl_lnlstm.commands.options import TrainOptions
 from rl_lnlstm.commands.parser import without
 from rl_lnlstm.commands.signals import Stop
+from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import check_is_free
 
@@ -97,7 +98,7 @@ class _Runs:
                     tell(f"seed {seed} ended with exit code {process.returncode}")
 
 
-def default_run_dir(options: TrainOptions, what: str) -> Path:
+def default_run_dir(options: PPOConfig, what: str) -> Path:
     """runs/<env>-<what>-<time>."""
     name = re.sub(r"[^\w.-]", "-", options.env_id)
     return Path("runs") / f"{name}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"

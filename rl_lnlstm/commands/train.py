@@ -24,10 +24,11 @@ from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
-from rl_lnlstm.runs.run_directory import RunDirectory, locked
+from rl_lnlstm.runs.lock import locked
+from rl_lnlstm.runs.run_directory import RunDirectory
 from rl_lnlstm.runs.trackers import TRACKERS, Tracker
 
-NOT_SAVED = "run_dir", "resume", "seeds", "parallel"  # options that do not belong to a single run
+NOT_SAVED = "preset", "run_dir", "resume", "seeds", "parallel"  # options that do not belong to a single run
 OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
 
 

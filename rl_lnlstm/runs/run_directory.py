@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +18,6 @@ from rl_lnlstm.ppo.callbacks import Callback, Training
 from rl_lnlstm.runs.layout import BEST_POLICY, CHECKPOINTS, CONFIG, LEARNING_CURVE, METRICS, POLICY, TENSORBOARD
 from rl_lnlstm.runs.learning_curve import learning_curve
 from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, survives
-
-try:
-    import fcntl
-except ImportError:  # Windows has other locks
-    fcntl = None  # type: ignore[assignment]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """A context manager that locks the folder `path` against other runs. Makes the folder if it is missing.
-
-    It uses the operating system's lock on the folder, which ends with the process, however the process ends.
-
-    Raises:
-        UserError: another run has the lock, or the folder cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"run directory {path} cannot be written: {error}") from error
-    try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"run directory {path} is in use by a run that has not ended") from None
-            except OSError as error:
-                warn(f"{path} cannot be locked, {error}: make sure that no other run uses it")
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class RunDirectory(Callback):

@@ -25,7 +25,7 @@ from rl_lnlstm.files import parse_json
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.state import read
 from rl_lnlstm.runs.checkpoints import read_newest
-from rl_lnlstm.runs.run_directory import locked
+from rl_lnlstm.runs.lock import locked
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("RL_LNLSTM_KILLS", "2"))  # `make kills` takes 20

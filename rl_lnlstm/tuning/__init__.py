@@ -1,0 +1,1 @@
+"""Searching for good options with Ray Tune and Optuna; the command `tune`."""
