@@ -57,12 +57,12 @@ def tune(options: TuneOptions, arguments: Sequence[str]) -> int:
     check_env(base.env_id, wrappers=base.wrappers, env_kwargs=base.env_kwargs, mask_key=base.mask_key)
     check_packages()
     with contextlib.ExitStack() as resources:
+        parallel = resources.enter_context(connected(address, options.parallel))
         resources.enter_context(locked(folder))
         if options.resume is None:
             check_is_free(folder, "folder", "--run-dir, or resume a sweep with --resume")
         _save(folder, options, fixed)
         resources.enter_context(_telling_how_to_resume(folder))
-        parallel = resources.enter_context(connected(address, options.parallel))
         _run(folder, base, fixed, options, parallel)
     return 0
 

@@ -31,7 +31,7 @@ WRONG = {
     "--resume {0} --units 128": "is another sweep: it searches units",
     "--resume {0} --run-dir new": "leave out --run-dir",
     "--resume {0} --preset new": "leave out --preset",
-    "--ray 127.0.0.1:1 --run-dir new": "nothing answers at 127.0.0.1:1",
+    "--ray 127.0.0.1:1 --run-dir {0}/new": "nothing answers at 127.0.0.1:1",
     "--ray nonsense": "ray must be local, auto or HOST:PORT",
     "--workers 2": "unknown option --workers",
     "--run-dir {0}": "already holds a run or other files",
