@@ -12,13 +12,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_lnlstm.commands.console import tell
+from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import TrainOptions
 from rl_lnlstm.commands.parser import without
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free
+from rl_lnlstm.runs.groups import read_group, score, score_name
 
 POLL = 0.1  # seconds
 
@@ -30,6 +32,8 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
         options: the options of the command.
         arguments: the command line of these options, without the command.
         stop: if requested, no more runs start, and running ones end after their iteration.
+
+    At the end, prints the interquartile mean over the seeds, with its bootstrap interval.
 
     Returns:
         The exit code of the first run that failed, or 0.
@@ -58,8 +62,28 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
     except KeyboardInterrupt:  # at the second Ctrl-C, the runs stop at once too
         runs.stop(signal.SIGINT, again=True)
         raise
+    failed = next((code for code in runs.codes if code), 0)
+    if not failed and not stop.requested:
+        _report(folder)
     tell(f"next: {shlex.join(['rl-lnlstm', 'plot', str(folder)])}")
-    return next((code for code in runs.codes if code), 0)
+    return failed
+
+
+def _report(folder: Path) -> None:
+    """Prints the interquartile mean of the runs' scores, and its interval."""
+    try:
+        group = read_group(folder)
+    except UserError as error:  # such as that no episode ended
+        tell(str(error))
+        return
+    by = score_name([group])
+    found = score(group, by)
+    digits = decimals(found.values)
+    text = f"interquartile mean {found.iqm:,.{digits}f}"
+    if found.iqm_interval is not None:
+        low, high = found.iqm_interval
+        text += f", 95% confidence {low:,.{digits}f} to {high:,.{digits}f}"
+    output(f"{text}, over {len(found.values)} seed{'s' * (len(found.values) > 1)} ({by})")
 
 
 class _Runs:

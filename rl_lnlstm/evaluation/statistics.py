@@ -39,16 +39,20 @@ def bootstrap_interval(
 ) -> Interval:
     """The percentile bootstrap's confidence interval of a statistic (Efron, 1979).
 
+    With several columns, the bootstrap is stratified as in rliable (Agarwal et al., 2021): a column holds the scores of
+    the runs in one environment, runs are drawn for each column separately, and the statistic is of all scores together.
+
     Args:
-        returns: the returns of the episodes, `[n]`.
+        returns: returns of episodes or scores of runs, `[n]` or `[n, columns]`.
         statistic: a function from `[..., n]` to `[...]`.
         confidence: the probability that the interval contains the true value.
-        resamples: number of times that n episodes are drawn with replacement.
+        resamples: number of times that n values are drawn with replacement.
         seed: seed of these draws.
     """
-    returns = np.asarray(returns)
-    drawn = np.random.default_rng(seed).integers(len(returns), size=(resamples, len(returns)))
-    low, high = np.quantile(statistic(returns[drawn]), [(1 - confidence) / 2, (1 + confidence) / 2])
+    columns = np.asarray(returns).reshape(len(returns), -1)
+    drawn = np.random.default_rng(seed).integers(len(columns), size=(resamples, *columns.shape))
+    values = np.take_along_axis(columns[np.newaxis], drawn, axis=1).reshape(resamples, -1)
+    low, high = np.quantile(statistic(values), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
 

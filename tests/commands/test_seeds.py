@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from rl_lnlstm.commands import main
 from rl_lnlstm.evaluation.statistics import difference_interval, improvement_interval, probability_of_improvement
-from rl_lnlstm.runs.groups import curve, read_group
+from rl_lnlstm.runs.groups import curve, read_group, score
 
 FRAMES, RETURN = "time/total_timesteps", "rollout/ep_rew_mean"
 
@@ -134,7 +134,11 @@ def test_seeds_are_trained_one_directory_each(tmp_path, capsys):
     options = ["--total-timesteps", "64", "--eval-episodes", "1", "--env-kwargs", "sutton_barto_reward=False"]
     seeds = ["--env-id", "CartPole-v1", "--seeds", "3", "5", "--parallel", "2", "--run-dir", str(folder)]
     assert main(["train", *small, *seeds, *options]) == 0
-    assert f"rl-lnlstm plot {folder}" in capsys.readouterr().err.replace("'", "")
+    shown = capsys.readouterr()
+    assert f"rl-lnlstm plot {folder}" in shown.err.replace("'", "")
+    found = score(read_group(folder), "final evaluation")
+    assert f"interquartile mean {found.iqm:.2f}" in shown.out
+    assert f"{found.iqm_interval.low:.2f} to {found.iqm_interval.high:.2f}, over 2 seeds" in shown.out
     for seed in (3, 5):
         config = json.loads((folder / f"seed-{seed}" / "config.json").read_text())
         assert (config["seed"], config["units"]) == (seed, 4)

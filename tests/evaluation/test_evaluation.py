@@ -1,5 +1,7 @@
 """`evaluate_policy` runs whole episodes without bias, in every autoreset mode."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -108,6 +110,17 @@ def test_the_bootstrap_interval_is_scipys():
     ours = bootstrap_interval(returns, lambda drawn: drawn.mean(-1), resamples=20_000)
     np.testing.assert_allclose(ours, theirs.confidence_interval, rtol=0.02)
     assert bootstrap_interval([500.0] * 20) == (500.0, 500.0)
+
+
+def test_the_stratified_interval_counts_all_resamples():
+    """Two runs in each of three environments have only 64 resamples, which are listed here."""
+    scores = np.array([[0.0, 10.0, 300.0], [3.0, 17.0, 200.0]])
+    pairs = [[(a, b) for a in column for b in column] for column in scores.T]
+    means = [scipy.stats.trim_mean(sum(drawn, ()), 0.25) for drawn in itertools.product(*pairs)]
+    expected = np.quantile(means, [0.1, 0.9])
+    np.testing.assert_allclose(bootstrap_interval(scores, confidence=0.8, resamples=50_000), expected, atol=0.5)
+    constant = np.tile([1.0, 100.0], (6, 1))
+    assert bootstrap_interval(constant) == (50.5, 50.5), "each environment has as many runs in every resample"
 
 
 def test_an_id_is_evaluated_in_what_has_the_policys_observations():
