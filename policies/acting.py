@@ -69,6 +69,11 @@ class Actor:
             self._watch.settle()
         return self._built[kind]
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the step is compiled code, and no graph."""
+        return isinstance(self._step(), CompiledStep)
+
     def _build(self, kind: Kind) -> StepFunction:
         if kind.actor_only:
             return graph_step(self._policy, *kind)

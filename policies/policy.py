@@ -356,6 +356,11 @@ class RecurrentPolicy(keras.layers.Layer):
         return self.critic_observation_space is not None
 
     @property
+    def acts_row_by_row(self) -> bool:
+        """Whether acting in an environment gives the same bits with any other environments beside it."""
+        return self._actor.is_compiled
+
+    @property
     def is_convolutional(self) -> bool:
         """Whether an encoder contains a convolution, at any depth."""
         return self.network.is_convolutional

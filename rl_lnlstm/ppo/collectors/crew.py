@@ -12,7 +12,7 @@ from rl_lnlstm.errors import WorkerFailure, warn
 from rl_lnlstm.ppo.collectors.share import Share
 from rl_lnlstm.ppo.collectors.worker import Answer, Message, WorkerState
 
-START_SECONDS = 300.0  # that a worker may always take to start: many at once import TensorFlow slowly
+START_SECONDS = 180.0  # that a worker may always take to start: many at once import TensorFlow slowly
 POLL_SECONDS = 1.0
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from rl_lnlstm.evaluation.episodes import has_time_limit
 from rl_lnlstm.ppo import state as training_state
 from rl_lnlstm.ppo.collect import RolloutRunner
 from rl_lnlstm.ppo.collectors.share import Share
+from rl_lnlstm.ppo.collectors.whole_batch import as_in_whole_batch
 from rl_lnlstm.ppo.noise import acting_generators
 from rl_lnlstm.ppo.rollout import Rollout
 from rl_lnlstm.ppo.setup import GivenEnv, make_environments
@@ -59,7 +60,7 @@ class LocalCollector:
         """Begins the first episodes. `policy` acts from now on."""
         config = self._config
         self._runner = RolloutRunner(
-            policy,
+            as_in_whole_batch(policy, self._share),
             self.envs,
             config.num_steps,
             config.bptt_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -41,6 +42,7 @@ class Cluster:
         self.ray, self.address, self.is_shared = ray, address, address != LOCAL
         self.users = 0
         self._folder, self._is_ours = folder, is_ours
+        atexit.register(self._end)  # for trainers that nobody closes
 
     def cpus(self) -> int:
         """The CPUs of all machines of the cluster."""
@@ -73,6 +75,10 @@ class Cluster:
         if self.users > 0:
             return
         _connected = None
+        atexit.unregister(self._end)
+        self._end()
+
+    def _end(self) -> None:
         if self._is_ours:
             with contextlib.suppress(Exception):
                 self.ray.shutdown()
@@ -121,7 +127,8 @@ def _new_connection(ray: Any, address: str) -> Cluster:
         with _translated(ray, address):
             ray.init(address=address, **options)
         return Cluster(ray, address, None, is_ours=True)
-    folder = tempfile.mkdtemp(prefix="rl-lnlstm-ray-")
+    # Ray adds 65 characters to the path of its sockets, which may have no more than 107.
+    folder = tempfile.mkdtemp(prefix="rl-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
     try:
         with _translated(ray, address):
             ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **options)

@@ -104,6 +104,8 @@ class RayTransport:
 
     def kill(self, worker: _Actor) -> None:
         """See `Transport`."""
+        if worker not in self._actors:  # Ctrl-C interrupted its replacement
+            return
         self._actors.remove(worker)
         ray = self._ray
         # Ray asks a process to end. One that is frozen does not hear it.
