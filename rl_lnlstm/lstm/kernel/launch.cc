@@ -19,6 +19,7 @@ using tensorflow::errors::InvalidArgument;
 
 namespace {
 
+constexpr int64_t kBlocksOfAThread = 4, kRowsOfABlock = 16;
 constexpr double kWorkOfAThread = 4e6;  // multiplications, about 50 us, as long as waking a thread takes
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
@@ -158,7 +159,10 @@ Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t
 
 Blocks::Blocks(ThreadPool* threads, int64_t rows, double work) : threads_(threads), rows_(rows) {
   const int64_t useful = std::max<int64_t>(1, work / kWorkOfAThread);
-  count_ = std::min<int64_t>({rows_, threads_->NumThreads(), useful});
+  // Several blocks for each thread, if they are large: then nobody waits for a thread that others disturb.
+  const int64_t threads_count = threads_->NumThreads();
+  const int64_t wanted = std::max(threads_count, std::min(kBlocksOfAThread * threads_count, rows_ / kRowsOfABlock));
+  count_ = std::min({rows_, wanted, useful});
   size_ = count_ == 0 ? 0 : (rows_ + count_ - 1) / count_;
   if (size_ > 0) count_ = (rows_ + size_ - 1) / size_;
 }

@@ -83,7 +83,8 @@ Matrix Pack(const float* kernel, int64_t rows, int64_t units, int64_t width, int
 // Packs the transpose of `matrix` [units, 4 * units], centred, as [4 * width, width].
 Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t panel, float* packed);
 
-// Divides rows into blocks, one for each thread that is worth waking for its part of the `work`, in multiplications.
+// Divides rows into blocks, at most so many that each is worth waking a thread for its part of the `work`, in
+// multiplications.
 class Blocks {
  public:
   Blocks(ThreadPool* threads, int64_t rows, double work);
