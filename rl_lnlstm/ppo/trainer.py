@@ -158,7 +158,7 @@ class Trainer(Agent):
             "num_timesteps": self.num_timesteps,
             "schedule": self._schedule,
             "weights": self.policy.get_weights(),
-            "optimizer": [variable.numpy() for variable in self._updater.optimizer.variables],
+            "optimizer": self._updater.optimizer.get_state(),
             "generators": [generator.bit_generator.state for generator in self._generators()],
             "runner": training["runner"],
             "selection": None if self._selection is None else self._selection.get_state(),
@@ -197,8 +197,7 @@ class Trainer(Agent):
         tree = state.tree
         self._check_is_alike(tree)
         self.policy.set_weights(tree["weights"])
-        for variable, value in zip(self._updater.optimizer.variables, tree["optimizer"], strict=True):
-            variable.assign(value)
+        self._updater.optimizer.set_state(tree["optimizer"])
         for generator, value in zip(self._generators(), tree["generators"], strict=True):
             generator.bit_generator.state = value
         self.iteration, self.num_timesteps = tree["iteration"], tree["num_timesteps"]
@@ -216,9 +215,8 @@ class Trainer(Agent):
             raise UserError(
                 f"the checkpoint was written for spaces {tree['spaces']}, this trainer has {self._spaces()}"
             )
-        optimizer = [variable.numpy() for variable in self._updater.optimizer.variables]
         training_state.check_alike("weights", tree["weights"], self.policy.get_weights())
-        training_state.check_alike("optimizer variables", tree["optimizer"], optimizer)
+        training_state.check_alike("optimizer variables", tree["optimizer"], self._updater.optimizer.get_state())
         saved, own = tree["runner"]["state"], self.policy.initial_state(1)
         training_state.check_alike("state", [part[:1] for part in saved], [part[:1] for part in own])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,6 +12,7 @@ from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.watch import Watch
 from rl_lnlstm.ppo import loss
+from rl_lnlstm.ppo.adam import Adam
 from rl_lnlstm.ppo.protocols import LearningPolicy
 from rl_lnlstm.ppo.rollout import Sequences
 from rl_lnlstm.spaces import map_arrays
@@ -39,9 +39,8 @@ class Updater:
 
     def __init__(self, policy: LearningPolicy, config: PPOConfig, generator: np.random.Generator) -> None:
         self.policy, self.config, self.generator = policy, config, generator
-        self.optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=ADAM_EPSILON)
         self._trained = list(policy.trainable_variables)
-        self.optimizer.build(self._trained)
+        self.optimizer = Adam(self._trained, config.learning_rate, ADAM_EPSILON)
         self.fruitless, self.not_finite = 0, ""
         self._compile()
 
@@ -67,7 +66,8 @@ class Updater:
         metrics, not_finite = self.function(map_arrays(tf.convert_to_tensor, sequences), *arguments)
         if compiles:
             self._watch.settle()
-        self._tell_skipped(iteration, int(metrics["skipped_steps"]), not_finite.numpy(), len(minibatches))
+        skipped = int(metrics["skipped_steps"])
+        self._tell_skipped(iteration, skipped, len(minibatches), not_finite.numpy())
         stopped_after = int(metrics.pop("stopped_after"))  # 0 if all gradient steps were taken
         stopped_at_epoch = -(-stopped_after // config.minibatches)
         return {**{name: float(value) for name, value in metrics.items()}, "stopped_at_epoch": stopped_at_epoch}
@@ -81,12 +81,12 @@ class Updater:
                 "after you have changed layers of the policy"
             )
 
-    def _tell_skipped(self, iteration: int, skipped: int, not_finite: np.ndarray, steps: int) -> None:
-        """Logs which losses and gradients were not finite; `not_finite` is in the order of `_update`."""
+    def _tell_skipped(self, iteration: int, skipped: int, steps: int, not_finite: np.ndarray) -> None:
+        """Logs which losses and gradients were not finite; for `not_finite` see `_update`."""
         self.fruitless = self.fruitless + 1 if skipped == steps else 0
         if not skipped:
             return
-        gradients = [f"the gradient of {variable.path}" for variable in self.policy.trainable_variables]
+        gradients = [f"the gradient of {name}" for name in self.optimizer.names]
         named = [name for name, bad in zip([*TERMS, *gradients], not_finite, strict=True) if bad]
         # If a loss is not finite, its gradients are not either: name only the loss.
         terms = [name for name in named if name in TERMS]
@@ -98,10 +98,10 @@ class Updater:
         """The loop over all gradient steps; `minibatches` holds indices of sequences, `[gradient steps, sequences]`.
 
         A step is skipped if its loss or gradient is not finite, or if its minibatch has no valid transition. It then
-        changes no weight and is left out of the means. Returns the means, and for each of `TERMS` and each variable's
-        gradient whether it was not finite in some step.
+        changes no weight and is left out of the means. Returns the means, and for each of `TERMS` and each vector of
+        the gradient whether it was not finite in some step.
         """
-        variables = [variable.value for variable in self.policy.trainable_variables]
+        variables = [variable.value for variable in self._trained]
         limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
 
         def body(i: Any, _: Any, taken: Any, skipped: Any, not_finite: Any, *sums: Any) -> tuple[Any, ...]:
@@ -110,54 +110,28 @@ class Updater:
                 losses = self._losses(minibatch, clip_coef)
             # Gradients are zeros for weights that the loss does not depend on, for example in an unused layer.
             gradients = tape.gradient(losses["loss"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            clipped, norm = tf.clip_by_global_norm(gradients, self.config.max_grad_norm)
+            vectors = self.optimizer.vectors(gradients)
+            squares = [tf.reduce_sum(tf.square(vector)) for vector in vectors]
+            norm = tf.sqrt(tf.add_n(squares))
+            scale = self.config.max_grad_norm / tf.maximum(norm, self.config.max_grad_norm)
             finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
             proceed = ~finite | (losses["approx_kl"] <= limit)
             wanted = finite & (tf.reduce_sum(minibatch.valid) > 0)
-            looked_at = [*(losses[name] for name in TERMS), *map(tf.nn.l2_loss, gradients)]  # as in the global norm
-            not_finite |= ~tf.math.is_finite(tf.stack(looked_at))
-            if self.config.target_kl is None:
-                self._apply(clipped, wanted)
-            else:
-                tf.cond(proceed, lambda: self._apply(clipped, wanted), lambda: tf.constant(0))
+            self.optimizer.apply([vector * scale for vector in vectors], wanted & proceed)
+            not_finite |= ~tf.math.is_finite(tf.stack([*(losses[name] for name in TERMS), *squares]))
             reported = [tf.where(wanted, losses[name], 0.0) for name in REPORTED]
             sums = tuple(total + value for total, value in zip(sums, reported, strict=True))
             taken, skipped = taken + tf.cast(wanted, tf.int32), skipped + tf.cast(~finite, tf.int32)
             return i + 1, proceed, taken, skipped, not_finite, *sums
 
         count = len(minibatches) if minibatches.shape[0] is None else minibatches.shape[0]
-        nothing = tf.zeros([len(TERMS) + len(variables)], tf.bool)
+        nothing, sums = tf.zeros([len(TERMS) + len(self.optimizer.names)], tf.bool), [0.0] * len(REPORTED)
         done, proceed, taken, skipped, not_finite, *sums = tf.while_loop(
-            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, 0, nothing, *([0.0] * len(REPORTED)))
+            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, 0, nothing, *sums)
         )
         means = {name: total / tf.cast(taken, tf.float32) for name, total in zip(REPORTED, sums, strict=True)}
-        return {**means, "skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}, not_finite
-
-    def _apply(self, gradients: Any, wanted: Any) -> Any:
-        """A step of Adam, Kingma and Ba (2015), algorithm 1 with the more efficient order of its section 2.
-
-        Unless `wanted`, every variable stays as it is. It is written out here, because Keras needs several times as
-        long to trace it, and the variables would have to be put back afterwards.
-        """
-        adam = self.optimizer
-        iterations = adam.iterations.value
-        step = tf.cast(iterations + 1, tf.float32)
-        bias_1, bias_2 = (1.0 - tf.pow(beta, step) for beta in (adam.beta_1, adam.beta_2))
-        rate = adam.learning_rate.value * tf.sqrt(bias_2) / bias_1
-        iterations.assign(tf.where(wanted, iterations + 1, iterations))
-        for gradient, *variables in zip(gradients, self.policy.trainable_variables, *self._moments, strict=True):
-            weight, m, v = (variable.value for variable in variables)
-            new_m = m + (gradient - m) * (1.0 - adam.beta_1)
-            new_v = v + (tf.square(gradient) - v) * (1.0 - adam.beta_2)
-            new_weight = weight - new_m * rate / (tf.sqrt(new_v) + adam.epsilon)
-            for variable, new in ((m, new_m), (v, new_v), (weight, new_weight)):
-                variable.assign(tf.where(wanted, new, variable))
-        return tf.constant(0)
-
-    @property
-    def _moments(self) -> tuple[list[keras.Variable], list[keras.Variable]]:
-        """Adam's first and second moments, one for each trained variable."""
-        return self.optimizer._momentums, self.optimizer._velocities
+        means |= {"skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}
+        return means, not_finite
 
     def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
         """The loss of Schulman et al. (2017), equation 9, over the valid transitions, and what to report about it."""
