@@ -307,7 +307,7 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl
     [
         ("advantages", np.nan, "policy_gradient_loss"),
         ("returns", np.inf, "value_loss"),
-        ("returns", 1e18, r"the gradient of a small weight, such as a bias"),  # whose square overflows
+        ("returns", 1e18, "the gradient of a small weight, such as a bias"),  # whose square overflows
     ],
 )
 def test_updates_that_change_nothing_stop_the_run(spoil, told, column, value, cause):
