@@ -20,15 +20,15 @@ HIDDEN, SEEN = "hidden", "seen"
 
 
 class HiddenGoal(gym.Env):
-    """Go to a goal that is shown only in the first observation.
+    """Find a goal that the agent does not see. It sees its position and its distance to the goal.
 
-    The agent moves on a square. Each step costs the distance to the goal. Observations are Dicts: `seen` is the agent's
-    position, and the goal, which is zero after the first observation; `hidden` is the goal in every observation.
+    The agent moves on a square. Each step costs the distance. Observations are Dicts: `seen` is what the agent sees,
+    `hidden` is the goal.
     """
 
     def __init__(self) -> None:
         self.observation_space = gym.spaces.Dict(
-            {SEEN: gym.spaces.Box(-1, 1, (4,)), HIDDEN: gym.spaces.Box(-1, 1, (2,))}
+            {SEEN: gym.spaces.Box(-3, 3, (3,)), HIDDEN: gym.spaces.Box(-1, 1, (2,))}
         )
         self.action_space = gym.spaces.Box(-1, 1, (2,))
 
@@ -41,12 +41,13 @@ class HiddenGoal(gym.Env):
     def step(self, action: np.ndarray) -> Any:
         self.position = np.clip(self.position + 0.2 * action, -1, 1).astype(np.float32)
         self.steps += 1
-        reward = -float(np.linalg.norm(self.position - self.goal))
-        return self._observation(), reward, False, self.steps == 30, {}
+        return self._observation(), -self._distance(), False, self.steps == 30, {}
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self.position - self.goal))
 
     def _observation(self) -> dict[str, np.ndarray]:
-        shown = self.goal if self.steps == 0 else np.zeros(2, np.float32)
-        return {SEEN: np.concatenate([self.position, shown]), HIDDEN: self.goal}
+        return {SEEN: np.append(self.position, np.float32(self._distance())), HIDDEN: self.goal}
 
 
 class VelocitiesForTheCritic(gym.ObservationWrapper):
@@ -72,7 +73,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "hidden-goal": Task(HiddenGoal, -7.0),
+    "hidden-goal": Task(HiddenGoal, -10.0),
     "Pendulum-v1 without velocity": Task(lambda: VelocitiesForTheCritic(gym.make("Pendulum-v1"), [2]), -250.0),
     "CartPole-v1 without velocities": Task(lambda: VelocitiesForTheCritic(gym.make("CartPole-v1"), [1, 3]), 475.0),
 }
@@ -119,6 +120,7 @@ class Run:
             ppo.learn(self._options.frames, callback=look)
         frames, reached = list(scores), [score >= task.threshold for score in scores.values()]
         first = [at for at, *both in zip(frames, reached, reached[1:] or reached, strict=False) if all(both)]
+        print(scores, flush=True)
         return Result(first[0] if first else None, scores[frames[-1]])
 
 

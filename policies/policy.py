@@ -305,7 +305,8 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument has the wrong shape or, outside of a graph, an action is illegal.
         """
-        return evaluate_sequences(self, observations, actions, state, episode_starts, action_masks, rewards)
+        found = evaluate_sequences(self, observations, actions, state, episode_starts, action_masks, rewards)
+        return found.log_probs, found.entropies, found.values
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:
         """Updates the normalisation with observations `[..., *shape]` where `valid`, `[...]` bool, is true."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,24 @@ from rl_lnlstm.spaces import flatten, map_leaves
 ILLEGAL = -1e8  # log-probabilities of legal actions are larger
 
 
+class Evaluated(NamedTuple):
+    """Sequences that a policy ran through: log-probabilities, entropies and values are `[batch, time]`.
+
+    Attributes:
+        mode: the most probable actions, time-major, in the distribution's form.
+        actions: the given actions, in the same form.
+        state: the state after the last step, as `RecurrentPolicy.step` returns it. Its reward part is that of the last
+            step.
+    """
+
+    log_probs: tf.Tensor
+    entropies: tf.Tensor
+    values: tf.Tensor
+    mode: Any
+    actions: Any
+    state: tuple[Any, ...]
+
+
 def evaluate_sequences(
     policy: Any,
     observations: Any,
@@ -28,8 +46,8 @@ def evaluate_sequences(
     episode_starts: Any,
     action_masks: Any = None,
     rewards: Any = None,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Log-probabilities, entropies and values, each `[batch, time]`; see `RecurrentPolicy.evaluate_actions`."""
+) -> Evaluated:
+    """Runs a policy through recorded sequences; see `RecurrentPolicy.evaluate_actions` for the arguments."""
     check_complete(policy.critic_observation_space, observations)
     if tf.executing_eagerly():
         observations = in_space(policy.observation_space, observations)
@@ -54,9 +72,15 @@ def evaluate_sequences(
     kept = policy.last_action_reward.sequence(first[0], actions, given.get("rewards")) if first else None
     starts = tf.cast(given["episode_starts"], tf.float32)
     masks = None if action_masks is None else swapped(_masks(policy.action_space, action_masks))
-    outputs, _ = policy._forward_sequences(observations, h, c, starts, kept, masks)
+    outputs, after = policy._forward_sequences(observations, h, c, starts, kept, masks)
     results = _log_probs(outputs, actions), outputs.distribution.entropy(), outputs.values
-    return tuple(tf.transpose(result) for result in results)
+    log_probs, entropies, values = (tf.transpose(result) for result in results)
+    last = []
+    if first:
+        of_last = tf.nest.map_structure(lambda part: part[-1], actions)
+        last = [policy.last_action_reward.after(of_last, given["rewards"][-1] if "rewards" in given else None)]
+    mode = outputs.distribution.mode()
+    return Evaluated(log_probs, entropies, values, mode, actions, (*after, *last))
 
 
 def _log_probs(outputs: Outputs, actions: Any) -> Any:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rl_lnlstm.lstm.layer import MaskedLNLSTM as MaskedLNLSTM
     from rl_lnlstm.policies.loading import load_policy as load_policy
     from rl_lnlstm.ppo.callbacks import Callback as Callback
+    from rl_lnlstm.ppo.pretrain import pretrain as pretrain
     from rl_lnlstm.ppo.progress import ProgressBar as ProgressBar
     from rl_lnlstm.ppo.train import PPO as PPO
     from rl_lnlstm.reports.memory_use import MemoryUse as MemoryUse
@@ -72,6 +73,7 @@ _EXPORTS = {
     "load_policy": "policies.loading",
     "memory_use": "reports.memory_use",
     "pad_episodes": "evaluation.padding",
+    "pretrain": "ppo.pretrain",
     "record_episodes": "evaluation.evaluate",
 }
 __all__ = ["__version__", *_EXPORTS]

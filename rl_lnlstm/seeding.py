@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # The position of a purpose determines its seeds, so add new purposes only at the end.
-PURPOSES = ("environments", "policy", "shuffling", "selection", "evaluation", "sampling", "acting")
+PURPOSES = ("environments", "policy", "shuffling", "selection", "evaluation", "sampling", "acting", "pretraining")
 
 
 def seed_sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSequence:

@@ -45,6 +45,9 @@ class TrainOptions(PPOConfig):
     """train once with each of these seeds; each run is recorded in a folder seed-N in --run-dir"""
     parallel: Count = 1
     """number of these runs that train at the same time, each in a process of its own"""
+    pretrain: str | None = None
+    """folder of recorded episodes, as evaluate --record writes them: before training, the policy learns to act as in
+    these episodes"""
     check_env: bool = True
     """before the run, make an environment, reset it, take one step and check what it returns"""
     track: Literal["wandb", "trackio", "mlflow"] | None = None

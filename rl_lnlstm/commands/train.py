@@ -19,6 +19,8 @@ from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free, replacing_file
+from rl_lnlstm.ppo.cloning import Epoch
+from rl_lnlstm.ppo.pretrain import pretrain
 from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
@@ -27,8 +29,10 @@ from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
 from rl_lnlstm.runs.lock import locked
 from rl_lnlstm.runs.run_directory import RunDirectory
 from rl_lnlstm.runs.trackers import TRACKERS, Tracker
+from rl_lnlstm.seeding import derived_seed
 
 NOT_SAVED = "preset", "run_dir", "resume", "seeds", "parallel"  # options that do not belong to a single run
+EPOCHS_TOLD = 10  # epochs of pretraining between two messages
 OTHER_RUN = "--run-dir, or resume a run with --resume"  # how to name another run directory
 
 
@@ -59,6 +63,9 @@ def train(options: TrainOptions, stop: Stop) -> int:
         ppo = PPO(hyperparameters.pop("policy"), hyperparameters.pop("env_id"), **hyperparameters)
         resources.callback(ppo.close)
         if state is None:
+            if options.pretrain is not None:
+                with stop.at_once():
+                    _pretrain(ppo, options.pretrain)
             resources.enter_context(locked(run_dir))
             check_is_free(run_dir, "run directory", OTHER_RUN)
             run = RunDirectory(run_dir, config, ppo.policy)
@@ -73,6 +80,20 @@ def train(options: TrainOptions, stop: Stop) -> int:
                 _evaluate(ppo, run_dir, options)
         tell(f"next: {evaluate_command(run_dir, options)}")
     return 0
+
+
+def _pretrain(ppo: PPO, folder: str) -> None:
+    """Clones the behaviour in the episodes of a folder, and prints how well that worked."""
+
+    def tell_epoch(epoch: Epoch) -> None:
+        if epoch.number % EPOCHS_TOLD == 0:
+            validation = "" if epoch.validation_loss is None else f", validation {epoch.validation_loss:.4f}"
+            tell(f"pretraining, epoch {epoch.number}: loss {epoch.loss:.4f}{validation}")
+
+    result = pretrain(ppo, folder, seed=derived_seed(ppo.config.seed, "pretraining"), callback=tell_epoch)
+    count = result.n_episodes + result.n_validation_episodes
+    accuracy = "" if result.accuracy is None else f", {result.accuracy:.1%} of the actions are the most probable ones"
+    tell(f"pretrained on {count} episodes of {folder}: loss {result.loss:.4f}{accuracy}")
 
 
 def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop, tracker: Tracker | None) -> bool:
@@ -129,6 +150,8 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
     if refused:
         listed = ", ".join(changes[name] for name in sorted(refused))
         raise UserError(f"a resumed run cannot change its network or its environments: {listed}")
+    if "pretrain" in changes:
+        raise UserError(f"pretraining is done before the first frame, and cannot be changed: {changes['pretrain']}")
     if changes:
         tell(f"changed: {', '.join(changes.values())}")
 

@@ -83,7 +83,7 @@ def pad_episodes(
     episodes = list(episodes)
     if not episodes:
         raise UserError("there are no episodes to pad")
-    lengths = np.array([_length(episode, number) for number, episode in enumerate(episodes)])
+    lengths = np.array([length_of(episode, number) for number, episode in enumerate(episodes)])
     columns: dict[str, np.ndarray] = {}
     for name in _names(episodes):
         parts = [episode[name] for episode in episodes]
@@ -112,8 +112,12 @@ def pad_episodes(
     )
 
 
-def _length(episode: EpisodeArrays, number: int) -> int:
-    """The number of steps of an episode, which all its arrays must have."""
+def length_of(episode: EpisodeArrays, number: int) -> int:
+    """The number of steps of an episode, which all its arrays must have.
+
+    Raises:
+        UserError: they differ, or arrays are missing; the message names the number of the episode.
+    """
     if missing := [name for name in ("rewards", "terminated", "truncated") if name not in episode]:
         raise UserError(f"episode {number} is not one of record_episodes: it has no {missing[0]}")
     steps = {name: len(array) for name, array in episode.items() if _kind(name) not in WHOLE}
