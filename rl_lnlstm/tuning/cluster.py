@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 from collections.abc import Iterator
 
@@ -47,7 +46,6 @@ def connected(address: str, parallel: int | None) -> Iterator[int]:
     Raises:
         UserError: as `connect`; or the cluster has fewer CPUs than trials at the same time, which would wait for ever.
     """
-    logging.getLogger("ray").setLevel(logging.ERROR)
     cluster = connect(address)
     try:
         cpus = cluster.cpus()

@@ -4,46 +4,35 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.tuning.halving import Halving
 from rl_lnlstm.tuning.records import CHECKPOINT, Trial, folder_of, read_scores, write_trial
-from rl_lnlstm.tuning.searchers import METRIC, MODE
 from rl_lnlstm.tuning.trial import run_trial
 
 DEATHS = 3  # times that the process of a trial may die before the trial counts as failed
-REDUCTION = 2  # at each rung, the worse half of the trials ends
-FIRST_RUNG = 4  # the first rung is at this fraction of a trial's frames
-TIME = "frames"
 PATIENCE = 60.0  # seconds without a trial, after which a message is due
 RAY = ".ray"  # files of Ray Tune, which are removed
 
 
-def halving(total_timesteps: int, ended: Sequence[Trial]) -> AsyncHyperBandScheduler:
-    """ASHA, Li et al. (2020), which ends bad trials early. It remembers the reports of trials that have ended."""
-    scheduler = AsyncHyperBandScheduler(
-        TIME,
-        METRIC,
-        MODE,
-        max_t=total_timesteps,
-        grace_period=max(1, total_timesteps // FIRST_RUNG),
-        reduction_factor=REDUCTION,
-        stop_last_trials=False,
-    )
-    for trial in ended:
-        known: Any = SimpleNamespace(trial_id=f"ended-{trial.number}")
-        scheduler.on_trial_add(None, known)
-        for report in trial.scores.reports:
-            scheduler.on_trial_result(None, known, {TIME: report.frames, METRIC: report.score})
-        scheduler.on_trial_remove(None, known)
-    return scheduler
+class _Halving(FIFOScheduler):
+    """`Halving` as a scheduler of Ray Tune."""
+
+    def __init__(self, halving: Halving) -> None:
+        super().__init__()
+        self._halving = halving
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict) -> str:
+        """Whether a trial goes on."""
+        goes_on = self._halving.goes_on(trial.config["number"], result["frames"], result["score"])
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 
 def run(
@@ -53,7 +42,7 @@ def run(
     parallel: int,
     ended: Callable[[Trial], None],
     tell: Callable[[str], None],
-    scheduler: FIFOScheduler | None = None,
+    halving: Halving | None = None,
 ) -> None:
     """Runs trials until `count` of them have ended.
 
@@ -64,7 +53,7 @@ def run(
         parallel: number of trials at the same time.
         ended: called with each trial that has ended, after it was recorded.
         tell: prints a message.
-        scheduler: ends trials early; None lets each one train to its end.
+        halving: ends trials early; None lets each one train to its end.
 
     Raises:
         UserError: a trial failed for a reason that holds for all trials.
@@ -76,7 +65,7 @@ def run(
         tune.with_resources(run_trial, {"cpu": 1}),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=scheduler or FIFOScheduler(),
+            scheduler=FIFOScheduler() if halving is None else _Halving(halving),
             num_samples=count,
             max_concurrent_trials=parallel,
             reuse_actors=True,  # TensorFlow is imported once

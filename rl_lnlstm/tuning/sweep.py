@@ -13,7 +13,8 @@ import numpy as np
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import RunFailure
 from rl_lnlstm.evaluation.result import decimals
-from rl_lnlstm.tuning.engine import halving, run
+from rl_lnlstm.tuning.engine import run
+from rl_lnlstm.tuning.halving import Halving
 from rl_lnlstm.tuning.records import FINALS, TRIALS, Trial, by_score, folder_of, read_trials
 from rl_lnlstm.tuning.results import one_line
 from rl_lnlstm.tuning.searchers import GivenTrials, SpaceSearch
@@ -125,7 +126,7 @@ def _search(sweep: Sweep, tell: Callable[[str], None]) -> list[Trial]:
         best = trial.score if is_best else best
         tell(f"trial {trial.number} of {sweep.n_trials}: {described(trial)}{', the best so far' if is_best else ''}")
 
-    run(folder, search, count, sweep.parallel, report, tell, halving(sweep.base.total_timesteps, ended))
+    run(folder, search, count, sweep.parallel, report, tell, Halving(sweep.base.total_timesteps, known))
     return by_score(read_trials(folder))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -119,6 +120,7 @@ def _new_connection(ray: Any, address: str) -> Cluster:
                 "ray is 'local', but other code has connected this process to a cluster: use 'auto' for that cluster"
             )
         return Cluster(ray, address, None, is_ours=False)
+    _silence(ray)
     # Ray's messages about this process; those of the workers come with their answers.
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address != LOCAL:
@@ -136,6 +138,16 @@ def _new_connection(ray: Any, address: str) -> Cluster:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Cluster(ray, address, folder, is_ours=True)
+
+
+def _silence(ray: Any) -> None:
+    """Hides messages of Ray that say the same as ours, but longer.
+
+    Without this, Ray prints a paragraph to standard output for each process that dies, even with `log_to_driver=False`.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with contextlib.suppress(AttributeError):  # another version of Ray prints elsewhere
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _import_ray() -> Any:
