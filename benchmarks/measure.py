@@ -72,6 +72,28 @@ def seconds_of(operation: Callable[[], Any], at_least: float = 0.0) -> float:
     return statistics.median(times)
 
 
+def matmul_rate(n: int = 1024) -> float:
+    """Multiplications with addition, per second, of a product of matrices that suits the machine, on all threads."""
+    import tensorflow as tf
+
+    matrix = tf.random.normal([n, n])
+    product = tf.function(lambda: tf.matmul(matrix, matrix))
+    product()
+    return n**3 / seconds_of(product, 0.3)
+
+
+class Matmul:
+    """The rate of matrix products, in a process of its own."""
+
+    def __init__(self, threads: int) -> None:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+    def rate(self) -> float:
+        return matmul_rate()
+
+
 class Patience:
     """Called before each measurement, waits while others use the machine, until `seconds` in all are spent."""
 

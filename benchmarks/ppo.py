@@ -22,7 +22,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-from measure import Bar, Patience, Table, Worker, record, seconds_of
+from measure import Bar, Matmul, Patience, Table, Worker, record, seconds_of
 
 HEAD_LAYERS = [64, 64]  # RecurrentPPO's default; for images it is none
 MANY_ENVS = 64
@@ -259,6 +259,39 @@ def rates(name: str, options: Options, seed: int) -> Rates:
     return Rates(frames / seconds, run.frames[-1] / total, rollout / count, (seconds - rollout) / count)
 
 
+def multiplications_of_frame(options: Options) -> int:
+    """Multiplications of matrix products for a frame: acting, and in each epoch a forward and a backward pass.
+
+    A backward pass has twice as many as a forward pass.
+    """
+    import gymnasium as gym
+
+    env = gym.make(options.env_id)
+    features = int(np.prod(env.observation_space.shape)) + 1  # and a constant
+    heads = list(itertools.pairwise([options.units + features, *HEAD_LAYERS]))
+    actor_and_critic = 2 * sum(a * b for a, b in heads) + HEAD_LAYERS[-1] * (int(env.action_space.n) + 1)
+    forward = 4 * options.units * (features + options.units) + actor_and_critic
+    return forward * (1 + 3 * options.update_epochs)
+
+
+def limits(options: Options, few: list[Rates], many: list[Rates]) -> Table:
+    """The frames per second that the arithmetic alone would allow, and the part of them that is reached."""
+    alone, together = (Worker(Matmul, threads) for threads in (1, 2))
+    rates = {1: alone.call("rate"), 2: together.call("rate")}
+    for worker in (alone, together):
+        worker.close()
+    limit = rates[2] / multiplications_of_frame(options)
+    rows = [
+        [f"{count}", f"{limit:,.0f}", f"{statistics.median(run.steady for run in runs) / limit:.0%}"]
+        for count, runs in ((options.num_envs, few), (MANY_ENVS, many))
+    ]
+    title = (
+        f"Part of the arithmetic limit. A product of matrices makes {2e-9 * rates[1]:.0f} GFLOP/s on one thread, "
+        f"{2e-9 * rates[2]:.0f} on two"
+    )
+    return Table(title, ["environments", "limit, frames/s", "reached"], rows)
+
+
 def main(options: Options) -> None:
     wait = Patience(options.patience)
     # ALE's vector environment behaves differently from its single environments.
@@ -284,7 +317,7 @@ def main(options: Options) -> None:
         return text if name == OURS else f"{text} ({ratio(name, field):.2f})"
 
     peer = max((name for name in names if CANDIDATES[name][0] is StableBaselines), key=lambda n: median(n, "steady"))
-    bars = [Bar(f"frames/s, ours to {peer}", ratio(peer, "steady"), 1.5 if options.atari else 8, at_least=True)]
+    bars = [Bar(f"frames/s, ours to {peer}", ratio(peer, "steady"), 3 if options.atari else 12, at_least=True)]
     title = (
         f"{options.env_id}, {options.num_envs} environments x {options.num_steps} steps, "
         f"{options.update_epochs} epochs x {options.num_minibatches} minibatches, LSTM {options.units}"
@@ -294,7 +327,7 @@ def main(options: Options) -> None:
     if not options.atari:
         many_table, many_bar = many_environments(options, wide, measured[OURS])
         acting, acting_bars = acting_table(options, wait)
-        tables += [many_table, acting]
+        tables += [many_table, limits(options, measured[OURS], wide), acting]
         bars += [many_bar, *acting_bars]
     tables.append(Table.of_bars(bars))
     for table in tables:
