@@ -29,6 +29,7 @@ class Arrays(ctypes.Structure):
 
     _fields_ = (
         ("batch", ctypes.c_int64),
+        ("parameters", ctypes.c_int64),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -99,7 +100,7 @@ class CompiledStep:
         )
         actions, *others = (array.ctypes.data for array in self._outputs)
         both = (actions, None) if self._numbered else (None, actions)
-        self._arrays = Arrays(batch, *(array.ctypes.data for array in self._inputs), *both, *others)
+        self._arrays = Arrays(batch, noise, *(array.ctypes.data for array in self._inputs), *both, *others)
         self._mask_address = self._arrays.action_masks
         self._address = ctypes.addressof(self._arrays)
 

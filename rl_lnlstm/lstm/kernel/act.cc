@@ -17,14 +17,14 @@
 
 // The arrays of a call; the same as `Arrays` in compiled_step.py.
 extern "C" struct RlLnlstmArrays {
-  int64_t batch;
+  int64_t batch, parameters;      // of the distribution of actions
   const double* observations;     // [batch, observation_size]
   const float *h, *c;             // [batch, lstm_layers * units]
   const uint8_t* episode_starts;  // [batch]
-  const float* noise;             // [batch, parameters of the distribution]
-  const uint8_t* action_masks;    // [batch, parameters of the distribution], 0 where illegal; null if all are legal
+  const float* noise;             // [batch, parameters]
+  const uint8_t* action_masks;    // [batch, parameters], 0 where illegal; null if all are legal
   int64_t* numbered_actions;      // [batch]; null unless actions are Discrete
-  float* actions;                 // [batch, parameters of the distribution]; null if actions are Discrete
+  float* actions;                 // [batch, parameters]; null if actions are Discrete
   float *values, *log_probs;      // [batch]
   float *new_h, *new_c;           // as h and c
 };
@@ -73,7 +73,48 @@ class Network {
       : design_(std::move(design)), variables_(std::move(variables)), threads_(threads) {}
 
   absl::Status Act(const RlLnlstmArrays& arrays) {
-    WeightReader weights(variables_);
+    const WeightReader weights(variables_);
+    TF_RETURN_IF_ERROR(PackLayers(weights));
+    const Blocks blocks(threads_, arrays.batch, static_cast<double>(arrays.batch) * weights.size());
+    std::vector<absl::Status> statuses(blocks.count());
+    blocks.Run([&](int64_t index, int64_t begin, int64_t end) {
+      statuses[index] = ActRows(RowsOf(arrays, begin, end), weights);
+    });
+    for (const absl::Status& status : statuses) TF_RETURN_IF_ERROR(status);
+    return absl::OkStatus();
+  }
+
+ private:
+  // `arrays` from row `begin` to `end`.
+  RlLnlstmArrays RowsOf(RlLnlstmArrays arrays, int64_t begin, int64_t end) const {
+    const int64_t state = begin * design_.lstm_layers * design_.units, parameters = begin * arrays.parameters;
+    arrays.batch = end - begin;
+    arrays.observations += begin * design_.observation_size;
+    arrays.h += state, arrays.c += state, arrays.new_h += state, arrays.new_c += state;
+    arrays.episode_starts += begin, arrays.values += begin, arrays.log_probs += begin;
+    arrays.noise += parameters;
+    if (arrays.action_masks != nullptr) arrays.action_masks += parameters;
+    if (arrays.numbered_actions != nullptr) arrays.numbered_actions += begin;
+    if (arrays.actions != nullptr) arrays.actions += parameters;
+    return arrays;
+  }
+
+  // Packs the weights of the LSTM layers, for all blocks of rows.
+  absl::Status PackLayers(WeightReader weights) {
+    int64_t size = design_.observation_size;
+    const double* statistic;
+    for (int i = 0; design_.normalized && i < 2; ++i) TF_RETURN_IF_ERROR(weights.NextStatistic(size, &statistic));
+    for (const Activation activation : design_.encoder) {
+      Dense layer;
+      TF_RETURN_IF_ERROR(weights.NextDense(size, activation, &layer));
+      size = layer.outputs;
+    }
+    for (int64_t index = 0; index < design_.lstm_layers; ++index)
+      TF_RETURN_IF_ERROR(layers_[index].Next({1, 1, size + 1, design_.units, true}, weights));
+    return absl::OkStatus();
+  }
+
+  absl::Status ActRows(const RlLnlstmArrays& arrays, WeightReader weights) const {
     const int64_t batch = arrays.batch;
     Rows features;
     TF_RETURN_IF_ERROR(Normalize(arrays, weights, features));
@@ -84,6 +125,8 @@ class Network {
     Rows &actor = outputs[0], &critic = outputs[1];
     for (Rows* rows : {&actor, &critic}) TF_RETURN_IF_ERROR(Apply(batch, design_.heads, weights, *rows));
     TF_RETURN_IF_ERROR(Apply(batch, {Activation::kLinear}, weights, actor));
+    if (actor.columns() != arrays.parameters)
+      return InvalidArgument("the action head has ", actor.columns(), " outputs, expected ", arrays.parameters);
     if (arrays.numbered_actions != nullptr) {
       SampleCategorical(arrays, actor);
     } else {
@@ -96,7 +139,6 @@ class Network {
     return absl::OkStatus();
   }
 
- private:
   // Like RunningStatistics.normalize; without normalisation, only converts to float32.
   absl::Status Normalize(const RlLnlstmArrays& arrays, WeightReader& weights, Rows& rows) const {
     const int64_t size = design_.observation_size;
@@ -135,7 +177,7 @@ class Network {
 
   // Runs the LSTM layers, and makes the inputs of actor and critic: the output of an LSTM layer, then the features.
   absl::Status Remember(const RlLnlstmArrays& arrays, WeightReader& weights, const Rows& features,
-                        Rows (&outputs)[2]) {
+                        Rows (&outputs)[2]) const {
     const int64_t batch = arrays.batch, units = design_.units, state = design_.lstm_layers * units;
     const int64_t size = features.columns() + 1;  // the features, and the constant beside them
     Buffer inputs, masks, parts;
@@ -158,10 +200,10 @@ class Network {
         CopyColumns(batch, units, arrays.c + column, state, c0, units);
         Forward pass{};
         pass.sizes = {1, batch, size, units, true};
-        TF_RETURN_IF_ERROR(layers_[index].Next(pass.sizes, weights));
+        weights.SkipLayer();
         pass.inputs = inputs.data(), pass.masks = masks.data(), pass.h0 = h0, pass.c0 = c0;
         pass.outputs = output, pass.h = h, pass.c = c;
-        TF_RETURN_IF_ERROR(LaunchForward(threads_, layers_[index].weights(), pass));
+        TF_RETURN_IF_ERROR(LaunchForward(nullptr, layers_[index].weights(), pass));
         CopyColumns(batch, units, h, units, arrays.new_h + column, state);
         CopyColumns(batch, units, c, units, arrays.new_c + column, state);
       }

@@ -28,6 +28,13 @@ class WeightReader {
     }
   }
 
+  // The number of all weights, which is about the number of multiplications for a row.
+  int64_t size() const {
+    int64_t size = 0;
+    for (const Tensor& tensor : tensors_) size += tensor.NumElements();
+    return size;
+  }
+
   // Whether some variable had a sparse update. Later ones then write to the same memory.
   bool sparse() const { return sparse_; }
 
@@ -56,6 +63,9 @@ class WeightReader {
     TF_RETURN_IF_ERROR(Next(Shape({inputs, outputs}), &layer->kernel));
     return Next(Shape({outputs}), &layer->bias);
   }
+
+  // Skips the weights of an LSTM layer, which `PackedLayer` has read.
+  void SkipLayer() { next_ += 7; }
 
   // The weights of the next LSTM layer, and their tensors.
   absl::Status NextLayer(const Sizes& sizes, Weights* weights, std::vector<Tensor>* tensors) {
