@@ -30,10 +30,12 @@ PUBLISHED = {
     "MountainCarContinuousNoVel-v0": "91.5 +/- 1.8",
     "LunarLanderNoVel-v3": "242.1 +/- 31.8 (LunarLander-v2, which shows velocities, `ppo`)",
     "Acrobot-v1": "-73.5 +/- 18.2 (`ppo`, 1,000,000 frames)",
-    "BipedalWalker-v3": "213.3 +/- 129.5 (`ppo`, 5,000,000 frames)",
+    "BipedalWalker-v3": "287.9 +/- 2.4 (`ppo`, 5,000,000 frames)",
     "HalfCheetah-v5": "5819.1 +/- 663.5 (HalfCheetah-v3, `ppo`)",
-    "ALE/Pong-v5": "21.0 +/- 0.1 (PongNoFrameskip-v4, `ppo`)",
-    "ALE/Breakout-v5": "398.0 +/- 33.3 (BreakoutNoFrameskip-v4, `ppo`)",
+    # CleanRL's ppo_atari_lstm.py: single frames, LSTM 128, 10,000,000 frames
+    "ALE/Pong-v5": "19.78 (CleanRL, `ppo_atari_lstm`)",
+    "ALE/Breakout-v5": "128.9 (CleanRL, `ppo_atari_lstm`)",
+    "ALE/BeamRider-v5": "1536 (CleanRL, `ppo_atari_lstm`)",
 }
 MEMORY_TASKS = ("TMaze-v0", "RepeatPrevious-v0")
 
