@@ -33,22 +33,21 @@ _ATARI: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A smaller discount is too short-sighted, because the cart drifts out of bounds slowly. A larger lambda adds noise.
-    # Twice the epochs at a smaller learning rate learn in fewer frames, but are still unstable at the end. The last
-    # policy scores exactly 500 on 19 of 20 seeds, the best policy of the evaluations on 20 of 20.
+    # A smaller discount is too short-sighted, because the cart drifts out of bounds slowly. With a lambda of 0.8 or with
+    # half as many steps in a rollout, about one seed in ten ends with a policy that drifts. A shrinking clipping range
+    # stops learning too early.
     "CartPoleNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 8,
-        "num_steps": 64,
+        "num_steps": 128,
         "learning_rate": 1e-3,
         "gamma": 0.995,
-        "gae_lambda": 0.8,
-        "num_minibatches": 2,
+        "gae_lambda": 0.95,
+        "num_minibatches": 4,
         "update_epochs": 5,
-        "anneal_clip": True,
         "normalize_observations": True,
         "normalize_rewards": True,
-        "eval_interval": 40,
+        "eval_interval": 20,
         "units": 64,
         "shared_lstm": False,
     },

@@ -46,7 +46,7 @@ def test_a_run_leaves_everything(run):
     ]
     config = json.loads((run / "config.json").read_text())
     assert (config["env_id"], config["units"], config["num_steps"]) == ("CartPoleNoVel-v1", 8, 16)
-    assert config["anneal_clip"] is True, "what no flag names is the preset's"
+    assert config["gamma"] == 0.995, "what no flag names is the preset's"
     assert imread(run / "learning_curve.png").std() > 0
 
 
