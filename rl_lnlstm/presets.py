@@ -33,11 +33,10 @@ _ATARI: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A smaller discount is too short-sighted, because the cart drifts out of bounds slowly. With a lambda of 0.8 or with
-    # half as many steps in a rollout, about one seed in ten ends with a policy that drifts. A shrinking clipping range
-    # stops learning too early.
+    # A smaller discount is too short-sighted, because the cart drifts out of bounds slowly. With a lambda of 0.8, 3 of 33
+    # seeds ended with a policy that drifts, with 0.95 none of 29. A shrinking clipping range stops learning too early.
     "CartPoleNoVel-v1": {
-        "total_timesteps": 100_000,
+        "total_timesteps": 60_000,
         "num_envs": 8,
         "num_steps": 128,
         "learning_rate": 1e-3,
@@ -47,7 +46,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "update_epochs": 5,
         "normalize_observations": True,
         "normalize_rewards": True,
-        "eval_interval": 20,
         "units": 64,
         "shared_lstm": False,
     },
