@@ -112,7 +112,8 @@ class Crew:
                 self._replace(index)
         before, answers = self._in_a_row, dict[int, Answer]()
         pending = {index: self._submit(index, method, arguments) for index in range(len(self.shares))}
-        deadlines = {index: self._deadline(index) for index in pending}
+        # After Ctrl-C, workers may still run the call before.
+        deadlines = {index: self._deadline(index, calls=2 if self._interrupted else 1) for index in pending}
         self._interrupted = True
         while pending:
             of_future = {future: index for index, future in pending.items()}
@@ -155,12 +156,11 @@ class Crew:
             self._workers[index], [method, *start, *(of_worker[index] for of_worker in arguments)]
         )
 
-    def _deadline(self, index: int) -> float:
+    def _deadline(self, index: int, calls: int = 1) -> float:
         if self._timeout is None:
             return float("inf")
         starting = 0.0 if self._has_policy[index] else START_SECONDS
-        earlier = self._timeout if self._interrupted else 0.0  # the worker may still run an interrupted call
-        return time.monotonic() + starting + earlier + self._timeout
+        return time.monotonic() + starting + calls * self._timeout
 
     def _count(self, index: int, reason: str) -> None:
         self._in_a_row += 1
