@@ -26,7 +26,6 @@ from rl_lnlstm.tuning.results import finalists_table, importance_table, table, w
 from rl_lnlstm.tuning.space import SEARCHED, search_space
 
 PRESET, PICTURE, TABLE = "preset.json", "tune.png", "trials.csv"
-CHANGEABLE = "trials", "parallel", "ray", "finalists", "eval_episodes"
 NOT_SAVED = "resume", "run_dir", "preset"
 WORKERS = tuple(field.name for field in dataclasses.fields(WorkerOptions))
 OPTIONS = tuple(field.name for field in dataclasses.fields(PPOConfig) if field.name not in WORKERS)

@@ -31,7 +31,7 @@ class TuneOptions(PPOConfig):
     trials: Count = 50
     """number of trials, each of total_timesteps frames unless it is ended early"""
     parallel: Count | None = None
-    """number of trials at the same time, each with one CPU; None: the number of CPUs of this machine"""
+    """number of trials at the same time, each with one CPU; None: the number of CPUs"""
     ray: str | None = "local"
     """where the trials run; local: on this machine; auto: on the Ray cluster that runs on this machine; HOST:PORT: on
     that cluster"""

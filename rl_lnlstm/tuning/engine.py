@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import RunFailure, UserError
 from rl_lnlstm.tuning.halving import Halving
 from rl_lnlstm.tuning.records import CHECKPOINT, Trial, folder_of, read_scores, write_trial
 from rl_lnlstm.tuning.trial import run_trial
@@ -57,7 +58,7 @@ def run(
 
     Raises:
         UserError: a trial failed for a reason that holds for all trials.
-        OSError: a record cannot be written.
+        RunFailure: a record cannot be written, or Ray failed.
     """
     watcher = _Watcher(folder, ended, tell)
     shutil.rmtree(folder / RAY, ignore_errors=True)
@@ -80,6 +81,10 @@ def run(
     )
     try:
         tuner.fit()
+    except OSError as error:
+        raise RunFailure(f"the records in {folder} cannot be written, {error}: the sweep can be resumed") from error
+    except (tune.TuneError, RayError) as error:
+        raise RunFailure(f"Ray failed, {str(error).strip().splitlines()[0]}: the sweep can be resumed") from error
     finally:
         shutil.rmtree(folder / RAY, ignore_errors=True)
 
