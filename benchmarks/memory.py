@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aggregate import iqm, mean, profile, stratified_interval
+from aggregate import Statistic, iqm, mean, profile, stratified_interval
 from measure import Table, record
 from memory_runs import CANDIDATES, PEER, RANDOM, TASKS, Results, Run, compute, options_of, task_of
 
@@ -91,20 +91,21 @@ class Scores:
 
 
 def runs_of(options: Options, tasks: Sequence[str], variants: Sequence[str]) -> list[Run]:
-    return [
-        Run(task, variant, seed, 0 if variant == RANDOM else options.frames, options.episodes, options.num_envs)
+    """The runs of these variants, seed after seed. Random actions have a single run, which does not train."""
+    runs = (
+        Run(task, variant, seed, options.frames, options.episodes, options.num_envs)
         for seed in options.seeds
         for task in tasks
         for variant in variants
-        if variant != RANDOM or seed == options.seeds[0]
-    ]
+    )
+    return list(dict.fromkeys(run._replace(seed=0, frames=0) if run.variant == RANDOM else run for run in runs))
 
 
 def table_of_returns(scores: Scores) -> Table:
     options, rows = scores.options, []
     for task in options.tasks:
         row = [task]
-        for variant in (*options.variants, RANDOM):
+        for variant in dict.fromkeys((*options.variants, RANDOM)):
             returns = [result["return"] for result in scores.results(task, variant)]
             if not returns:
                 row.append(scores.error(task, variant) or "-")
@@ -115,7 +116,7 @@ def table_of_returns(scores: Scores) -> Table:
         rows.append(row)
     seeds = ", ".join(map(str, options.seeds))
     title = f"Mean return, +/- its standard error, seeds {seeds}, {options.episodes} episodes each"
-    return Table(title, ["", *options.variants, RANDOM], rows)
+    return Table(title, ["", *dict.fromkeys((*options.variants, RANDOM))], rows)
 
 
 def table_of_scores(scores: Scores) -> Table:
@@ -123,24 +124,22 @@ def table_of_scores(scores: Scores) -> Table:
     first, rows = scores.options.variants[0], []
     for variant in scores.options.variants:
         tasks = scores.complete(variant, first)
-        if not tasks:
-            rows.append([variant, "0", *["-"] * 3])
-            continue
-        own, its = scores.normalised(tasks, variant), scores.normalised(tasks, first)
-        low, high = stratified_interval(own)
-        row = [variant, str(len(tasks)), f"{iqm(own):.3f} [{low:.3f}, {high:.3f}]"]
-        if variant == first:
-            row += ["", ""]
-        else:
-            first_low, first_high = stratified_interval(its)
-            low, high = stratified_interval(own - its, mean)
-            row += [
-                f"{iqm(its):.3f} [{first_low:.3f}, {first_high:.3f}]",
-                f"{mean(own - its):+.3f} [{low:+.3f}, {high:+.3f}]",
-            ]
-        rows.append(row)
+        cells = ["-"] * 3
+        if tasks:
+            own, its = scores.normalised(tasks, variant), scores.normalised(tasks, first)
+            cells = [with_interval(own, iqm), with_interval(its, iqm), with_interval(own - its, mean)]
+        rows.append([variant, str(len(tasks)), *([cells[0], "", ""] if variant == first else cells)])
     title = "Normalised scores: interquartile means with 95% intervals, on the tasks that both have completed"
     return Table(title, ["", "tasks", "IQM", f"IQM of {first} there", "mean difference"], rows)
+
+
+def with_interval(scores: np.ndarray, statistic: Statistic) -> str:
+    """The statistic, and its interval if there are several seeds."""
+    value = f"{statistic(scores):.3f}"
+    if scores.shape[1] == 1:
+        return value
+    low, high = stratified_interval(scores, statistic)
+    return f"{value} [{low:.3f}, {high:.3f}]"
 
 
 def draw(scores: Scores, path: Path) -> None:
