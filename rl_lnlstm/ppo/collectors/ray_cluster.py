@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rl_lnlstm.errors import UserError
@@ -183,10 +183,17 @@ def _check_answers(address: str) -> None:
 def _translated(ray: Any, address: str) -> Iterator[None]:
     """A context manager for `ray.init`: errors become `UserError`s, and signal handlers stay as they are."""
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    ours = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in ours}
     try:
         yield
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM and is_main:
+            # `ray.init` installs a handler of SIGTERM before it returns. The signal is meant for ours.
+            _install(handlers)
+            ray.shutdown()
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise KeyboardInterrupt from None
         with contextlib.suppress(Exception):
             ray.shutdown()
         hint = "no cluster runs on this machine: start one with `ray start --head`" if address == AUTO else str(error)
@@ -194,5 +201,9 @@ def _translated(ray: Any, address: str) -> Iterator[None]:
             hint = str(error)
         raise UserError(f"ray: {address} cannot be used, {' '.join(hint.split())}") from error
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        _install(handlers)
+
+
+def _install(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
