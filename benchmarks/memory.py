@@ -162,11 +162,12 @@ def draw(scores: Scores, path: Path) -> None:
         left.vlines(iqm(own), place - 0.25, place + 0.25, color="black")
         right.plot(thresholds, profile(own, thresholds), label=variant)
     left.set(yticks=range(len(variants)), yticklabels=variants, xlabel="interquartile mean of normalised scores, 95%")
+    left.set_xlim(0, 1.05)
     left.invert_yaxis()
     right.set(xlabel="normalised score", ylabel="fraction of runs above it", ylim=(0, 1.02))
     right.legend()
     frames, seeds = scores.options.frames, len(scores.options.seeds)
-    figure.suptitle(f"{len(tasks)} partially observable tasks, {seeds} seeds, {frames:,} frames")
+    figure.suptitle(f"{len(tasks)} partially observable tasks, {seeds} seed{'s' * (seeds > 1)}, {frames:,} frames")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
