@@ -160,7 +160,8 @@ class WorkerOptions:
 
     ray: str | None = None
     """collect rollouts with workers of Ray; local: on this machine; HOST:PORT: on the cluster with this address; auto:
-    on the cluster that runs on this machine; None: in this process; the run is the same, bit for bit"""
+    on the cluster that runs on this machine; None: in this process; without convolutions, the run is the same, bit for
+    bit"""
     workers: Count | None = None
     """number of workers, a divisor of num_envs; None: as many as there are CPUs, if that divides num_envs, otherwise
     fewer"""
