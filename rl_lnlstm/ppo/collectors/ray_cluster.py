@@ -7,17 +7,16 @@ import contextlib
 import importlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.ppo.collectors.ray_folder import RayFolder
 
 LOCAL, AUTO = "local", "auto"
 ANSWER_SECONDS = 5.0  # that a machine may take to accept a connection
@@ -39,7 +38,7 @@ class Cluster:
         is_shared: whether the cluster was started by others, so that its CPUs must be asked for.
     """
 
-    def __init__(self, ray: Any, address: str, folder: str | None, is_ours: bool) -> None:
+    def __init__(self, ray: Any, address: str, folder: RayFolder | None, is_ours: bool) -> None:
         self.ray, self.address, self.is_shared = ray, address, address != LOCAL
         self.users = 0
         self._folder, self._is_ours = folder, is_ours
@@ -84,7 +83,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 self.ray.shutdown()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
+            self._folder = None
 
 
 _connected: Cluster | None = None
@@ -129,13 +129,12 @@ def _new_connection(ray: Any, address: str) -> Cluster:
         with _translated(ray, address):
             ray.init(address=address, **options)
         return Cluster(ray, address, None, is_ours=True)
-    # Ray adds 65 characters to the path of its sockets, which may have no more than 107.
-    folder = tempfile.mkdtemp(prefix="rl-ray-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
+    folder = RayFolder()
     try:
         with _translated(ray, address):
-            ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **options)
+            ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder.path, **options)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
         raise
     return Cluster(ray, address, folder, is_ours=True)
 
