@@ -100,6 +100,8 @@ class Cloning:
 
     def run(self, callback: Callable[[Epoch], Any] | None) -> Pretraining:
         """Runs all epochs."""
+        if self.found[0].action_masks is not None:
+            self.policy.uses_action_masks = True
         self._update_statistics()
         options, epochs, best = self.options, list[Epoch](), 0
         sums = self._returns_without_bootstrap()

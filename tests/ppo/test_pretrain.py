@@ -190,6 +190,7 @@ def test_action_masks_and_critic_entries_are_used():
     before = encoder.get_weights()
     result = pretrain(policy, episodes, n_epochs=2, **FAST)
     assert np.isfinite(result.loss)
+    assert policy.uses_action_masks
     assert any(np.any(one != other) for one, other in zip(encoder.get_weights(), before, strict=True))
     short = [{name: array for name, array in episode.items() if "state" not in name} for episode in episodes]
     with pytest.raises(UserError, match="episode 0 has no observations/state, which the policy needs"):
