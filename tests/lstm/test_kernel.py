@@ -341,3 +341,17 @@ def test_exported_models_do_not_depend_on_the_kernel(tmp_path):
         np.testing.assert_allclose(model.serve(given["xs"]), given["ys"], atol=1e-5)
     """
     run_fresh(program)
+
+
+def test_it_runs_under_xla_if_it_was_loaded_while_a_graph_was_built():
+    code = """
+import tensorflow as tf
+from rl_lnlstm import MaskedLNLSTM
+from rl_lnlstm.lstm import kernel
+with tf.Graph().as_default():  # as where a saved policy is checked
+    kernel.operations()
+layer = MaskedLNLSTM(8, return_sequences=True)
+print(tf.function(layer, jit_compile=True)(tf.ones([4, 50, 3])).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "(4, 50, 8)", done.stderr[-500:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import logging
 import os
@@ -44,8 +45,10 @@ def _loaded() -> tuple[Any, Any]:
         built = library()
         module = tf.load_op_library(str(built))
         if hasattr(module, "rl_lnlstm_use_threads"):
-            with tf.init_scope():
-                module.rl_lnlstm_use_threads()
+            # In a thread of its own, because this may be called where a graph is built, which would only add the
+            # operation. `tf.init_scope` does not leave a plain `tf.Graph`.
+            with concurrent.futures.ThreadPoolExecutor(1) as thread:
+                thread.submit(module.rl_lnlstm_use_threads).result()
     except (BuildError, tf.errors.NotFoundError) as error:
         LOGGER.warning("backend: while_loop, because the kernel cannot be built: %s", error)
         return None, None
