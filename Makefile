@@ -58,7 +58,7 @@ test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, 
 
 # One after the other, because each starts a cluster with several processes.
 test-ray: $(VENV)/.ray  ## the tests that start clusters of Ray, all on this machine
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m ray $(ARGS)
+	RAY_AUTH_MODE=disabled $(PYTEST) -m ray $(ARGS)
 
 # uv finds the lowest versions that pyproject.toml allows for direct dependencies, and the newest ones of all others.
 LOWEST := $(VENV)-lowest

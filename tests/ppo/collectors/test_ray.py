@@ -69,7 +69,7 @@ def processes(word):
 
 def folder_of(ppo):
     """The folder of the local cluster. It is in the command line of each of its processes, other than workers."""
-    return ppo._collector._transport._cluster._folder
+    return ppo._collector._transport._cluster._folder.path
 
 
 def worker_processes(ppo):
