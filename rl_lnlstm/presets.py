@@ -50,8 +50,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shared_lstm": False,
     },
     # Ten epochs help only with a shrinking clipping range. All of five seeds end above the published -217.9, and the
-    # mean is -176.7. With other random numbers, means were -185.5 (10 seeds), -190.3 (5 seeds) and -201.1 (4 seeds). With
-    # tanh, or with a single layer in the heads, some seeds score lower.
+    # mean is -176.7. With other random numbers, means were -185.5 (10 seeds), -190.3 (5 seeds) and -201.1 (4 seeds).
+    # With tanh, or with a single layer in the heads, some seeds score lower.
     "PendulumNoVel-v1": {
         "total_timesteps": 100_000,
         "num_envs": 4,
