@@ -15,7 +15,8 @@ from rl_lnlstm.files import replacing_file
 from rl_lnlstm.tuning.records import Trial
 from rl_lnlstm.tuning.space import BATCH, LENGTH, SEARCHED
 
-NAMES = {LENGTH: "num_steps / sequence_length", BATCH: "sequences per minibatch"}  # of parts of the search space
+# What the tables call the searched ratios, which are no options.
+NAMES = {LENGTH: "num_steps / sequence_length", BATCH: "sequences per minibatch"}
 LONGEST = 150  # longest reason of a failure, in characters
 
 

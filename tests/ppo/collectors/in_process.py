@@ -41,7 +41,7 @@ class InProcess:
         return [future for future in futures if self.run(future)]
 
     def run(self, call):
-        """Runs a call, unless it has run. Returns whether it has ended."""
+        """Runs a call if it has not run yet. Returns whether it has a result; a call that froze has none."""
         if call.ended is None:
             fault, number = None, self.calls.get(call.worker.first, 0)
             if call.arguments[0] == "collect":
