@@ -1,0 +1,393 @@
+"""A recurrent PPO in JAX in the manner of PureJaxRL (Lu et al., 2022): environment, rollout and updates in one program.
+
+    python benchmarks/jax_ppo.py '{"num_envs": 8, "iterations": 20}'
+
+The only package that it needs is `jax`. `peers.py` makes an environment for it, runs it, and reads its line of JSON.
+An iteration has 128 steps of CartPole, with or without velocities, 4 epochs, and 4 minibatches of whole sequences. An
+episode that reaches the time limit counts as terminated, as in PureJaxRL.
+
+Four things make it faster than a direct translation of the formulas:
+
+- The whole training is one compiled loop. Its number of iterations is an argument, so it compiles once.
+- All random numbers of a rollout are drawn in one call, and its values are computed together after it.
+- In training, the input's part of the gates is one product of matrices for all steps.
+- The gradient of the LSTM is written by hand. JAX's own would add up the gradient of the recurrent weights in each step
+  of the backward pass; here it is one product of matrices after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from peer_run import Clock, Task, main
+
+HEAD_UNITS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Task):
+    """What the other peers have no need of. They are arguments of compiled functions, and a change compiles again."""
+
+    velocities: bool = True
+    """whether the policy observes velocities"""
+    target: float | None = None
+    """stop at this score"""
+    evaluate_every: int = 4
+    """iterations from one evaluation to the next, if there is a target"""
+    episodes: int = 20
+    """deterministic episodes, whose mean return is the score"""
+    reward: float = 0.05
+    """of a step: gives values whose gradients are not always clipped"""
+    learning_rate: float = 1e-3
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_coef: float = 0.2
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+# The environment ------------------------------------------------------------------------------------------------------
+
+
+class Env(NamedTuple):
+    physics: Array  # [4, num_envs]: position, velocity, angle, angular velocity
+    steps: Array  # [num_envs], of the current episode
+
+
+def env_step(env: Env, action: Array, start: Array) -> tuple[Env, Array]:
+    """A step of Gymnasium's CartPole-v1, and whether it was an episode's last. A new episode has the physics `start`."""
+    x, x_dot, theta, theta_dot = env.physics
+    force = jnp.where(action == 1, 10.0, -10.0)
+    cosine, sine = jnp.cos(theta), jnp.sin(theta)
+    push = (force + 0.05 * theta_dot**2 * sine) / 1.1
+    theta_acceleration = (9.8 * sine - cosine * push) / (0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1))
+    acceleration = push - 0.05 * theta_acceleration * cosine / 1.1
+    physics = env.physics + 0.02 * jnp.stack([x_dot, acceleration, theta_dot, theta_acceleration])
+    steps = env.steps + 1
+    done = (jnp.abs(physics[0]) > 2.4) | (jnp.abs(physics[2]) > 12 * jnp.pi / 180) | (steps >= 500)
+    return Env(jnp.where(done, start, physics), jnp.where(done, 0, steps)), done
+
+
+def observe(env: Env, velocities: bool) -> Array:
+    """The observations `[num_envs, 4 or 2]`, as parts of the greatest position and angle."""
+    scaled = env.physics / jnp.array([[2.4], [2.4], [0.21], [0.21]])
+    return scaled.T if velocities else scaled[::2].T
+
+
+# The network ----------------------------------------------------------------------------------------------------------
+
+
+def initial_weights(options: Options) -> dict[str, Array]:
+    rng = np.random.default_rng(options.seed)
+
+    def orthogonal(rows: int, columns: int, scale: float) -> np.ndarray:
+        q, _ = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns)), np.float32))
+        return scale * (q if rows >= columns else q.T)
+
+    units, inputs = options.units, 4 if options.velocities else 2
+    return {
+        "kernel": orthogonal(inputs, 4 * units, 1.0),
+        "recurrent_kernel": orthogonal(units, 4 * units, 1.0),
+        "bias": np.repeat(np.float32([0, 1, 0, 0]), units),  # 1 for the forget gate
+        **{
+            f"{head}_{name}": weight
+            for head, outputs, scale in (("actor", 2, 0.01), ("critic", 1, 1.0))
+            for name, weight in {
+                "kernel_0": orthogonal(units, HEAD_UNITS, 2**0.5),
+                "bias_0": np.zeros(HEAD_UNITS, np.float32),
+                "kernel_1": orthogonal(HEAD_UNITS, HEAD_UNITS, 2**0.5),
+                "bias_1": np.zeros(HEAD_UNITS, np.float32),
+                "kernel_2": orthogonal(HEAD_UNITS, outputs, scale),
+                "bias_2": np.zeros(outputs, np.float32),
+            }.items()
+        },
+    }
+
+
+def head(weights: dict[str, Array], name: str, x: Array) -> Array:
+    x = jnp.tanh(x @ weights[f"{name}_kernel_0"] + weights[f"{name}_bias_0"])
+    x = jnp.tanh(x @ weights[f"{name}_kernel_1"] + weights[f"{name}_bias_1"])
+    return x @ weights[f"{name}_kernel_2"] + weights[f"{name}_bias_2"]
+
+
+class LSTMState(NamedTuple):
+    h: Array  # [batch, units]
+    c: Array  # [batch, units]
+
+    def reset(self, starts: Array) -> LSTMState:
+        keep = 1.0 - starts[:, None]
+        return LSTMState(self.h * keep, self.c * keep)
+
+
+class Kept(NamedTuple):
+    """What the backward pass of the LSTM needs of a step."""
+
+    h: Array  # the state before the step, after the reset
+    c: Array
+    i: Array
+    f: Array
+    o: Array
+    u: Array
+    tanh_c: Array
+
+
+def lstm_step(state: LSTMState, projected: Array, recurrent_kernel: Array) -> tuple[LSTMState, Kept]:
+    """A step of the LSTM, where `projected` `[batch, 4 units]` is the part of the gates that comes from the input."""
+    gates = projected + state.h @ recurrent_kernel
+    i, f, o, u = jnp.split(gates, 4, axis=-1)
+    i, f, o, u = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(u)
+    c = f * state.c + i * u
+    tanh_c = jnp.tanh(c)
+    return LSTMState(o * tanh_c, c), Kept(state.h, state.c, i, f, o, u, tanh_c)
+
+
+def _unroll(projected: Array, recurrent_kernel: Array, starts: Array, state: LSTMState) -> tuple[Array, Kept]:
+    def step(state: LSTMState, inputs: tuple[Array, Array]) -> tuple[LSTMState, tuple[Array, Kept]]:
+        projected_t, starts_t = inputs
+        state, kept = lstm_step(state.reset(starts_t), projected_t, recurrent_kernel)
+        return state, (state.h, kept)
+
+    return lax.scan(step, state, (projected, starts))[1]
+
+
+@jax.custom_vjp
+def unroll(projected: Array, recurrent_kernel: Array, starts: Array, state: LSTMState) -> Array:
+    """The outputs `[steps, batch, units]` of the LSTM, with gradients of the first two arguments."""
+    return _unroll(projected, recurrent_kernel, starts, state)[0]
+
+
+def unroll_forward(*arguments: Any) -> tuple[Array, Any]:
+    outputs, kept = _unroll(*arguments)
+    _, recurrent_kernel, starts, _ = arguments
+    return outputs, (kept, recurrent_kernel, starts)
+
+
+def unroll_backward(residuals: Any, d_outputs: Array) -> tuple[Array, Array, None, None]:
+    kept, recurrent_kernel, starts = residuals
+    transposed = lax.optimization_barrier(recurrent_kernel.T)  # once, not in each step
+
+    def step(d_state: LSTMState, inputs: tuple[Array, Kept, Array]) -> tuple[LSTMState, Array]:
+        d_output, k, starts_t = inputs
+        d_h = d_state.h + d_output
+        d_c = d_state.c + d_h * k.o * (1 - k.tanh_c**2)
+        d_i, d_f, d_o = d_c * k.u * k.i * (1 - k.i), d_c * k.c * k.f * (1 - k.f), d_h * k.tanh_c * k.o * (1 - k.o)
+        d_gates = jnp.concatenate([d_i, d_f, d_o, d_c * k.i * (1 - k.u**2)], axis=-1)
+        return LSTMState(d_gates @ transposed, d_c * k.f).reset(starts_t), d_gates
+
+    zeros = jnp.zeros_like(d_outputs[0])
+    _, d_gates = lax.scan(step, LSTMState(zeros, zeros), (d_outputs, kept, starts), reverse=True)
+    d_kernel = jnp.einsum("tbu,tbg->ug", kept.h, d_gates)
+    return d_gates, d_kernel, None, None
+
+
+unroll.defvjp(unroll_forward, unroll_backward)
+
+
+# The algorithm --------------------------------------------------------------------------------------------------------
+
+
+class Rollout(NamedTuple):
+    """Arrays `[num_steps, num_envs, ...]`."""
+
+    observations: Array
+    starts: Array  # 1 where an observation is the first of its episode
+    actions: Array
+    log_probs: Array
+    dones: Array
+
+
+class Acting(NamedTuple):
+    """What one step of the rollout hands to the next one."""
+
+    env: Env
+    starts: Array
+    lstm: LSTMState
+
+
+def act(weights: dict[str, Array], acting: Acting, options: Options) -> tuple[LSTMState, Array]:
+    """The state of the LSTM after the current observation, and the observation."""
+    observations = observe(acting.env, options.velocities)
+    projected = observations @ weights["kernel"] + weights["bias"]
+    return lstm_step(acting.lstm.reset(acting.starts), projected, weights["recurrent_kernel"])[0], observations
+
+
+def collect(weights: dict[str, Array], acting: Acting, key: Array, options: Options) -> tuple[Acting, Rollout, Array]:
+    """A rollout, and its values `[num_steps + 1, num_envs]`, the last of them those of the observations after it."""
+    shape = options.num_steps, options.num_envs
+    key_of_actions, key_of_starts = jax.random.split(key)
+    uniform = jax.random.uniform(key_of_actions, shape)
+    physics = jax.random.uniform(key_of_starts, (options.num_steps, 4, options.num_envs), minval=-0.05, maxval=0.05)
+
+    def step(acting: Acting, random: tuple[Array, Array]) -> tuple[Acting, tuple[Rollout, Array]]:
+        uniform_t, physics_t = random
+        state, observations = act(weights, acting, options)
+        log_probs = jax.nn.log_softmax(head(weights, "actor", state.h))
+        actions = (uniform_t < jnp.exp(log_probs[:, 1])).astype(jnp.int32)
+        chosen = jnp.where(actions == 1, log_probs[:, 1], log_probs[:, 0])
+        env, dones = env_step(acting.env, actions, physics_t)
+        after = Acting(env, dones.astype(jnp.float32), state)
+        return after, (Rollout(observations, acting.starts, actions, chosen, after.starts), state.h)
+
+    acting, (rollout, outputs) = lax.scan(step, acting, (uniform, physics))
+    outputs = jnp.concatenate([outputs, act(weights, acting, options)[0].h[None]])
+    return acting, rollout, head(weights, "critic", outputs)[..., 0]
+
+
+def advantages_of(rollout: Rollout, values: Array, options: Options) -> Array:
+    """Generalised advantages (Schulman et al., 2016). All steps have the same reward."""
+    going_on = 1.0 - rollout.dones
+    deltas = options.reward + options.gamma * going_on * values[1:] - values[:-1]
+
+    def step(advantage: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, decay = inputs
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    decays = options.gamma * options.gae_lambda * going_on
+    return lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True, unroll=16)[1]
+
+
+class Sequences(NamedTuple):
+    """The data of a gradient step: arrays `[num_steps, sequences, ...]`, and the state before the first step."""
+
+    rollout: Rollout
+    advantages: Array
+    returns: Array
+    lstm: LSTMState
+
+
+def loss_of(weights: dict[str, Array], batch: Sequences, options: Options) -> Array:
+    """The clipped loss of PPO (Schulman et al., 2017)."""
+    rollout = batch.rollout
+    projected = rollout.observations @ weights["kernel"] + weights["bias"]
+    outputs = unroll(projected, weights["recurrent_kernel"], rollout.starts, batch.lstm)
+    log_probs = jax.nn.log_softmax(head(weights, "actor", outputs))
+    values = head(weights, "critic", outputs)[..., 0]
+    chosen = jnp.where(rollout.actions == 1, log_probs[..., 1], log_probs[..., 0])
+    ratio = jnp.exp(chosen - rollout.log_probs)
+    advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
+    clipped = jnp.clip(ratio, 1 - options.clip_coef, 1 + options.clip_coef)
+    policy_loss = -jnp.minimum(ratio * advantages, clipped * advantages).mean()
+    value_loss = 0.5 * jnp.square(values - batch.returns).mean()
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(-1).mean()
+    return policy_loss + options.vf_coef * value_loss - options.ent_coef * entropy
+
+
+class Adam(NamedTuple):
+    mean: dict[str, Array]
+    variance: dict[str, Array]
+    steps: Array
+
+
+def adam_step(weights: dict[str, Array], adam: Adam, gradients: dict[str, Array], options: Options) -> Any:
+    """Weights and Adam's state (Kingma and Ba, 2015) after a step, with the gradients' norm clipped."""
+    norm = jnp.sqrt(sum(jnp.vdot(gradient, gradient) for gradient in gradients.values()))
+    scale = jnp.minimum(1.0, options.max_grad_norm / (norm + 1e-6))
+    steps = adam.steps + 1
+    rate = options.learning_rate * jnp.sqrt(1 - 0.999**steps) / (1 - 0.9**steps)
+    mean = {name: 0.9 * m + 0.1 * scale * gradients[name] for name, m in adam.mean.items()}
+    variance = {name: 0.999 * v + 0.001 * (scale * gradients[name]) ** 2 for name, v in adam.variance.items()}
+    weights = {name: w - rate * mean[name] / (jnp.sqrt(variance[name]) + 1e-5) for name, w in weights.items()}
+    return weights, Adam(mean, variance, steps)
+
+
+class Training(NamedTuple):
+    weights: dict[str, Array]
+    adam: Adam
+    acting: Acting
+    key: Array
+    iterations: Array
+    score: Array  # of the last evaluation
+
+
+def iteration(training: Training, options: Options) -> Training:
+    key, key_of_rollout, key_of_order = jax.random.split(training.key, 3)
+    lstm = training.acting.lstm
+    acting, rollout, values = collect(training.weights, training.acting, key_of_rollout, options)
+    advantages = advantages_of(rollout, values, options)
+    returns = advantages + values[:-1]
+    order = jax.vmap(lambda key: jax.random.permutation(key, options.num_envs))(
+        jax.random.split(key_of_order, options.update_epochs)
+    )
+
+    def gradient_step(learning: Any, envs: Array) -> tuple[Any, None]:
+        weights, adam = learning
+        taken = jax.tree.map(lambda array: array[:, envs], (rollout, advantages, returns))
+        batch = Sequences(*taken, LSTMState(lstm.h[envs], lstm.c[envs]))
+        return adam_step(weights, adam, jax.grad(loss_of)(weights, batch, options), options), None
+
+    minibatches = order.reshape(options.update_epochs * options.num_minibatches, -1)
+    (weights, adam), _ = lax.scan(gradient_step, (training.weights, training.adam), minibatches)
+    return Training(weights, adam, acting, key, training.iterations + 1, training.score)
+
+
+def score_of(weights: dict[str, Array], options: Options) -> Array:
+    """The mean return of deterministic episodes, all with the same initial physics."""
+    physics = jax.random.uniform(jax.random.key(1), (4, options.episodes), minval=-0.05, maxval=0.05)
+    zeros = jnp.zeros(options.episodes)
+    state = LSTMState(*jnp.zeros((2, options.episodes, options.units)))
+
+    class Playing(NamedTuple):
+        acting: Acting
+        alive: Array
+        returns: Array
+
+    def step(playing: Playing) -> Playing:
+        state, _ = act(weights, playing.acting, options)
+        actions = head(weights, "actor", state.h).argmax(-1)
+        env, dones = env_step(playing.acting.env, actions, physics)
+        acting = Acting(env, zeros, state)
+        return Playing(acting, playing.alive & ~dones, playing.returns + playing.alive)
+
+    playing = Playing(Acting(Env(physics, zeros.astype(int)), zeros, state), zeros == 0, zeros)
+    return lax.while_loop(lambda playing: playing.alive.any(), step, playing).returns.mean()
+
+
+@partial(jax.jit, static_argnames="options", donate_argnames="training")
+def train(training: Training, iterations: Array, options: Options) -> Training:
+    """Trains until there were so many iterations in all, or until the score reaches the target."""
+
+    def step(training: Training) -> Training:
+        training = iteration(training, options)
+        if options.target is None:
+            return training
+        due = training.iterations % options.evaluate_every == 0
+        score = lax.cond(due, lambda: score_of(training.weights, options), lambda: training.score)
+        return training._replace(score=score)
+
+    def going_on(training: Training) -> Array:
+        more = training.iterations < iterations
+        return more if options.target is None else more & (training.score < options.target)
+
+    return lax.while_loop(going_on, step, training)
+
+
+def start(options: Options) -> Training:
+    weights = initial_weights(options)
+    rng = np.random.default_rng((options.seed, 1))
+    physics = rng.uniform(-0.05, 0.05, (4, options.num_envs)).astype(np.float32)
+    state = LSTMState(*np.zeros((2, options.num_envs, options.units), np.float32))
+    acting = Acting(Env(physics, np.zeros(options.num_envs, np.int32)), np.ones(options.num_envs, np.float32), state)
+    adam = Adam(*({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2)), np.int32(0))
+    return jax.device_put(
+        Training(weights, adam, acting, jax.random.key(options.seed), np.int32(0), np.float32(0))
+    )
+
+
+def run(options: Options) -> dict[str, float]:
+    training, clock = start(options), Clock(options)
+    for iterations in (options.warmup, options.iterations):
+        training = jax.block_until_ready(train(training, iterations, options))
+        clock.iterated(int(training.iterations) - clock.iterations)
+    return {**clock.result(), "score": float(training.score), "iterations": clock.iterations}
+
+
+if __name__ == "__main__":
+    main(run, Options)
