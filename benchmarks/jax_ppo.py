@@ -62,8 +62,8 @@ class Env(NamedTuple):
 
 
 def env_step(env: Env, action: Array, start: Array) -> tuple[Env, Array]:
-    """A step of Gymnasium's CartPole-v1, and whether it was an episode's last. A new episode has the physics `start`."""
-    x, x_dot, theta, theta_dot = env.physics
+    """A step of Gymnasium's CartPole-v1, and whether it was an episode's last. The next one has the physics `start`."""
+    _, x_dot, theta, theta_dot = env.physics
     force = jnp.where(action == 1, 10.0, -10.0)
     cosine, sine = jnp.cos(theta), jnp.sin(theta)
     push = (force + 0.05 * theta_dot**2 * sine) / 1.1
@@ -376,9 +376,7 @@ def start(options: Options) -> Training:
     state = LSTMState(*np.zeros((2, options.num_envs, options.units), np.float32))
     acting = Acting(Env(physics, np.zeros(options.num_envs, np.int32)), np.ones(options.num_envs, np.float32), state)
     adam = Adam(*({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2)), np.int32(0))
-    return jax.device_put(
-        Training(weights, adam, acting, jax.random.key(options.seed), np.int32(0), np.float32(0))
-    )
+    return jax.device_put(Training(weights, adam, acting, jax.random.key(options.seed), np.int32(0), np.float32(0)))
 
 
 def run(options: Options) -> dict[str, float]:
@@ -386,7 +384,7 @@ def run(options: Options) -> dict[str, float]:
     for iterations in (options.warmup, options.iterations):
         training = jax.block_until_ready(train(training, iterations, options))
         clock.iterated(int(training.iterations) - clock.iterations)
-    return {**clock.result(), "score": float(training.score), "iterations": clock.iterations}
+    return {**clock.result(), "score": float(training.score)}
 
 
 if __name__ == "__main__":

@@ -47,9 +47,10 @@ class Clock:
         return self.iterations < self._task.iterations
 
     def result(self) -> dict[str, float]:
-        """Frames, wall seconds and CPU seconds of all threads, after the warm-up."""
+        """Frames, wall seconds and CPU seconds of all threads, after the warm-up; CPU seconds since the start."""
         frames, seconds, cpu_seconds = (now - began for now, began in zip(self._now(), self._began, strict=True))
-        return {"frames": frames, "seconds": seconds, "cpu_seconds": cpu_seconds}
+        measured = {"frames": frames, "seconds": seconds, "cpu_seconds": cpu_seconds}
+        return {**measured, "all_cpu_seconds": time.process_time()}
 
     def _now(self) -> tuple[int, float, float]:
         frames = self.iterations * self._task.num_envs * self._task.num_steps

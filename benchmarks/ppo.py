@@ -64,6 +64,7 @@ class Run(NamedTuple):
     frames: list[int]
     seconds: list[float]
     rollout_seconds: list[float]  # the part of `seconds` for acting and the environment
+    cpu_seconds: list[float]  # of all threads of the process
 
 
 class Stopwatch:
@@ -106,12 +107,13 @@ class Ours:
             **layers,
         )
         ppo._collector.collect = acting.around(ppo._collector.collect)
-        run = Run([0], [time.perf_counter()], [0.0])
+        run = Run([0], [time.perf_counter()], [0.0], [time.process_time()])
 
         def after_iteration(metrics: dict[str, float]) -> bool:
             run.frames.append(int(metrics["time/total_timesteps"]))
             run.seconds.append(time.perf_counter())
             run.rollout_seconds.append(acting.seconds)
+            run.cpu_seconds.append(time.process_time())
             return len(run.frames) <= options.iterations
 
         ppo.learn(2 * options.iterations * options.num_envs * options.num_steps, after_iteration)
@@ -131,7 +133,7 @@ class StableBaselines:
             torch.set_num_threads(self._threads)
         options, acting = self._options, Stopwatch()
         frames = options.num_envs * options.num_steps
-        run = Run([0], [], [0.0])
+        run = Run([0], [], [0.0], [])
 
         class Timed(RecurrentPPO):
             def train(self) -> None:
@@ -139,6 +141,7 @@ class StableBaselines:
                 run.frames.append(self.num_timesteps)
                 run.seconds.append(time.perf_counter())
                 run.rollout_seconds.append(acting.seconds)
+                run.cpu_seconds.append(time.process_time())
 
         model = Timed(
             "CnnLstmPolicy" if options.atari else "MlpLstmPolicy",
@@ -157,6 +160,7 @@ class StableBaselines:
         )
         model.collect_rollouts = acting.around(model.collect_rollouts)
         run.seconds.append(time.perf_counter())
+        run.cpu_seconds.append(time.process_time())
         model.learn(options.iterations * frames)
         return run
 
@@ -254,7 +258,7 @@ def rates(name: str, options: Options, seed: int) -> Rates:
     run = worker.call("run", seed)
     total = time.perf_counter() - started
     worker.close()
-    frames, seconds, rollout = (column[-1] - column[options.warmup] for column in run)
+    frames, seconds, rollout, _ = (column[-1] - column[options.warmup] for column in run)
     count = options.iterations - options.warmup
     return Rates(frames / seconds, run.frames[-1] / total, rollout / count, (seconds - rollout) / count)
 

@@ -1,7 +1,7 @@
-"""Sample Factory 2's PPO with an LSTM, for `peers.py`, in its serial and synchronous mode: the same data for each update.
+"""Sample Factory 2's PPO with an LSTM, for `peers.py`, in its serial and synchronous mode.
 
-Its actor and critic share their two layers of 64 after the LSTM: its options do not offer layers for each. The tanh
-layer of 64 in front of the LSTM is there because it wants one.
+The actor and critic share the two layers of 64 after the LSTM, because there is no option for layers of each. The LSTM
+has a layer of 64 in front of it, because there is none for no layer.
 """
 
 from __future__ import annotations

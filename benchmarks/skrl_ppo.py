@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import torch
@@ -19,9 +20,7 @@ from torch import nn
 
 
 def head(units: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(units, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)
-    )
+    return nn.Sequential(nn.Linear(units, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs))
 
 
 class ActorCritic(CategoricalMixin, DeterministicMixin, Model):
@@ -43,9 +42,7 @@ class ActorCritic(CategoricalMixin, DeterministicMixin, Model):
         return (CategoricalMixin if role == "policy" else DeterministicMixin).act(self, inputs, role=role)
 
     def compute(self, inputs: dict[str, Any], role: str = "") -> Any:
-        if role == "policy":
-            self._features, self._state = self._unroll(inputs)
-        elif self._features is None:
+        if role == "policy" or self._features is None:
             self._features, self._state = self._unroll(inputs)
         features, state = self._features, self._state
         if role == "policy":
@@ -65,7 +62,7 @@ class ActorCritic(CategoricalMixin, DeterministicMixin, Model):
         ended = (inputs["terminated"] | inputs["truncated"]).view(-1, steps)
         cuts = [0, *(ended[:, :-1].any(0).nonzero().flatten() + 1).tolist(), steps]
         outputs = []
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in itertools.pairwise(cuts):
             output, (h, c) = self.lstm(sequences[:, begin:end], (h, c))
             outputs.append(output)
             going_on = ~ended[:, end - 1, None]
@@ -111,7 +108,12 @@ def run(task: Task) -> dict[str, Any]:
     )
     agent.clock = Clock(task)
     timesteps = task.iterations * task.num_steps
-    settings = {"timesteps": timesteps, "headless": True, "disable_progressbar": True, "close_environment_at_exit": False}
+    settings = {
+        "timesteps": timesteps,
+        "headless": True,
+        "disable_progressbar": True,
+        "close_environment_at_exit": False,
+    }
     with contextlib.suppress(StopIteration):
         SequentialTrainer(env=env, agents=agent, cfg=settings).train()
     return agent.clock.result()
