@@ -19,7 +19,8 @@ The peers:
 - PufferLib 3.0.0 is missing. PyPI has only its source, whose build downloads a graphics library from elsewhere; with
   `NO_OCEAN=1`, which leaves this library out, its setup.py fails ("name 'c_extension_paths' is not defined").
 
-Those that use PyTorch have its own number of threads. With `, 1 thread` they have one, which is faster for some sizes.
+Those that use PyTorch have its own number of threads. With `, 1 thread` they have one, which is faster for some sizes,
+and much faster if other processes use the machine.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ class Local(NamedTuple):
     """A candidate in the environment of this script."""
 
     speed: type
-    learning: type
+    learning: type | None
     threads: tuple[int, ...] = ()
 
 
 CANDIDATES: dict[str, Peer | Local] = {
     OURS: Local(ppo.Ours, peer_learning.Ours),
     "jax": JAX,
-    "sb3-contrib": Local(ppo.StableBaselines, peer_learning.StableBaselines),
+    "sb3-contrib": Local(ppo.StableBaselines, None),
     "sb3-contrib, 1 thread": Local(ppo.StableBaselines, peer_learning.StableBaselines, (1,)),
     "skrl": SKRL,
     "skrl, 1 thread": SKRL._replace(threads=1),
@@ -100,8 +101,8 @@ class Options:
     """names of peers"""
     num_envs: tuple[int, ...] = (8, 64, 256)
     """numbers of environments"""
-    frames: int = 80_000
-    """frames of a run after the warm-up, but at least 4 iterations"""
+    frames: int = 40_000
+    """frames of a run after the warm-up, but at least 3 iterations"""
     warmup: int = 2
     """iterations that are not measured"""
     rounds: int = 3
@@ -122,12 +123,13 @@ class PeerError(Exception):
 
 def python_of(peer: Peer, folder: Path) -> Path:
     """The interpreter of the peer's environment, which is made if it is missing or has other packages."""
-    environment = folder / peer.script.removesuffix("_ppo.py")
+    environment = folder / Path(peer.script).stem
     python, made = environment / "bin" / "python", environment / "packages"
     if not made.exists() or made.read_text() != "\n".join(peer.packages):
         print(f"installing {', '.join(peer.packages)} in {environment}", flush=True)
         shutil.rmtree(environment, ignore_errors=True)
-        output_of([sys.executable, "-m", "venv", str(environment)])
+        pip = [] if peer.packages else ["--without-pip"]
+        output_of([sys.executable, "-m", "venv", *pip, str(environment)])
         for package in peer.packages:
             output_of([str(python), "-m", "pip", "install", "--quiet", package])
         made.write_text("\n".join(peer.packages))
@@ -165,7 +167,7 @@ class Rate(NamedTuple):
 
 def rate_of(name: str, num_envs: int, seed: int, options: Options) -> Rate:
     sizes = Task(num_envs=num_envs, warmup=options.warmup, seed=seed)
-    iterations = options.warmup + max(4, options.frames // (num_envs * sizes.num_steps))
+    iterations = options.warmup + max(3, options.frames // (num_envs * sizes.num_steps))
     candidate = CANDIDATES[name]
     if isinstance(candidate, Peer):
         task = dataclasses.replace(sizes, iterations=iterations, threads=candidate.threads)
@@ -189,7 +191,6 @@ def learning_of(name: str, seed: int, options: Options) -> Learning:
     candidate = CANDIDATES[name]
     started = time.perf_counter()
     if isinstance(candidate, Peer):
-        assert candidate.learning is not None
         every = peer_learning.EVALUATE_EVERY // (Task.num_envs * Task.num_steps)
         iterations = peer_learning.FRAMES // (Task.num_envs * Task.num_steps)
         task = {"iterations": iterations, "warmup": 0, "evaluate_every": every, "seed": seed, **candidate.learning}
@@ -210,7 +211,7 @@ class Measured(NamedTuple):
 
 def measure(options: Options) -> Measured:
     wait, names = Patience(options.patience), [OURS, *options.peers]
-    learners = [name for name in names if not (isinstance(peer := CANDIDATES[name], Peer) and peer.learning is None)]
+    learners = [name for name in names if CANDIDATES[name].learning is not None]
     measured = Measured({}, {}, {})
     for name, peer in ((name, CANDIDATES[name]) for name in names):
         if isinstance(peer, Peer):
@@ -226,6 +227,8 @@ def measure(options: Options) -> Measured:
         try:
             result = function(name, *arguments, options)
         except PeerError as error:
+            if name == OURS:
+                raise
             measured.errors[name] = str(error)
             return
         print(f"{key}: {result}", flush=True)
@@ -289,7 +292,7 @@ def main(options: Options) -> None:
 def intro_of(options: Options) -> str:
     versions = [f"{name}: {', '.join(peer.packages)}" for name, peer in PEERS_ELSEWHERE.items()]
     return (
-        f"Medians of {options.rounds} runs of {options.frames:,} frames or 4 iterations, whichever is more, after "
+        f"Medians of {options.rounds} runs of {options.frames:,} frames or 3 iterations, whichever is more, after "
         f"{options.warmup} iterations; all with 4 epochs x 4 minibatches and an LSTM of 128 units. In brackets: the "
         "median of the ratios of runs of the same round. CPU time is the sum over all threads. The score is the mean "
         f"return of {peer_learning.EPISODES} deterministic episodes, after every {peer_learning.EVALUATE_EVERY:,} "
