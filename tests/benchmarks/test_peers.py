@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-RESULT = {"frames": 3000, "seconds": 1.5, "cpu_seconds": 2.4}
-REPORTS_ITS_TASK = f"""
+REPORTS_ITS_TASK = """
 import json, sys
 task = json.loads(sys.argv[1])
-print(json.dumps({{**{RESULT}, "frames": task["num_envs"] * task["num_steps"] * (task["iterations"] - task["warmup"])}}))
+frames = task["num_envs"] * task["num_steps"] * (task["iterations"] - task["warmup"])
+print(json.dumps({"frames": frames, "seconds": 1.5, "cpu_seconds": 2.4}))
 """
 
 
