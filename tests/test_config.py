@@ -117,8 +117,10 @@ def test_sequence_length_divides_num_steps(length):
     assert "32" in str(caught.value)
 
 
-def test_sequence_length_is_num_steps_unless_given():
+def test_sequence_length_is_num_steps_or_64_unless_given():
     assert PPOConfig(num_steps=32).bptt_steps == 32
+    assert PPOConfig(num_steps=96).bptt_steps == 96
+    assert PPOConfig(num_steps=256).bptt_steps == 64
     assert PPOConfig(num_steps=32, sequence_length=8).bptt_steps == 8
 
 
@@ -137,15 +139,17 @@ def test_minibatches_are_made_of_whole_sequences():
 @pytest.mark.parametrize(
     ("options", "minibatches", "length"),
     [
-        ({}, 4, 128),
+        ({}, 4, 64),
         ({"num_envs": 1}, 4, 32),
-        ({"num_envs": 2}, 2, 128),
-        ({"num_envs": 3}, 3, 128),
+        ({"num_envs": 2}, 4, 64),
+        ({"num_envs": 3}, 3, 64),
         ({"num_envs": 5}, 4, 32),
-        ({"num_envs": 6}, 3, 128),
+        ({"num_envs": 6}, 4, 64),
+        ({"num_envs": 2, "num_steps": 256}, 4, 64),
+        ({"num_envs": 2, "num_steps": 100}, 2, 100),
         ({"num_envs": 1, "num_steps": 7}, 1, 7),
         ({"num_envs": 1, "sequence_length": 64}, 2, 64),
-        ({"num_envs": 3, "num_minibatches": 1}, 1, 128),
+        ({"num_envs": 3, "num_minibatches": 1}, 1, 64),
     ],
 )
 def test_minibatches_and_sequences_suit_any_number_of_environments(options, minibatches, length):

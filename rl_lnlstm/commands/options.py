@@ -20,6 +20,7 @@ from rl_lnlstm.config import (
     PPOOptions,
     WorkerOptions,
     check_types,
+    sequence_length_before,
     upgraded,
 )
 from rl_lnlstm.errors import UserError
@@ -318,7 +319,11 @@ def saved_options(run_dir: Path) -> TrainOptions:
         check_types(options, TrainOptions)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return TrainOptions(**{**options, "resume": run_dir, "run_dir": None})
+    saved_run = TrainOptions(**{**options, "resume": run_dir, "run_dir": None})
+    if saved_run.sequence_length is None:  # an earlier version saved it
+        length = sequence_length_before(saved_run.num_envs, saved_run.num_steps, saved_run.num_minibatches)
+        saved_run = dataclasses.replace(saved_run, sequence_length=length)
+    return saved_run
 
 
 def read_config(path: Path) -> dict[str, Any]:

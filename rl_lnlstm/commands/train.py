@@ -45,7 +45,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
     if options.resume is not None and options.run_dir is not None:
         raise UserError("--resume continues in its own run directory: leave out --run-dir")
     run_dir = options.resume or options.run_dir or default_run_dir(options, str(options.seed))
-    config = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_SAVED}
+    config = {name: value for name, value in options.to_json().items() if name not in NOT_SAVED}
     tracker = None if options.track is None else TRACKERS[options.track](_name(run_dir), run_dir)
     with contextlib.ExitStack() as resources:
         state = None

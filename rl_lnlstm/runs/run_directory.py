@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -61,7 +60,7 @@ class RunDirectory(Callback):
         if not self._of_trainer:
             return
         self._ppo = ppo
-        config = dataclasses.asdict(ppo.config) if self._config is None else self._config
+        config = ppo.config.to_json() if self._config is None else self._config
         if self._used:  # `learn` is called again
             self._open(ppo.policy, config, ppo.iteration, ppo.num_timesteps)
         else:

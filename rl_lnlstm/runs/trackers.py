@@ -7,7 +7,6 @@ sent is up to its own settings, such as `WANDB_MODE=offline` or `MLFLOW_TRACKING
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import json
 import math
@@ -76,7 +75,7 @@ class Tracker(Callback):
         Raises:
             UserError: the tracker cannot be reached, or refuses.
         """
-        config = dataclasses.asdict(ppo.config)
+        config = ppo.config.to_json()
         try:
             with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
                 self._keep_id(self.start(config, self._kept_id()))

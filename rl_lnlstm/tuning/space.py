@@ -87,8 +87,8 @@ def _rollout(base: PPOConfig, fixed: Collection[str]) -> Space:
             return sequences % base.num_minibatches == 0
         return all(sequences % size == 0 for size in batches)
 
-    if "sequence_length" in fixed and base.sequence_length is not None:
-        length = base.sequence_length
+    if "sequence_length" in fixed:
+        length = base.bptt_steps
         steps = tuple(number for number in steps if number % length == 0 and divides(number // length))
     else:
         cuts = tuple(filter(divides, cuts))
@@ -126,10 +126,9 @@ def options_at(point: Mapping[str, Any], base: PPOConfig, fixed: Collection[str]
     own = {name: value for name, value in point.items() if name not in (LENGTH, BATCH)}
     options = {**dataclasses.asdict(base), **own}
     sizes = {**_sizes(base), **point}
-    if "sequence_length" not in fixed:
-        options["sequence_length"] = options["num_steps"] // sizes[LENGTH]
+    fixed_length = "sequence_length" in fixed
+    length = options["sequence_length"] = base.bptt_steps if fixed_length else options["num_steps"] // sizes[LENGTH]
     if "num_minibatches" not in fixed:
-        length = options["sequence_length"] or options["num_steps"]
         options["num_minibatches"] = base.num_envs * (options["num_steps"] // length) // sizes[BATCH]
     if base.eval_interval:  # about as many frames between evaluations
         options["eval_interval"] = max(1, round(base.eval_interval * base.num_steps / options["num_steps"]))

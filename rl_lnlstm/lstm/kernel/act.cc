@@ -12,6 +12,7 @@
 
 #include "launch.h"
 #include "network_weights.h"
+#include "packed_layer.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 
@@ -109,8 +110,13 @@ class Network {
       TF_RETURN_IF_ERROR(weights.NextDense(size, activation, &layer));
       size = layer.outputs;
     }
-    for (int64_t index = 0; index < design_.lstm_layers; ++index)
-      TF_RETURN_IF_ERROR(layers_[index].Next({1, 1, size + 1, design_.units, true}, weights));
+    for (int64_t index = 0; index < design_.lstm_layers; ++index) {
+      const Sizes sizes{1, 1, size + 1, design_.units, true};
+      Weights layer;
+      std::vector<Tensor> tensors;
+      TF_RETURN_IF_ERROR(weights.NextLayer(sizes, &layer, &tensors));
+      TF_RETURN_IF_ERROR(layers_[index].Get(sizes, layer, std::move(tensors), !weights.sparse(), &packed_[index]));
+    }
     return absl::OkStatus();
   }
 
@@ -203,7 +209,7 @@ class Network {
         weights.SkipLayer();
         pass.inputs = inputs.data(), pass.masks = masks.data(), pass.h0 = h0, pass.c0 = c0;
         pass.outputs = output, pass.h = h, pass.c = c;
-        TF_RETURN_IF_ERROR(LaunchForward(nullptr, layers_[index].weights(), pass));
+        TF_RETURN_IF_ERROR(LaunchForward(nullptr, *packed_[index], pass));
         CopyColumns(batch, units, h, units, arrays.new_h + column, state);
         CopyColumns(batch, units, c, units, arrays.new_c + column, state);
       }
@@ -253,6 +259,7 @@ class Network {
   Variables variables_;
   ThreadPool* threads_;
   PackedLayer layers_[2];
+  std::shared_ptr<const ForwardWeights> packed_[2];  // for the rows of a call
 };
 
 // Makes a network, and returns its address for calls of rl_lnlstm_act.

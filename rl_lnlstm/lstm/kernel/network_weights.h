@@ -64,7 +64,7 @@ class WeightReader {
     return Next(Shape({outputs}), &layer->bias);
   }
 
-  // Skips the weights of an LSTM layer, which `PackedLayer` has read.
+  // Skips the weights of an LSTM layer, which `NextLayer` has read before.
   void SkipLayer() { next_ += 7; }
 
   // The weights of the next LSTM layer, and their tensors.
@@ -91,30 +91,6 @@ class WeightReader {
   std::vector<Tensor> tensors_;
   size_t next_ = 0;
   bool sparse_ = false;
-};
-
-// The weights of an LSTM layer for the forward pass, made again only if they have changed.
-class PackedLayer {
- public:
-  absl::Status Next(const Sizes& sizes, WeightReader& reader) {
-    Weights weights;
-    std::vector<Tensor> tensors;
-    TF_RETURN_IF_ERROR(reader.NextLayer(sizes, &weights, &tensors));
-    // Assignments do not write to a tensor that is held here, so the same memory holds the same weights.
-    const auto same = [](const Tensor& one, const Tensor& other) { return one.SharesBufferWith(other); };
-    if (!reader.sparse() && std::equal(tensors.begin(), tensors.end(), held_.begin(), held_.end(), same))
-      return absl::OkStatus();
-    held_ = {};
-    TF_RETURN_IF_ERROR(packed_.Make(sizes, weights));
-    held_ = std::move(tensors);
-    return absl::OkStatus();
-  }
-
-  const ForwardWeights& weights() const { return packed_; }
-
- private:
-  std::vector<Tensor> held_;
-  ForwardWeights packed_;
 };
 
 }  // namespace rl_lnlstm

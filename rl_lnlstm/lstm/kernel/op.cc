@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "launch.h"
+#include "packed_layer.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -81,11 +82,27 @@ class ForwardOp : public OpKernel {
     OP_REQUIRES_OK(context, allocate(6, Shape({kept, inner}), &f.x_scale));
     OP_REQUIRES_OK(context, allocate(7, Shape({kept, inner}), &f.r_scale));
     OP_REQUIRES_OK(context, allocate(8, Shape({kept, inner}), &f.c_scale));
-    OP_REQUIRES_OK(context, LaunchForward(Threads(context), weights, f));
+    OP_REQUIRES_OK(context, Launch(context, weights, f));
   }
 
  private:
+  // Weights that are trained change between passes. So only those of other passes are kept.
+  absl::Status Launch(OpKernelContext* context, const Weights& weights, const Forward& f) {
+    if (keep_) return LaunchForward(Threads(context), weights, f);
+    std::vector<Tensor> tensors;
+    for (const char* name : {"kernel", "recurrent_kernel", "kernel_gamma", "recurrent_gamma", "bias", "cell_gamma",
+                             "cell_beta"}) {
+      const Tensor* tensor;
+      TF_RETURN_IF_ERROR(context->input(name, &tensor));
+      tensors.push_back(*tensor);
+    }
+    std::shared_ptr<const ForwardWeights> packed;
+    TF_RETURN_IF_ERROR(layer_.Get(f.sizes, weights, std::move(tensors), true, &packed));
+    return LaunchForward(Threads(context), *packed, f);
+  }
+
   bool time_major_, masked_, keep_;
+  PackedLayer layer_;
 };
 
 class BackwardOp : public OpKernel {
