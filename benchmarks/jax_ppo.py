@@ -178,7 +178,7 @@ def advantages_of(rollout: Rollout, values: Array, options: Options) -> Array:
         return advantage, advantage
 
     decays = options.gamma * options.gae_lambda * going_on
-    return lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True, unroll=16)[1]
+    return lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, decays), reverse=True, unroll=4)[1]
 
 
 class Sequences(NamedTuple):
