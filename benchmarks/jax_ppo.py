@@ -3,7 +3,7 @@
     python benchmarks/jax_ppo.py '{"num_envs": 8, "iterations": 20}'
 
 The only package that it needs is `jax`. `peers.py` makes an environment for it, runs it, and reads its line of JSON.
-An iteration has 128 steps of CartPole, with or without velocities, 4 epochs, and 4 minibatches of whole sequences. An
+An iteration has 128 steps of CartPole, with or without velocities, 4 epochs, and 4 minibatches of sequences of 64. An
 episode that reaches the time limit counts as terminated, as in PureJaxRL.
 
 Four things make it faster than a direct translation of the formulas:
@@ -148,11 +148,17 @@ def act(weights: dict[str, Array], acting: Acting, options: Options) -> tuple[LS
     return lstm_step(acting.lstm.reset(acting.starts), projected, weights["recurrent_kernel"])[0], observations
 
 
-def collect(weights: dict[str, Array], acting: Acting, key: Array, options: Options) -> tuple[Acting, Rollout, Array]:
-    """A rollout, and its values `[num_steps + 1, num_envs]`, the last of them those of the observations after it."""
+class Collected(NamedTuple):
+    acting: Acting  # after the rollout
+    rollout: Rollout
+    states: LSTMState  # [num_steps, num_envs, units], before each step
+    values: Array  # [num_steps + 1, num_envs], the last of them those of the observations after the rollout
+
+
+def collect(weights: dict[str, Array], acting: Acting, key: Array, options: Options) -> Collected:
     random = jax.random.uniform(key, (options.num_steps, 5, options.num_envs))
 
-    def step(acting: Acting, random_t: Array) -> tuple[Acting, tuple[Rollout, Array]]:
+    def step(acting: Acting, random_t: Array) -> tuple[Acting, tuple[Rollout, LSTMState]]:
         uniform_t, physics_t = random_t[0], 0.1 * random_t[1:] - 0.05
         state, observations = act(weights, acting, options)
         log_probs = jax.nn.log_softmax(head(weights, "actor", state.h))
@@ -160,11 +166,13 @@ def collect(weights: dict[str, Array], acting: Acting, key: Array, options: Opti
         chosen = jnp.where(actions == 1, log_probs[:, 1], log_probs[:, 0])
         env, dones = env_step(acting.env, actions, physics_t)
         after = Acting(env, dones.astype(jnp.float32), state)
-        return after, (Rollout(observations, acting.starts, actions, chosen, after.starts), state.h)
+        return after, (Rollout(observations, acting.starts, actions, chosen, after.starts), acting.lstm)
 
-    acting, (rollout, outputs) = lax.scan(step, acting, random)
-    outputs = jnp.concatenate([outputs, act(weights, acting, options)[0].h[None]])
-    return acting, rollout, head(weights, "critic", outputs.reshape(-1, options.units)).reshape(outputs.shape[:2])
+    acting, (rollout, states) = lax.scan(step, acting, random)
+    last, _ = act(weights, acting, options)
+    outputs = jnp.concatenate([states.h[1:], acting.lstm.h[None], last.h[None]])
+    values = head(weights, "critic", outputs.reshape(-1, options.units)).reshape(outputs.shape[:2])
+    return Collected(acting, rollout, states, values)
 
 
 def advantages_of(rollout: Rollout, values: Array, options: Options) -> Array:
@@ -182,12 +190,24 @@ def advantages_of(rollout: Rollout, values: Array, options: Options) -> Array:
 
 
 class Sequences(NamedTuple):
-    """The data of a gradient step: arrays `[num_steps, sequences, ...]`, and the state before the first step."""
+    """Arrays `[sequence_length, sequences, ...]`, and the state before the first step."""
 
     rollout: Rollout
     advantages: Array
     returns: Array
     lstm: LSTMState
+
+
+def sequences_of(collected: Collected, options: Options) -> Sequences:
+    advantages = advantages_of(collected.rollout, collected.values, options)
+    length = options.sequence_length
+
+    def cut(array: Array) -> Array:
+        pieces = array.reshape(-1, length, *array.shape[1:])
+        return pieces.swapaxes(0, 1).reshape(length, -1, *array.shape[2:])
+
+    arrays = jax.tree.map(cut, (collected.rollout, advantages, advantages + collected.values[:-1]))
+    return Sequences(*arrays, jax.tree.map(lambda array: array[::length].reshape(-1, options.units), collected.states))
 
 
 def loss_of(weights: dict[str, Array], batch: Sequences, options: Options) -> Array:
@@ -236,21 +256,20 @@ class Training(NamedTuple):
 
 def iteration(training: Training, options: Options) -> Training:
     key, key_of_rollout, key_of_order = jax.random.split(training.key, 3)
-    lstm = training.acting.lstm
-    acting, rollout, values = collect(training.weights, training.acting, key_of_rollout, options)
-    advantages = advantages_of(rollout, values, options)
-    returns = advantages + values[:-1]
-    order = jax.random.uniform(key_of_order, (options.update_epochs, options.num_envs)).argsort(axis=1)
+    collected = collect(training.weights, training.acting, key_of_rollout, options)
+    sequences = sequences_of(collected, options)
+    count = len(sequences.lstm.h)
+    order = jax.random.uniform(key_of_order, (options.update_epochs, count)).argsort(axis=1)
 
-    def gradient_step(learning: Any, envs: Array) -> tuple[Any, None]:
+    def gradient_step(learning: Any, chosen: Array) -> tuple[Any, None]:
         weights, adam = learning
-        taken = jax.tree.map(lambda array: array[:, envs], (rollout, advantages, returns))
-        batch = Sequences(*taken, LSTMState(lstm.h[envs], lstm.c[envs]))
+        taken = jax.tree.map(lambda array: array[:, chosen], sequences._replace(lstm=None))
+        batch = taken._replace(lstm=jax.tree.map(lambda array: array[chosen], sequences.lstm))
         return adam_step(weights, adam, jax.grad(loss_of)(weights, batch, options), options), None
 
     minibatches = order.reshape(options.update_epochs * options.num_minibatches, -1)
     (weights, adam), _ = lax.scan(gradient_step, (training.weights, training.adam), minibatches)
-    return Training(weights, adam, acting, key, training.iterations + 1, training.score)
+    return Training(weights, adam, collected.acting, key, training.iterations + 1, training.score)
 
 
 def score_of(weights: dict[str, Array], options: Options) -> Array:

@@ -20,6 +20,8 @@ class Task:
 
     num_envs: int = 8
     num_steps: int = 128
+    sequence_length: int = 64
+    """steps of backpropagation through time, a divisor of num_steps"""
     update_epochs: int = 4
     num_minibatches: int = 4
     units: int = 128

@@ -3,11 +3,12 @@
     python benchmarks/peers.py [--peers jax skrl] [--num-envs 8 64 256] [--rounds 3] [--record]
 
 The script makes the environment of a peer, in `build/peers`, if it is missing. The first measure is frames/s on
-CartPole-v1 with the same sizes for all: 128 steps, 4 epochs, 4 minibatches of whole sequences, an LSTM of 128 units and
-two tanh layers of 64 in each head. It leaves out the first iterations. Beside it are the CPU seconds of all threads,
-which change less than the wall time when other processes use the machine. The second measure is the time to learn
-CartPoleNoVel-v1, from the start of the process until 20 deterministic episodes have a mean return of 475. All evaluate
-after every 4,096 frames, and have hyperparameters that were tuned for this environment.
+CartPole-v1 with the same sizes for all: 128 steps, 4 epochs, 4 minibatches of sequences of 64 steps (of 128 in
+sb3-contrib), an LSTM of 128 units and two tanh layers of 64 in each head. It leaves out the first iterations. Beside it
+are the CPU seconds of all threads, which change less than the wall time when other processes use the machine. The
+second measure is the time to learn CartPoleNoVel-v1, from the start of the process until 20 deterministic episodes have
+a mean return of 475. All evaluate after every 4,096 frames, and have hyperparameters that were tuned for this
+environment.
 
 The peers:
 
@@ -68,6 +69,7 @@ JAX = Peer(
         "gamma": 0.995,
         "units": 64,
         "update_epochs": 5,
+        "sequence_length": 128,
     },
 )
 SKRL = Peer("skrl_ppo.py", (TORCH, "gymnasium==1.4.0", "skrl==2.1.1"))
@@ -293,7 +295,8 @@ def intro_of(options: Options) -> str:
     versions = [f"{name}: {', '.join(peer.packages)}" for name, peer in PEERS_ELSEWHERE.items()]
     return (
         f"Medians of {options.rounds} runs of {options.frames:,} frames or 3 iterations, whichever is more, after "
-        f"{options.warmup} iterations; all with 4 epochs x 4 minibatches and an LSTM of 128 units. In brackets: the "
+        f"{options.warmup} iterations; all with 4 epochs x 4 minibatches of sequences of 64 steps (of "
+        "128 in sb3-contrib) and an LSTM of 128 units. In brackets: the "
         "median of the ratios of runs of the same round. CPU time is the sum over all threads. The score is the mean "
         f"return of {peer_learning.EPISODES} deterministic episodes, after every {peer_learning.EVALUATE_EVERY:,} "
         "frames; evaluations are part of the time. Each peer has hyperparameters tuned for this environment. "

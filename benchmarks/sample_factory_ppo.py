@@ -49,7 +49,7 @@ def run(task: Task) -> dict[str, Any]:
             "worker_num_splits": 1,
             "num_envs_per_worker": task.num_envs,
             "rollout": task.num_steps,
-            "recurrence": task.num_steps,
+            "recurrence": task.sequence_length,
             "batch_size": frames // task.num_minibatches,
             "num_batches_per_epoch": task.num_minibatches,
             "num_epochs": task.update_epochs,

@@ -36,7 +36,7 @@ class ActorCritic(CategoricalMixin, DeterministicMixin, Model):
 
     def get_specification(self) -> dict[str, Any]:
         size = 1, self._task.num_envs, self._task.units
-        return {"rnn": {"sequence_length": self._task.num_steps, "sizes": [size, size]}}
+        return {"rnn": {"sequence_length": self._task.sequence_length, "sizes": [size, size]}}
 
     def act(self, inputs: dict[str, Any], *, role: str = "") -> Any:
         return (CategoricalMixin if role == "policy" else DeterministicMixin).act(self, inputs, role=role)
@@ -55,7 +55,7 @@ class ActorCritic(CategoricalMixin, DeterministicMixin, Model):
         if not self.training:
             outputs, state = self.lstm(observations[:, None], (h.contiguous(), c.contiguous()))
             return outputs[:, 0], state
-        steps = self._task.num_steps
+        steps = self._task.sequence_length
         sequences = observations.view(-1, steps, self.num_observations)
         # The states before the first step. The sequences are cut where an episode of any of them ended.
         h, c = (state.view(1, -1, steps, self._task.units)[:, :, 0].contiguous() for state in (h, c))
