@@ -13,7 +13,7 @@ environment.
 The peers:
 
 - `jax` is `jax_ppo.py`: environment, rollout and updates are one compiled program, as in PureJaxRL (Lu et al., 2022).
-- `sb3-contrib` is Stable-Baselines3's RecurrentPPO. It is in the environment of this script.
+- `sb3-contrib` is Stable-Baselines3's RecurrentPPO.
 - `skrl` has the model that its documentation shows. It shuffles no sequences.
 - `sample-factory` is synchronous and in one process. Actor and critic share the layers after the LSTM, and a layer of
   64 is in front of the LSTM.
@@ -59,42 +59,35 @@ class Peer(NamedTuple):
     threads: int | None = None
 
 
+TO_SCORE = {"target": peer_learning.TARGET, "episodes": peer_learning.EPISODES}
 JAX = Peer(
     "jax_ppo.py",
     ("jax==0.10.2",),
     learning={
+        **TO_SCORE,
         "velocities": False,
-        "target": peer_learning.TARGET,
-        "episodes": peer_learning.EPISODES,
         "gamma": 0.995,
         "units": 64,
         "update_epochs": 5,
         "sequence_length": 128,
     },
 )
+SB3 = Peer("sb3_ppo.py", (TORCH, "gymnasium==1.4.0", "sb3-contrib==2.9.2", "rich==15.0.0"))
 SKRL = Peer("skrl_ppo.py", (TORCH, "gymnasium==1.4.0", "skrl==2.1.1"))
 SAMPLE_FACTORY = Peer("sample_factory_ppo.py", (TORCH, "sample-factory==2.1.1"))
 
 
-class Local(NamedTuple):
-    """A candidate in the environment of this script."""
-
-    speed: type
-    learning: type | None
-    threads: tuple[int, ...] = ()
-
-
-CANDIDATES: dict[str, Peer | Local] = {
-    OURS: Local(ppo.Ours, peer_learning.Ours),
+CANDIDATES: dict[str, Peer | None] = {
+    OURS: None,  # it is in the environment of this script
     "jax": JAX,
-    "sb3-contrib": Local(ppo.StableBaselines, None),
-    "sb3-contrib, 1 thread": Local(ppo.StableBaselines, peer_learning.StableBaselines, (1,)),
+    "sb3-contrib": SB3,
+    "sb3-contrib, 1 thread": SB3._replace(threads=1, learning=TO_SCORE),
     "skrl": SKRL,
     "skrl, 1 thread": SKRL._replace(threads=1),
     "sample-factory": SAMPLE_FACTORY,
     "sample-factory, 1 thread": SAMPLE_FACTORY._replace(threads=1),
 }
-PEERS_ELSEWHERE = {"jax": JAX, "skrl": SKRL, "sample-factory": SAMPLE_FACTORY}
+PEERS_ELSEWHERE = {"jax": JAX, "sb3-contrib": SB3, "skrl": SKRL, "sample-factory": SAMPLE_FACTORY}
 
 
 @dataclasses.dataclass
@@ -152,12 +145,10 @@ def run_peer(peer: Peer, folder: Path, task: dict[str, Any]) -> dict[str, float]
     return json.loads(output.splitlines()[-1])
 
 
-def run_local(factory: type, arguments: Sequence[Any], seed: int) -> Any:
+def run_ours(seed: int, factory: type, *arguments: Any) -> Any:
     worker = Worker(factory, *arguments)
     try:
         return worker.call("run", seed)
-    except RuntimeError as error:
-        raise PeerError(str(error)) from error
     finally:
         worker.close()
 
@@ -170,14 +161,14 @@ class Rate(NamedTuple):
 def rate_of(name: str, num_envs: int, seed: int, options: Options) -> Rate:
     sizes = Task(num_envs=num_envs, warmup=options.warmup, seed=seed)
     iterations = options.warmup + max(3, options.frames // (num_envs * sizes.num_steps))
-    candidate = CANDIDATES[name]
-    if isinstance(candidate, Peer):
-        task = dataclasses.replace(sizes, iterations=iterations, threads=candidate.threads)
-        run = run_peer(candidate, options.folder, dataclasses.asdict(task))
+    peer = CANDIDATES[name]
+    if peer is not None:
+        task = dataclasses.replace(sizes, iterations=iterations, threads=peer.threads)
+        run = run_peer(peer, options.folder, dataclasses.asdict(task))
         frames, seconds, cpu_seconds = run["frames"], run["seconds"], run["cpu_seconds"]
     else:
         settings = ppo.Options(ENV_ID, num_envs, iterations=iterations, warmup=options.warmup)  # the rest is the same
-        columns = run_local(candidate.speed, (settings, *candidate.threads), seed)
+        columns = run_ours(seed, ppo.Ours, settings)
         frames, seconds, _, cpu_seconds = (column[-1] - column[options.warmup] for column in columns)
     return Rate(frames / seconds, 100_000 * cpu_seconds / frames)
 
@@ -190,16 +181,16 @@ class Learning(NamedTuple):
 
 
 def learning_of(name: str, seed: int, options: Options) -> Learning:
-    candidate = CANDIDATES[name]
+    peer = CANDIDATES[name]
     started = time.perf_counter()
-    if isinstance(candidate, Peer):
+    if peer is not None:
         every = peer_learning.EVALUATE_EVERY // (Task.num_envs * Task.num_steps)
         iterations = peer_learning.FRAMES // (Task.num_envs * Task.num_steps)
-        task = {"iterations": iterations, "warmup": 0, "evaluate_every": every, "seed": seed, **candidate.learning}
-        run = run_peer(candidate, options.folder, task)
+        task = {"iterations": iterations, "warmup": 0, "evaluate_every": every, "seed": seed, "threads": peer.threads}
+        run = run_peer(peer, options.folder, {**task, **(peer.learning or {})})
         learnt = peer_learning.Learnt(int(run["frames"]), run["score"], run["all_cpu_seconds"])
     else:
-        learnt = run_local(candidate.learning, candidate.threads, seed)
+        learnt = run_ours(seed, peer_learning.Ours)
     return Learning(time.perf_counter() - started, learnt.all_cpu_seconds, learnt.frames, learnt.score)
 
 
@@ -213,10 +204,10 @@ class Measured(NamedTuple):
 
 def measure(options: Options) -> Measured:
     wait, names = Patience(options.patience), [OURS, *options.peers]
-    learners = [name for name in names if CANDIDATES[name].learning is not None]
+    learners = [name for name in names if (peer := CANDIDATES[name]) is None or peer.learning is not None]
     measured = Measured({}, {}, {})
     for name, peer in ((name, CANDIDATES[name]) for name in names):
-        if isinstance(peer, Peer):
+        if peer is not None:
             try:
                 python_of(peer, options.folder)
             except PeerError as error:
@@ -229,8 +220,6 @@ def measure(options: Options) -> Measured:
         try:
             result = function(name, *arguments, options)
         except PeerError as error:
-            if name == OURS:
-                raise
             measured.errors[name] = str(error)
             return
         print(f"{key}: {result}", flush=True)
