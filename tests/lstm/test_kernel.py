@@ -137,16 +137,17 @@ def test_equals_while_loop_at_the_sizes_of_use(sizes):
 
 
 @pytest.mark.many_cases
-@pytest.mark.parametrize("isa", ["avx2", "portable"])
-def test_every_instruction_set_equals_while_loop(isa):
+@pytest.mark.parametrize(("isa", "used"), [("avx2", ("AVX2", "portable")), ("portable", ("portable",))])
+def test_every_instruction_set_equals_while_loop(isa, used):
     program = """
         from rl_lnlstm.lstm import kernel
         from tests.lstm.test_kernel import Case, assert_equal
         for sizes in [(9, 5, 4, 16), (7, 1, 3, 33), (6, 13, 20, 126), (3, 2, 2, 3)]:
             case = Case(*sizes)
             assert_equal(case.run(kernel.unroll), case.run_in_float64(), 1e-5)
+        print(kernel.instruction_set())
     """
-    run_fresh(program, RL_LNLSTM_ISA=isa)
+    assert run_fresh(program, RL_LNLSTM_ISA=isa).strip() in used
 
 
 def run_fresh(program: str, **environment: str) -> str:

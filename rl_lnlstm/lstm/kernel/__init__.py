@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import functools
 import logging
 import os
@@ -34,6 +35,13 @@ def operations() -> Any:
 def path() -> Path:
     """The path of the library with the `operations`."""
     return _loaded()[1]
+
+
+def instruction_set() -> str:
+    """The instruction set that the operations use on this processor: AVX-512, AVX2 or portable."""
+    function = ctypes.CDLL(str(path())).rl_lnlstm_instruction_set
+    function.restype = ctypes.c_char_p
+    return function().decode()
 
 
 @functools.cache

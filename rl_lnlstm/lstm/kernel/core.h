@@ -78,7 +78,7 @@ struct Dense {
 
 // The functions for one instruction set. Rows are rows of the batch, from `begin` to `end`.
 struct Core {
-  const char* name;
+  const char* name;  // of the instruction set
   int64_t panel;  // columns of a packed panel
   int64_t (*scratch)(const Sizes&, int64_t rows);  // floats that forward and backward need, 64-byte aligned
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);

@@ -1,4 +1,4 @@
-// The vector code for portable.
+// The vector code for all other processors.
 #define RL_LANES 4
 #define RL_ROWS 4
 #define RL_NAMESPACE generic

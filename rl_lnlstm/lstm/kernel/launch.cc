@@ -49,7 +49,7 @@ float Mean(const float* row, int64_t size) {
 
 const Core& ChooseCore() {
   static const Core* const core = [] {
-    const char* wanted = std::getenv("RL_LNLSTM_ISA");  // for tests of other instruction sets
+    const char* wanted = std::getenv("RL_LNLSTM_ISA");  // for tests, and for clusters of mixed processors
     const std::string name = wanted == nullptr ? "" : wanted;
 #ifdef RL_LNLSTM_X86
     __builtin_cpu_init();
@@ -265,3 +265,6 @@ absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, Backwar
 }
 
 }  // namespace rl_lnlstm
+
+// The instruction set that this process uses. Rollouts depend on it in their last bits.
+extern "C" const char* rl_lnlstm_instruction_set() { return rl_lnlstm::ChooseCore().name; }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -13,8 +11,6 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import kernel
-
-AVX512 = "avx512f", "avx512bw", "avx512dq", "avx512vl"
 
 
 def versions() -> dict[str, str]:
@@ -25,7 +21,8 @@ def versions() -> dict[str, str]:
         "TensorFlow": tf.__version__,
         "NumPy": np.__version__,
         "Gymnasium": gymnasium.__version__,
-        "kernel": _instruction_set() if kernel.available() else "none",
+        # The portable code differs from one kind of machine to another.
+        "kernel": f"{kernel.instruction_set()} {platform.machine()}" if kernel.available() else "none",
     }
 
 
@@ -40,17 +37,3 @@ def check_versions(of_training: dict[str, str]) -> None:
             "versions on all machines. If only the kernel differs, because the processors do, set RL_LNLSTM_ISA=avx2 "
             "or portable on all machines"
         )
-
-
-def _instruction_set() -> str:
-    """The instruction set that the kernel chooses; see `ChooseCore` in launch.cc."""
-    wanted, flags = os.environ.get("RL_LNLSTM_ISA", ""), set[str]()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-        flags = set(line.split())
-    if flags.issuperset(AVX512) and wanted not in ("avx2", "portable"):
-        return "avx512"
-    if flags.issuperset(("avx2", "fma")) and wanted != "portable":
-        return "avx2"
-    return f"portable {platform.machine()}"
