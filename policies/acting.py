@@ -1,10 +1,7 @@
-"""A policy's step on NumPy arrays: compiled code for known networks, a TensorFlow graph for all others."""
+"""How a policy acts on NumPy arrays: checks the arguments, and takes the compiled step or the graph's."""
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,16 +11,15 @@ import tensorflow as tf
 from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
-from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_step
-from rl_lnlstm.policies.encoder_check import random_observations
+from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_like_graph
+from rl_lnlstm.policies.critic_entries import lacks_critic_entries, space_of
+from rl_lnlstm.policies.distributions import Distribution
+from rl_lnlstm.policies.exploration import Generators
+from rl_lnlstm.policies.graph_step import StepFunction, check_shape, graph_step
 from rl_lnlstm.policies.last_action_reward import LastActionRewardState
-from rl_lnlstm.policies.network import Network
+from rl_lnlstm.policies.unrolling import forward_step
 from rl_lnlstm.policies.watch import Watch
-from rl_lnlstm.spaces import flatten, leaves, map_leaves, observed, unflatten
-
-log = logging.getLogger(__name__)
-
-StepFunction = Callable[..., tuple[Any, ...]]
+from rl_lnlstm.spaces import batch_of, flatten, map_leaves, observed
 
 
 class Kind(NamedTuple):
@@ -34,9 +30,6 @@ class Kind(NamedTuple):
 
 
 PLAIN = Kind()
-
-
-TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
 
 
 def number_of(episode_starts: Any) -> int:
@@ -87,22 +80,53 @@ class Actor:
     ) -> tuple[Any, ...]:
         """Acts as `RecurrentPolicy.step` does: returns actions, values, log-probabilities and the new state."""
         policy, size = self._policy, len(noise)
-        h, c, *kept = self.checked_state(state, size)
-        space = policy.observation_space
-        if policy.is_asymmetric:
-            space = policy._space_of(observations)
+        h, c, *last = self._checked_state(state, size)
+        space = space_of(policy, observations) if policy.is_asymmetric else policy.observation_space
         actor_only = space is not policy.observation_space
         observations = in_space(space, observations)
-        given = [observations, h, c, self.checked_starts(episode_starts, size), noise, *kept]
-        given += [] if action_masks is None else [self.checked_masks(action_masks, size)]
+        given = [observations, h, c, self._checked_starts(episode_starts, size), noise, *last]
+        given += [] if action_masks is None else [self._checked_masks(action_masks, size)]
         step = self._step(Kind(action_masks is not None, actor_only))
-        actions, values, log_probs, h, c, *kept = step(*given)
+        actions, values, log_probs, h, c, *last = step(*given)
         if actor_only:  # the state of the critic's layers is zero, because they see nothing
             h, c = (np.pad(part, [(0, 0), (0, policy.state_size - part.shape[-1])]) for part in (h, c))
-        after = LastActionRewardState(h, c, *kept) if kept else State(h, c)
+        after = LastActionRewardState(h, c, *last) if last else State(h, c)
         return policy.action_head.to_space(actions), values, log_probs, after
 
-    def decide(
+    def predict(
+        self,
+        observation: Any,
+        state: Any,
+        episode_start: Any,
+        deterministic: bool,
+        action_masks: Any,
+        rng: Generators | None,
+    ) -> tuple[Any, tuple[np.ndarray, ...]]:
+        """The actions and the new state. Takes the arguments of `RecurrentPolicy.predict`."""
+        policy = self._policy
+        batch, batch_size = batch_of(space_of(policy, observation), observation)
+        single, size = batch_size is None, 1 if batch_size is None else batch_size
+        starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool)
+        if starts.shape != (size,) and not (single and starts.shape == ()):
+            raise UserError(f"episode_start must have shape {[size]}, got {list(starts.shape)}")
+        starts = starts.reshape(size)
+        head, exploration = policy.action_head, policy.exploration
+        noise = head.no_noise(size) if deterministic else exploration.for_predict(size, rng, starts)
+        if action_masks is not None and single:
+            parts = action_masks if isinstance(action_masks, list | tuple) else [action_masks]
+            action_masks = np.concatenate([np.ravel(part) for part in parts])[np.newaxis]
+        actions, after = self._decide(batch, state, starts, noise, action_masks)
+        actions = policy.clip_actions(actions)
+        if single:
+            # An element of a `Box` of shape () is an array of shape (), and not a scalar.
+            actions = map_leaves(
+                lambda leaf, part: part[0, ...] if isinstance(leaf, gym.spaces.Box) else part[0],
+                policy.action_space,
+                actions,
+            )
+        return actions, tuple(after)
+
+    def _decide(
         self, observations: Any, state: Any, episode_starts: Any, noise: np.ndarray, action_masks: Any = None
     ) -> tuple[Any, Any]:
         """The actions and the new state only. Entries that only the critic sees change no bit of the actions."""
@@ -114,13 +138,25 @@ class Actor:
         seen = map_leaves(lambda _, part: part, policy.actor_observation_space, observations)
         actions, _, _, after = self.act(seen, state, episode_starts, noise, action_masks)
         own = policy.actor_state_size
-        if own < policy.state_size and policy._space_of(observations) is policy.observation_space:
+        if own < policy.state_size and not lacks_critic_entries(policy, observations):
             whole = self.act(observations, state, episode_starts, noise, action_masks)[-1]
             h, c = (np.concatenate([after[i][:, :own], whole[i][:, own:]], 1) for i in range(2))
             after = type(after)(h, c, *after[2:])
         return actions, after
 
-    def checked_state(self, state: Any, size: int) -> Any:
+    def distribution(self, observations: Any, state: Any, episode_starts: Any, action_masks: Any) -> Distribution:
+        """The distribution of actions, as tensors. Takes the arguments of `RecurrentPolicy.distribution`."""
+        policy, size, space = self._policy, number_of(episode_starts), self._policy.actor_observation_space
+        h, c, *last = self._checked_state(state, size)
+        starts, masks = self._checked_starts(episode_starts, size), self._checked_masks(action_masks, size)
+        observations = self._checked_observations(space, observations, size)
+        observations = map_leaves(lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), space, observations)
+        given = observations, h, c, starts, last[0] if last else None, masks
+        outputs, _ = forward_step(policy, *given, actor_only=policy.is_asymmetric)
+        policy._clear_losses()
+        return outputs.distribution
+
+    def _checked_state(self, state: Any, size: int) -> Any:
         """Returns the state, or zeros if it is None; raises `UserError` unless its shapes are right."""
         if state is None:
             return self._policy.initial_state(size)
@@ -132,26 +168,26 @@ class Actor:
             raise UserError(f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}")
         return state
 
-    def checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
+    def _checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
         """Returns the episode starts as bool; raises `UserError` unless there are `size` of them."""
         starts = np.asarray(episode_starts, bool)
         if starts.shape != (size,):
             raise UserError(f"episode_starts must have shape {[size]}, got {list(starts.shape)}")
         return starts
 
-    def checked_observations(self, space: gym.Space, observations: Any, size: int) -> Any:
+    def _checked_observations(self, space: gym.Space, observations: Any, size: int) -> Any:
         """Returns the observations in the dtypes of `space`; raises `UserError` unless they are a batch of `size`.
 
         Symbolic tensors have no values, so only their shapes are checked.
         """
         if tf.executing_eagerly():
             observations = in_space(space, observations)
-        map_leaves(_check_shape, space, observations)
+        map_leaves(check_shape, space, observations)
         if (got := len(flatten(space, observations)[0])) != size:
             raise UserError(f"observations must have the batch size of episode_starts, {size}, got {got}")
         return observations
 
-    def checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
+    def _checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
         """Returns the action masks `[size, ...]` as bool, or None; raises `UserError` if their shape is wrong."""
         return None if action_masks is None else checked_masks(action_masks, self._policy.action_space, size)
 
@@ -172,123 +208,3 @@ def in_space(space: gym.Space, observations: Any) -> Any:
         return map_leaves(checked, space, observations)
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"observations must be structured as {space}, {type(error).__name__}: {error}") from error
-
-
-def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:
-    """The compiled step of a policy; None if there is none, or if its results differ from those of the graph.
-
-    Only policies that override no method of `base`, which is `RecurrentPolicy`, are compiled.
-    """
-    written = overrides_nothing(policy, base) and overrides_nothing(policy.network, Network)
-    compiled = compiled_step(policy) if written else None
-    if compiled is None or _agree(compiled, policy):
-        return compiled
-    log.warning("the compiled step differs from the policy's graph, so the graph is used, which is slower")
-    return None
-
-
-def overrides_nothing(instance: Any, base: type) -> bool:
-    """Whether neither the instance nor its subclasses override a member of `base`, apart from `make_encoder`."""
-    own = {name for name, member in vars(base).items() if inspect.isfunction(member)}
-    if own & set(vars(instance)):
-        return False
-    for kind in type(instance).__mro__:
-        if kind is base:
-            return True
-        changed = {name for name in vars(kind) if not name.startswith("__") or name.startswith("__get")}
-        if any(hasattr(base, name) for name in changed - {"make_encoder"}):
-            return False
-    return False
-
-
-def graph_step(policy: Any, masked: bool = False, actor_only: bool = False) -> StepFunction:
-    """The step as a TensorFlow graph.
-
-    It takes observations, h, c, episode starts and noise. Then follow the state's `last_action_reward`, if it has one,
-    and action masks, if `masked`. It returns actions in the distribution's form, values, log-probabilities, h, c,
-    and the new `last_action_reward`, if there is one. With `actor_only`, values are NaN, and h and c are those of the
-    actor's layers.
-    """
-    space, last = policy.observation_space, policy.last_action_reward
-    if actor_only:
-        space = policy.actor_observation_space
-    observed = [tf.TensorSpec([None, *(leaf.shape or ())], leaf.dtype) for leaf in leaves(space)]
-    state = tf.TensorSpec([None, policy.state_size], tf.float32)
-    specs = [
-        *observed,
-        *(state, state),
-        tf.TensorSpec([None], tf.bool),
-        tf.TensorSpec([None, policy.action_head.noise_size], tf.float32),
-        *([tf.TensorSpec([None, last.size], tf.float32)] if last.size else []),
-        *([tf.TensorSpec([None, None], tf.bool)] if masked else []),
-    ]
-    names = ["h", "c", "episode_starts", "noise"]
-    names += [name for name, there in (("kept", last.size), ("action_masks", masked)) if there]
-    dtypes = [spec.dtype.as_numpy_dtype for spec in specs]
-
-    def graph(*arguments: Any) -> tuple[Any, ...]:
-        named = dict(zip(names, arguments[len(observed) :], strict=True))
-        return step_once(policy, unflatten(space, arguments[: len(observed)]), **named, actor_only=actor_only)
-
-    function = tf.function(graph, autograph=False).get_concrete_function(*specs)
-    policy._clear_losses()  # tensors of the graph are useless outside of it
-    captured, types = function.captured_inputs, [result.dtype for result in function.outputs]
-    structure = function.structured_outputs
-    nested = any(map(tf.nest.is_nested, structure))
-
-    # Calling `function` itself takes twice as long, because it checks and converts its arguments in Python.
-    def call(observations: Any, *others: Any) -> tuple[Any, ...]:
-        map_leaves(_check_shape, space, observations)
-        given = [
-            np.asarray(part, dtype)
-            for part, dtype in zip((*flatten(space, observations), *others), dtypes, strict=True)
-        ]
-        results = tf.raw_ops.StatefulPartitionedCall(args=[*given, *captured], Tout=types, f=function)
-        arrays = tuple(result.numpy() for result in results)
-        return tf.nest.pack_sequence_as(structure, arrays) if nested else arrays
-
-    return call
-
-
-def step_once(
-    policy: Any,
-    observations: Any,
-    h: Any,
-    c: Any,
-    episode_starts: Any,
-    noise: Any,
-    kept: Any = None,
-    action_masks: Any = None,
-    actor_only: bool = False,
-) -> tuple[Any, ...]:
-    """Computes a step on tensors; see `graph_step`."""
-    outputs, state = policy._forward(observations, h, c, episode_starts, kept, action_masks, actor_only)
-    actions = outputs.distribution.sample(noise)
-    log_probs = outputs.distribution.log_prob(actions)
-    values = tf.fill(tf.shape(log_probs), np.float32(np.nan)) if outputs.values is None else outputs.values
-    results = (actions, values, log_probs, *state)
-    if kept is None:
-        return results
-    return *results, policy.last_action_reward.after(actions, tf.zeros_like(log_probs))
-
-
-def _check_shape(leaf: Any, values: Any) -> None:
-    shape = np.shape(values)
-    if shape[1:] != (leaf.shape or ()) or not shape:
-        expected = ", ".join(map(str, ("batch", *(leaf.shape or ()))))
-        raise UserError(f"observations must have shape [{expected}], got {list(shape)}")
-
-
-def _agree(compiled: StepFunction, policy: Any) -> bool:
-    rng = np.random.default_rng(0)
-    batch = 3
-    observations = random_observations(policy.observation_space, batch, rng)
-    state = rng.uniform(-1, 1, (2, batch, policy.state_size)).astype(np.float32)
-    given = (observations, *state, np.arange(batch) == 1, policy.action_head.noise(rng, batch))
-    _, *got = compiled(*given)
-    _, *expected = step_once(policy, *given)
-    policy._clear_losses()
-    return all(
-        np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
-        for one, other in zip(got, expected, strict=True)
-    )

@@ -1,8 +1,10 @@
-"""A step of a policy as one call of compiled code. It computes the same as `acting.graph_step`, but faster."""
+"""A step of a policy as one call of compiled code. It computes the same as `graph_step`, but faster."""
 
 from __future__ import annotations
 
 import ctypes
+import inspect
+import logging
 import threading
 import weakref
 from typing import Any
@@ -16,12 +18,18 @@ from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
 from rl_lnlstm.policies.distributions import Categorical
+from rl_lnlstm.policies.encoder_check import random_observations
+from rl_lnlstm.policies.graph_step import StepFunction, step_once
 from rl_lnlstm.policies.heads import CategoricalHead, GaussianHead
+from rl_lnlstm.policies.network import Network
 from rl_lnlstm.policies.normalization import RunningStatistics
 
 # The activations that act.cc knows. Look functions up by identity, because a user's function may have the same name.
 ACTIVATIONS = {getattr(keras.activations, name): name for name in ("linear", "tanh", "relu", "sigmoid")}
 MESSAGE_SIZE = 500
+TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
+
+log = logging.getLogger(__name__)
 
 
 class Arrays(ctypes.Structure):
@@ -129,6 +137,33 @@ class CompiledStep:
             return tuple(array.copy() for array in self._outputs)
 
 
+def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:
+    """The compiled step of a policy; None if there is none, or if its results differ from those of the graph.
+
+    Only policies that override no method of `base`, which is `RecurrentPolicy`, are compiled.
+    """
+    written = overrides_nothing(policy, base) and overrides_nothing(policy.network, Network)
+    compiled = compiled_step(policy) if written else None
+    if compiled is None or _agree(compiled, policy):
+        return compiled
+    log.warning("the compiled step differs from the policy's graph, so the graph is used, which is slower")
+    return None
+
+
+def overrides_nothing(instance: Any, base: type) -> bool:
+    """Whether neither the instance nor its subclasses override a member of `base`, apart from `make_encoder`."""
+    own = {name for name, member in vars(base).items() if inspect.isfunction(member)}
+    if own & set(vars(instance)):
+        return False
+    for kind in type(instance).__mro__:
+        if kind is base:
+            return True
+        changed = {name for name in vars(kind) if not name.startswith("__") or name.startswith("__get")}
+        if any(hasattr(base, name) for name in changed - {"make_encoder"}):
+            return False
+    return False
+
+
 def compiled_step(policy: Any) -> CompiledStep | None:
     """The compiled step of a policy, or None if its network cannot be compiled.
 
@@ -186,3 +221,18 @@ def _is_known(layer: keras.layers.Dense) -> bool:
 
 def _kernels_and_biases(layers: list[keras.layers.Dense]) -> list[keras.Variable]:
     return [weight for layer in layers for weight in (layer.kernel, layer.bias)]
+
+
+def _agree(compiled: StepFunction, policy: Any) -> bool:
+    rng = np.random.default_rng(0)
+    batch = 3
+    observations = random_observations(policy.observation_space, batch, rng)
+    state = rng.uniform(-1, 1, (2, batch, policy.state_size)).astype(np.float32)
+    given = (observations, *state, np.arange(batch) == 1, policy.action_head.noise(rng, batch))
+    _, *got = compiled(*given)
+    _, *expected = step_once(policy, *given)
+    policy._clear_losses()
+    return all(
+        np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        for one, other in zip(got, expected, strict=True)
+    )

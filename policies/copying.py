@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.policies.encoder_check import random_observations
+from rl_lnlstm.policies.unrolling import forward_step
 from rl_lnlstm.spaces import map_leaves
 
 
@@ -77,8 +78,8 @@ def rebuilt(parts: Parts) -> Any:
 def _values(policy: Any) -> np.ndarray:
     observations = random_observations(policy.observation_space, 3, np.random.default_rng(0))
     observations = map_leaves(lambda _, part: tf.convert_to_tensor(part), policy.observation_space, observations)
-    h, c, *kept = policy.initial_state(3)
-    outputs, _ = policy._forward(observations, h, c, tf.ones(3, tf.bool), *kept)
+    h, c, *last = policy.initial_state(3)
+    outputs, _ = forward_step(policy, observations, h, c, tf.ones(3, tf.bool), *last)
     policy._clear_losses()
     return outputs.values.numpy()
 

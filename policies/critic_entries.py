@@ -76,6 +76,11 @@ def lacks_critic_entries(policy: Any, observations: Any) -> bool:
     return missing_entry(getattr(policy, "critic_observation_space", None), observations) is not None
 
 
+def space_of(policy: Any, observations: Any) -> gym.Space:
+    """The space of the policy that fits the observations: the actor's if critic entries are missing, or the whole."""
+    return policy.actor_observation_space if lacks_critic_entries(policy, observations) else policy.observation_space
+
+
 def accepts(policy: Any, space: gym.Space) -> bool:
     """Whether a policy can act, but not necessarily learn, on observations of a space.
 

@@ -61,22 +61,22 @@ class LastActionReward:
             raise UserError("rewards: a policy with previous_reward needs the rewards of the sequences, got None")
         return tf.concat([tf.convert_to_tensor(first)[tf.newaxis], self.after(actions, rewards)[:-1]], 0)
 
-    def inputs(self, kept: Any) -> Any:
-        """The inputs of the LSTM: the same, with the reward squashed."""
+    def inputs(self, last_action_reward: Any) -> Any:
+        """The inputs of the LSTM: the same as in the state, with the reward squashed."""
         if not self._reward:
-            return kept
-        rewards = kept[..., -1:]
+            return last_action_reward
+        rewards = last_action_reward[..., -1:]
         size = tf.abs(rewards)
         # ONNX has no log1p.
         squashed = tf.math.log(1.0 + size) if is_portable() else tf.math.log1p(size)
-        return tf.concat([kept[..., :-1], tf.sign(rewards) * squashed], -1)
+        return tf.concat([last_action_reward[..., :-1], tf.sign(rewards) * squashed], -1)
 
     def rewarded(self, state: Any, rewards: Any) -> Any:
         """Adds the last rewards `[batch]` to the state, if the policy sees rewards."""
         if not self._reward:
             return state
-        kept = np.array(state[2])
-        if np.shape(rewards) != (len(kept),):
-            raise UserError(f"rewards must have shape {[len(kept)]}, got {list(np.shape(rewards))}")
-        kept[:, -1] = rewards
-        return LastActionRewardState(state[0], state[1], kept)
+        last = np.array(state[2])
+        if np.shape(rewards) != (len(last),):
+            raise UserError(f"rewards must have shape {[len(last)]}, got {list(np.shape(rewards))}")
+        last[:, -1] = rewards
+        return LastActionRewardState(state[0], state[1], last)

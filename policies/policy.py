@@ -17,22 +17,23 @@ from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
 from rl_lnlstm.policies.acting import Actor, number_of
 from rl_lnlstm.policies.action_distribution import ActionDistribution
-from rl_lnlstm.policies.critic_entries import ObservationSpaces, check_complete, divided, missing_entry
+from rl_lnlstm.policies.critic_entries import ObservationSpaces, check_complete, divided
 from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
 from rl_lnlstm.policies.encoders import check_activation, running_statistics
 from rl_lnlstm.policies.exploration import Exploration, Generators
 from rl_lnlstm.policies.heads import ActionHead
 from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRewardState
-from rl_lnlstm.policies.network import Network, Outputs, Seen
-from rl_lnlstm.policies.normalization import RunningStatistics, normalize_each, update_each
+from rl_lnlstm.policies.network import Network, Outputs
+from rl_lnlstm.policies.normalization import RunningStatistics, update_each
 from rl_lnlstm.policies.saving import save_policy
 from rl_lnlstm.policies.sequences import evaluate_sequences
-from rl_lnlstm.spaces import batch_of, check_observation_space, flatten, map_leaves
+from rl_lnlstm.policies.unrolling import encode, forward_sequences, forward_step
+from rl_lnlstm.spaces import check_observation_space, map_leaves
 
 
 @with_options
 # This file and its class are long because the public methods are documented in full. Their bodies are short: the work
-# is done in network.py, acting.py, sequences.py and saving.py.
+# is done in unrolling.py, acting.py, sequences.py and saving.py.
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
@@ -125,8 +126,8 @@ class RecurrentPolicy(keras.layers.Layer):
         self.last_action_reward = LastActionReward(self.action_head, options)
 
         zeros = map_leaves(lambda leaf: tf.zeros([1, *(leaf.shape or ())], leaf.dtype), space)
-        h, c, *kept = self.initial_state(1)
-        self._forward(zeros, h, c, tf.ones(1, tf.bool), *kept)  # builds all weights
+        h, c, *last = self.initial_state(1)
+        forward_step(self, zeros, h, c, tf.ones(1, tf.bool), *last)  # builds all weights
         self._clear_losses()
         self.built = True
         self.exploration = Exploration(self.action_head, generator)
@@ -217,42 +218,14 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument of another shape, or masks that allow nothing.
         """
-        space = self._space_of(observation)
-        batch, batch_size = batch_of(space, observation)
-        single, size = batch_size is None, 1 if batch_size is None else batch_size
-        starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool)
-        if starts.shape != (size,) and not (single and starts.shape == ()):
-            raise UserError(f"episode_start must have shape {[size]}, got {list(starts.shape)}")
-        starts = starts.reshape(size)
-        noise = self.action_head.no_noise(size) if deterministic else self.exploration.for_predict(size, rng, starts)
-        if action_masks is not None and single:
-            parts = action_masks if isinstance(action_masks, list | tuple) else [action_masks]
-            action_masks = np.concatenate([np.ravel(part) for part in parts])[np.newaxis]
-        actions, new_state = self._actor.decide(batch, state, starts, noise, action_masks)
-        actions = self.clip_actions(actions)
-        if single:
-            # An element of a `Box` of shape () is an array of shape (), and not a scalar.
-            actions = map_leaves(
-                lambda leaf, part: part[0, ...] if isinstance(leaf, gym.spaces.Box) else part[0],
-                self.action_space,
-                actions,
-            )
-        return actions, tuple(new_state)
+        return self._actor.predict(observation, state, episode_start, deterministic, action_masks, rng)
 
     def distribution(
         self, observations: Any, state: Any, episode_starts: Any, action_masks: Any = None
     ) -> ActionDistribution:
         """The distribution from which `step` samples. Takes the arguments of `step`; the state does not change."""
-        size = number_of(episode_starts)
-        h, c, *kept = self._actor.checked_state(state, size)
-        starts, masks = self._actor.checked_starts(episode_starts, size), self._actor.checked_masks(action_masks, size)
-        space = self.actor_observation_space
-        observations = self._actor.checked_observations(space, observations, size)
-        observations = map_leaves(lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), space, observations)
-        kept = kept[0] if kept else None
-        outputs, _ = self._forward(observations, h, c, starts, kept, masks, actor_only=self.is_asymmetric)
-        self._clear_losses()
-        return ActionDistribution(outputs.distribution, self.action_head)
+        distribution = self._actor.distribution(observations, state, episode_starts, action_masks)
+        return ActionDistribution(distribution, self.action_head)
 
     def rewarded(self, state: Any, rewards: Any) -> Any:
         """Adds the rewards `[batch]` to the state that `step` or `predict` returned, and returns the new state.
@@ -366,86 +339,12 @@ class RecurrentPolicy(keras.layers.Layer):
         """Whether an encoder contains a convolution, at any depth."""
         return self.network.is_convolutional
 
-    def _space_of(self, observations: Any) -> gym.Space:
-        """The space whose entries are all there: the whole space, or that of the actor."""
-        complete = missing_entry(self.critic_observation_space, observations) is None
-        return self.observation_space if complete else self.actor_observation_space
+    # A subclass that overrides one of these two methods changes acting and learning alike.
 
     def _encode(self, frames: Any) -> Any:
-        """Normalises and encodes what the actor sees in observations `[n, *shape]`, to features `[n, features]`."""
-        space = self.actor_observation_space
-        return self.network.encode(normalize_each(space, self.observation_statistics, frames))
+        """See `unrolling.encode`."""
+        return encode(self, frames)
 
-    def _encode_for_critic(self, frames: Any) -> Any:
-        """The same for the entries that only the critic sees; None if there are none."""
-        if self.critic_observation_space is None:
-            return None
-        normalized = normalize_each(self.critic_observation_space, self.observation_statistics, frames)
-        return self.network.encode_for_critic(normalized)
-
-    def _forward(
-        self,
-        observations: Any,
-        h: Any,
-        c: Any,
-        episode_starts: Any,
-        kept: Any = None,
-        action_masks: Any = None,
-        actor_only: bool = False,
-    ) -> tuple[Outputs, State]:
-        """One step on tensors; `kept` is the state's `last_action_reward`. Returns the heads' outputs, h and c."""
-        space = self.actor_observation_space if actor_only else self.observation_space
-        sequences = map_leaves(lambda _, part: part[tf.newaxis], space, observations)
-        starts = tf.cast(episode_starts, tf.float32)[tf.newaxis]
-        kept = None if kept is None else tf.convert_to_tensor(kept)[tf.newaxis]
-        return self._forward_sequences(sequences, h, c, starts, kept, action_masks, True, actor_only)
-
-    def _forward_sequences(
-        self,
-        observations: Any,
-        h: Any,
-        c: Any,
-        episode_starts: Any,
-        kept: Any = None,
-        action_masks: Any = None,
-        one_step: bool = False,
-        actor_only: bool = False,
-    ) -> tuple[Outputs, State]:
-        """Runs time-major sequences. Returns the heads' outputs for each step, and h and c after the last step.
-
-        With `one_step` there is a single step, and outputs and action masks have no time axis. With `actor_only`,
-        there are no values, and h and c are those of the actor's layers.
-        """
-        seen, state = self._unroll(observations, h, c, episode_starts, kept, actor_only)
-        if one_step:
-            seen = Seen(*(None if part is None else part[0] for part in seen))
-        return self.network.heads(seen, action_masks), state
-
-    def _unroll(
-        self, observations: Any, h: Any, c: Any, episode_starts: Any, kept: Any, actor_only: bool = False
-    ) -> tuple[Seen, State]:
-        """Encodes time-major sequences and runs the LSTM layers. Returns the inputs of the heads, and h and c."""
-        self._clear_losses()  # the penalties of an earlier call
-        space = self.actor_observation_space if actor_only else self.observation_space
-        first = flatten(space, observations)[0]
-        time, batch = tf.unstack(tf.shape(first)[:2])
-        static = first.shape[0]
-        frames = map_leaves(_merge_time_and_batch, space, observations)
-
-        def in_sequences(features: Any) -> Any:
-            return tf.reshape(features, [time if static is None else static, batch, features.shape[-1]])
-
-        features = in_sequences(self._encode(frames))
-        for_critic = None if actor_only else self._encode_for_critic(frames)
-        seen, state = self.network.unroll(
-            features,
-            self.network.split(h, c, actor_only),
-            1.0 - episode_starts,
-            None if kept is None else self.last_action_reward.inputs(kept),
-            None if for_critic is None else in_sequences(for_critic),
-        )
-        return seen, self.network.joined(state)
-
-
-def _merge_time_and_batch(space: gym.Space, sequences: Any) -> Any:
-    return tf.reshape(sequences, [-1, *(space.shape or ())])
+    def _forward_sequences(self, *arguments: Any, **options: Any) -> tuple[Outputs, State]:
+        """See `unrolling.forward_sequences`."""
+        return forward_sequences(self, *arguments, **options)

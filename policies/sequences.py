@@ -69,10 +69,10 @@ def evaluate_sequences(
     observations = map_leaves(lambda _, part: swapped(part), policy.observation_space, observations)
     actions = map_leaves(lambda _, part: swapped(part), policy.action_space, actions)
     actions = policy.action_head.to_distribution(actions)
-    kept = policy.last_action_reward.sequence(first[0], actions, given.get("rewards")) if first else None
+    before = policy.last_action_reward.sequence(first[0], actions, given.get("rewards")) if first else None
     starts = tf.cast(given["episode_starts"], tf.float32)
     masks = None if action_masks is None else swapped(_masks(policy.action_space, action_masks))
-    outputs, after = policy._forward_sequences(observations, h, c, starts, kept, masks)
+    outputs, after = policy._forward_sequences(observations, h, c, starts, before, masks)
     results = _log_probs(outputs, actions), outputs.distribution.entropy(), outputs.values
     log_probs, entropies, values = (tf.transpose(result) for result in results)
     last = []

@@ -12,6 +12,7 @@ from rl_lnlstm.exporting.formats import WRITERS, check_packages
 from rl_lnlstm.exporting.graph import trace
 from rl_lnlstm.exporting.verification import STEPS, largest_difference
 from rl_lnlstm.files import replacing_file, replacing_folder
+from rl_lnlstm.policies import RecurrentPolicy
 
 Format = Literal["onnx", "tflite", "saved_model"]
 TOLERANCE = 1e-5
@@ -72,7 +73,7 @@ def export(
         raise UserError(f"format must be {', '.join(WRITERS)}, got {format!r}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise UserError(f"batch must be an integer of at least 1 or None, got {batch!r}")
-    if not hasattr(policy, "_unroll"):
+    if not isinstance(policy, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy, got {type(policy).__name__}")
     _check_target(target, format)
     check_packages(format)

@@ -14,6 +14,7 @@ from rl_lnlstm.lstm.portable import portable
 from rl_lnlstm.lstm.steps import rows
 from rl_lnlstm.policies.network import Seen
 from rl_lnlstm.policies.sequences import swapped
+from rl_lnlstm.policies.unrolling import unroll
 from rl_lnlstm.spaces import unflatten
 
 PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
@@ -97,8 +98,9 @@ def _unrolled(policy: Any, given: dict[str, list[Any]]) -> Any:
         last.append(last_action(policy.action_head, unflatten(policy.action_space, given["previous_action"])))
     if "previous_reward" in given:
         last.append(tf.expand_dims(given["previous_reward"][0], -1))
-    kept = tf.concat(last, -1) if last else None
-    return policy._unroll(observations, h, c, tf.cast(starts, tf.float32), kept, actor_only=policy.is_asymmetric)
+    last_action_reward = tf.concat(last, -1) if last else None
+    starts = tf.cast(starts, tf.float32)
+    return unroll(policy, observations, h, c, starts, last_action_reward, actor_only=policy.is_asymmetric)
 
 
 def _sequences(flat: Any, size: Any) -> Any:

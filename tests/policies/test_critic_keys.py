@@ -14,6 +14,7 @@ from rl_lnlstm import PPO, UserError, load_policy
 from rl_lnlstm.evaluation.padding import pad_episodes
 from rl_lnlstm.policies import MultiInputLnLstmPolicy, RecurrentPolicy
 from rl_lnlstm.policies.encoder_check import random_observations
+from rl_lnlstm.policies.unrolling import encode, encode_for_critic
 from rl_lnlstm.reports.gradients import gradient_norms
 from rl_lnlstm.reports.replay import replay
 from rl_lnlstm.spaces import leaves, map_leaves
@@ -79,7 +80,7 @@ def test_the_entries_reach_the_values_and_not_the_actions(case):
     h, c, *kept = policy.initial_state(BATCH)
     last = [policy.last_action_reward.inputs(tf.zeros([TIME, *kept[0].shape]))] if kept else [None]
     flat = random_observations(WHOLE, BATCH * TIME, rng)
-    sizes = [encode(flat).shape[-1] for encode in (policy._encode, policy._encode_for_critic)]
+    sizes = [encoded(policy, flat).shape[-1] for encoded in (encode, encode_for_critic)]
     # Random numbers in place of the encoded observations, which saturate some units.
     features, for_critic = (tf.constant(rng.normal(0, 0.1, [TIME, BATCH, size]), tf.float32) for size in sizes)
     network, masks = policy.network, tf.ones([TIME, BATCH])

@@ -10,8 +10,8 @@ import tensorflow as tf
 from rl_lnlstm import UserError
 from rl_lnlstm.lstm.kernel import available
 from rl_lnlstm.policies import MlpLnLstmPolicy, MultiInputLnLstmPolicy, RecurrentPolicy
-from rl_lnlstm.policies.acting import graph_step
 from rl_lnlstm.policies.compiled_step import compiled_step
+from rl_lnlstm.policies.graph_step import graph_step
 from tests.policies import reference
 
 OBSERVATIONS = gym.spaces.Box(-2, 2, (3,), np.float32)
