@@ -10,7 +10,7 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from rl_lnlstm.errors import UserError
@@ -42,6 +42,16 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     if not _is_of_type(value, hint):
         raise UserError(f"{name} must be {_expected(hint)}, got {_shortened(value)}")
     return value
+
+
+def tuple_if_list(value: Any) -> Any:
+    """Options have tuples where JSON has lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def from_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they were before they were written to JSON."""
+    return {name: tuple_if_list(value) for name, value in options.items()}
 
 
 def metadata(hint: Any) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from rl_lnlstm.config import WorkerOptions, make_config, upgraded
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json, replacing_file
+from rl_lnlstm.option_types import from_json
 
 # As CleanRL's ppo_atari_lstm.py, but with the four stacked frames of ALE's vector environment, normalised. With
 # normalisation, Pong improves after 30,000 frames. Without it, there is no progress after 280,000 frames, and half of
@@ -228,7 +229,7 @@ def read_preset(path: Path) -> dict[str, Any]:
         make_config(**content)
     except UserError as error:
         raise UserError(f"preset {path}: {printable(error)}") from None
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in upgraded(content).items()}
+    return from_json(upgraded(content))
 
 
 def write_preset(path: Path, options: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.options import EpisodesOptions, EvaluateOptions, TrainOptions, read_config, tuple_if_list
+from rl_lnlstm.commands.options import EpisodesOptions, EvaluateOptions
+from rl_lnlstm.commands.training_options import TrainOptions, read_config
 from rl_lnlstm.config import check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.evaluation.environments import MakeEnvs, make_evaluation_envs, plan_for
@@ -22,6 +23,7 @@ from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.files import check_is_free
+from rl_lnlstm.option_types import from_json
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.runs.layout import CONFIG
 
@@ -168,7 +170,7 @@ def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
     if "env_id" not in given and known["env_id"] is None:
         raise UserError(f"{options.run_dir} does not say which environment its policy was trained in: give --env-id")
-    taken = {name: tuple_if_list(value) for name, value in known.items() if name not in given}
+    taken = from_json({name: value for name, value in known.items() if name not in given})
     try:
         check_types(taken, TrainOptions)
     except UserError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.sharing_options import ImportSb2Options
+from rl_lnlstm.commands.options import ImportSb2Options
 from rl_lnlstm.importing import import_sb2 as imported
 
 

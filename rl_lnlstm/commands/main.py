@@ -16,16 +16,16 @@ from rl_lnlstm.commands.options import (
     CompareOptions,
     EvaluateOptions,
     ExportOptions,
+    ImportSb2Options,
     Options,
     PlotOptions,
     ReportOptions,
-    TrainOptions,
-    TuneOptions,
     parse,
 )
 from rl_lnlstm.commands.seeds import train_seeds
-from rl_lnlstm.commands.sharing_options import ImportSb2Options
 from rl_lnlstm.commands.signals import Stop, signals
+from rl_lnlstm.commands.training_options import TrainOptions
+from rl_lnlstm.commands.tuning_options import TuneOptions
 from rl_lnlstm.errors import RunFailure, UserError
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2

@@ -1,4 +1,4 @@
-"""The options of each command. Defaults come from a preset, or from the run that is resumed."""
+"""The options of each command, and parsing a command line. `train` and `tune` have files of their own for options."""
 
 from __future__ import annotations
 
@@ -10,66 +10,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import rl_lnlstm
-from rl_lnlstm.commands.parser import parse_options, value_of
-from rl_lnlstm.commands.sharing_options import ImportSb2Options
-from rl_lnlstm.commands.tuning_options import TuneOptions, preset_options, tune_defaults
+from rl_lnlstm.commands.parser import parse_options
+from rl_lnlstm.commands.training_options import TrainOptions, train_defaults
+from rl_lnlstm.commands.tuning_options import TuneOptions, tune_defaults
 from rl_lnlstm.config import (
     EnvironmentOptions,
     PolicyOptions,
     PPOConfig,
     PPOOptions,
     WorkerOptions,
-    check_types,
-    sequence_length_before,
-    upgraded,
 )
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import read_json
-from rl_lnlstm.option_types import Count, Index, NonNegative
-from rl_lnlstm.runs.layout import CONFIG
-
-
-@dataclasses.dataclass(kw_only=True)
-class TrainOptions(PPOConfig):
-    """Trains a policy with recurrent PPO.
-
-    Defaults come from the environment's preset, if it has one.
-    """
-
-    preset: Path | None = None
-    """file with options, as rl-lnlstm tune writes it; other flags override it; None: the environment's preset"""
-    run_dir: Path | None = None
-    """new folder to record the run in; None: runs/<env>-<seed>-<time>"""
-    eval_episodes: Index = 20
-    """episodes of the evaluation at the end; 0 for none"""
-    seeds: tuple[Index, ...] = ()
-    """train once with each of these seeds; each run is recorded in a folder seed-N in --run-dir"""
-    parallel: Count = 1
-    """number of these runs that train at the same time, each in a process of its own"""
-    pretrain: str | None = None
-    """folder of recorded episodes, as evaluate --record writes them: before training, the policy learns to act as in
-    these episodes"""
-    check_env: bool = True
-    """before the run, make an environment, reset it, take one step and check what it returns"""
-    track: Literal["wandb", "trackio", "mlflow"] | None = None
-    """also send the metrics to this experiment tracker, whose package must be installed; its own settings apply, such
-    as WANDB_MODE=offline or MLFLOW_TRACKING_URI"""
-
-    resume: Path | None = None
-    """run directory to resume from its newest checkpoint; resuming can execute code in the checkpoint, so use only your
-    own; options default to those of the run, and you usually change only --total-timesteps"""
-    checkpoint_interval: Count | None = None
-    """iterations between checkpoints; None: as often as possible in 1% of the time"""
-    checkpoint_minutes: NonNegative | None = None
-    """minutes between checkpoints, if that is sooner"""
-    keep_checkpoints: Count = 3
-    """number of checkpoints to keep, the newest ones"""
-    env_snapshot: bool = True
-    """include the environments in checkpoints, pickled, so that a resumed run continues their episodes; otherwise it
-    begins new episodes"""
-
-    def __post_init__(self) -> None:
-        """Does nothing, because tyro would print errors from here as its own. `parse` and `PPO` check the options."""
+from rl_lnlstm.option_types import Count, Index
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -169,6 +121,29 @@ class CompareOptions:
 
 
 @dataclasses.dataclass(kw_only=True)
+class ImportSb2Options:
+    """Imports an agent of Stable-Baselines 2 with a layer-normalised LSTM, and writes a run directory.
+
+    Nothing in the files is executed; you need not trust them.
+    """
+
+    agent: Annotated[Path, tyro.conf.Positional]
+    """the zip that model.save of Stable-Baselines 2 wrote, of MlpLnLstmPolicy or CnnLnLstmPolicy"""
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    """new folder for the policy"""
+    env_id: str | None = None
+    """environment, whose spaces the policy then has; None: the spaces that the file tells, with rounded bounds"""
+    env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """keyword arguments for the environment"""
+    wrappers: tuple[str, ...] = ()
+    """wrappers around the environment, as for train"""
+    vecnormalize: Path | None = None
+    """file that VecNormalize.save wrote: its statistics become part of the policy"""
+    activation: str | None = None
+    """activation of the dense layers; None: what the file tells, or tanh"""
+
+
+@dataclasses.dataclass(kw_only=True)
 class ExportOptions:
     """Writes a trained policy as one model that runs without this package, and compares it with the policy."""
 
@@ -257,7 +232,7 @@ def parse(arguments: list[str]) -> Options | None:
         raise UserError(f"unknown command {command!r}: {hint}")
     kind, default, marks = COMMANDS[command], None, dict[str, str]()
     if kind in (TrainOptions, TuneOptions):
-        default = _train_defaults(rest) if kind is TrainOptions else tune_defaults(rest)
+        default = train_defaults(rest) if kind is TrainOptions else tune_defaults(rest)
         plain, word = kind(), "preset" if default.resume is None else "of the run"
         marks = {name: word for name, value in vars(default).items() if value != getattr(plain, name)}
     return parse_options(kind, rest, groups_of(kind), default, marks, f"rl-lnlstm {command}")
@@ -301,58 +276,3 @@ def groups_of(kind: type[Options]) -> dict[str, list[str]]:
     for name in names:
         groups[title_of.get(name, "run")].append(name)
     return groups
-
-
-def saved_options(run_dir: Path) -> TrainOptions:
-    """Reads the options of the run in `run_dir`.
-
-    Raises:
-        UserError: `config.json` is missing, cannot be read, or is not valid.
-    """
-    path = run_dir / CONFIG
-    try:
-        saved = upgraded({"rescale_actions": False, **read_config(path)})  # False for runs from before this option
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run_dir} is not a run directory to resume, {path.name}: {error}") from error
-    options: dict[str, Any] = {name: tuple_if_list(value) for name, value in saved.items()}
-    try:
-        check_types(options, TrainOptions)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    saved_run = TrainOptions(**{**options, "resume": run_dir, "run_dir": None})
-    if saved_run.sequence_length is None:  # an earlier version saved it
-        length = sequence_length_before(saved_run.num_envs, saved_run.num_steps, saved_run.num_minibatches)
-        saved_run = dataclasses.replace(saved_run, sequence_length=length)
-    return saved_run
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in a `config.json`.
-
-    Raises:
-        OSError, ValueError: the file cannot be read, or is not a JSON object.
-    """
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError("it is not a JSON object")
-    return config
-
-
-def tuple_if_list(value: Any) -> Any:
-    """JSON has lists where options have tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-SIZES_OF_A_ROLLOUT = ("--num-envs", "--num-steps", "--sequence-length")
-
-
-def _train_defaults(arguments: list[str]) -> TrainOptions:
-    resumed, file = value_of(arguments, "--resume"), value_of(arguments, "--preset")
-    if resumed is not None:
-        if file is not None:
-            raise UserError("--resume continues with the options of the run: leave out --preset")
-        return saved_options(Path(resumed))
-    options = preset_options(arguments)
-    if any(value_of(arguments, flag) is not None for flag in SIZES_OF_A_ROLLOUT):
-        options.pop("num_minibatches", None)  # the preset's number need not divide the sequences of another rollout
-    return TrainOptions(**options)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.options import TrainOptions
 from rl_lnlstm.commands.parser import without
 from rl_lnlstm.commands.signals import Stop
+from rl_lnlstm.commands.training_options import TrainOptions
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.result import decimals

@@ -11,18 +11,19 @@ from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
 from rl_lnlstm.commands.evaluate import needs_naming
-from rl_lnlstm.commands.options import EvaluateOptions, TrainOptions, saved_options
+from rl_lnlstm.commands.options import EvaluateOptions
 from rl_lnlstm.commands.seeds import default_run_dir
 from rl_lnlstm.commands.signals import Stop
+from rl_lnlstm.commands.training_options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free, replacing_file
+from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.cloning import Epoch
 from rl_lnlstm.ppo.pretrain import pretrain
 from rl_lnlstm.ppo.progress import ProgressBar
-from rl_lnlstm.ppo.state import TrainingState
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS

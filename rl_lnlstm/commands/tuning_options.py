@@ -11,7 +11,7 @@ from rl_lnlstm.commands.parser import given_options, value_of
 from rl_lnlstm.config import PPOConfig, check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json
-from rl_lnlstm.option_types import Count
+from rl_lnlstm.option_types import Count, from_json
 from rl_lnlstm.presets import preset, read_preset
 from rl_lnlstm.tuning.records import SWEEP
 
@@ -91,8 +91,7 @@ def read_sweep(folder: Path) -> SavedSweep:
     path = folder / SWEEP
     try:
         content = read_json(path)
-        saved = content["options"].items()
-        options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved}
+        options = from_json(content["options"])
         check_types(options, TuneOptions)
         return SavedSweep(TuneOptions(**options, resume=folder), frozenset(content["fixed"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

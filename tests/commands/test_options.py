@@ -8,7 +8,8 @@ import pytest
 
 import rl_lnlstm
 from rl_lnlstm.commands import main
-from rl_lnlstm.commands.options import TrainOptions, parse
+from rl_lnlstm.commands.options import parse
+from rl_lnlstm.commands.training_options import TrainOptions
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.other_names import OTHER_NAMES
 

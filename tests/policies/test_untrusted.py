@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from rl_lnlstm import UserError, load_policy
 from rl_lnlstm.commands import main
-from rl_lnlstm.commands.options import TrainOptions, saved_options
+from rl_lnlstm.commands.training_options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.policies import MlpLnLstmPolicy
 

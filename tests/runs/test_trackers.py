@@ -144,7 +144,7 @@ def test_a_tracker_that_refuses_to_start_is_an_error(monkeypatch):
 def test_the_names_of_the_option_are_those_of_the_trackers():
     import typing
 
-    from rl_lnlstm.commands.options import TrainOptions
+    from rl_lnlstm.commands.training_options import TrainOptions
 
     hint = typing.get_type_hints(TrainOptions)["track"]
     (names,) = [typing.get_args(part) for part in typing.get_args(hint) if typing.get_args(part)]
