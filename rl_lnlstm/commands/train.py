@@ -20,7 +20,7 @@ from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free, replacing_file
-from rl_lnlstm.ppo.state import TrainingState
+from rl_lnlstm.ppo.checkpoint_files import TrainingState
 from rl_lnlstm.ppo.cloning import Epoch
 from rl_lnlstm.ppo.pretrain import pretrain
 from rl_lnlstm.ppo.progress import ProgressBar

@@ -32,7 +32,7 @@ class Agent:
     policy: RecurrentPolicy
     _env: GivenEnv
     _selection: BestPolicy | None
-    _made: contextlib.ExitStack  # closes the environments that were made here
+    _resources: contextlib.ExitStack  # closes the environments that were made here
 
     def __init__(self, policy: GivenPolicy, env: GivenEnv, **config: Any) -> None:
         raise NotImplementedError
@@ -149,7 +149,7 @@ class Agent:
 
     def close(self) -> None:
         """Closes the environments that the trainer made; environments that you passed in stay open."""
-        self._made.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self

@@ -82,15 +82,15 @@ class _Passed(NamedTuple):
 class Cloning:
     """Behaviour cloning of a policy on demonstrations; see `pretrain`."""
 
-    def __init__(self, policy: RecurrentPolicy, found: list[Demonstration], options: dict[str, Any]) -> None:
-        self.policy, self.found, self.options = policy, found, options
+    def __init__(self, policy: RecurrentPolicy, episodes: list[Demonstration], options: dict[str, Any]) -> None:
+        self.policy, self.episodes, self.options = policy, episodes, options
         # The longest episode, its final observation included, so that short episodes are not padded.
-        self.length = min(options["sequence_length"], max(episode.length for episode in found) + 1)
+        self.length = min(options["sequence_length"], max(episode.length for episode in episodes) + 1)
         self.generator = np.random.default_rng(options["seed"])
-        order = self.generator.permutation(len(found)).tolist()
-        kept = round(options["validation_fraction"] * len(found))
-        kept = min(max(kept, 1 if options["validation_fraction"] else 0), len(found) - 1)
-        self.validation, self.training = sorted(order[:kept]), sorted(order[kept:])
+        order = self.generator.permutation(len(episodes)).tolist()
+        count = round(options["validation_fraction"] * len(episodes))
+        count = min(max(count, 1 if options["validation_fraction"] else 0), len(episodes) - 1)
+        self.validation, self.training = sorted(order[:count]), sorted(order[count:])
         self.optimizer = keras.optimizers.Adam(options["learning_rate"])
         self.optimizer.build(policy.trainable_variables)
         slower = policy.is_convolutional and not tf.config.list_logical_devices("GPU")  # as in `Updater`
@@ -100,7 +100,7 @@ class Cloning:
 
     def run(self, callback: Callable[[Epoch], Any] | None) -> Pretraining:
         """Runs all epochs."""
-        if self.found[0].action_masks is not None:
+        if self.episodes[0].action_masks is not None:
             self.policy.uses_action_masks = True
         self._update_statistics()
         options, epochs, best = self.options, list[Epoch](), 0
@@ -130,7 +130,7 @@ class Cloning:
         return Pretraining(
             n_episodes=len(self.training),
             n_validation_episodes=len(self.validation),
-            n_frames=sum(self.found[number].length for number in self.training),
+            n_frames=sum(self.episodes[number].length for number in self.training),
             best_epoch=best,
             epochs=epochs,
             loss=passed.loss_of(self.training),
@@ -143,7 +143,7 @@ class Cloning:
     # ------------------------------------------------------------------------------------------- returns, statistics
 
     def _update_statistics(self) -> None:
-        for episode in (self.found[number] for number in self.training):
+        for episode in (self.episodes[number] for number in self.training):
             before_end = map_arrays(lambda part: part[:-1], episode.observations)
             self.policy.update_statistics(before_end, np.ones(episode.length, bool))
 
@@ -156,7 +156,7 @@ class Cloning:
                 sums, _ = discounted_sums(rewards, np.zeros(rewards.shape, bool), np.zeros(1), gamma)
                 statistics.update(sums[:, 0])
         returns = {}
-        for number in range(len(self.found)):
+        for number in range(len(self.episodes)):
             rewards = self._rewards(number) if statistics is None else statistics.scale(self._rewards(number))
             backwards = rewards[::-1, np.newaxis]
             sums, _ = discounted_sums(backwards, np.zeros(backwards.shape, bool), np.zeros(1), gamma)
@@ -165,23 +165,23 @@ class Cloning:
 
     def _rewards(self, number: int) -> np.ndarray:
         """The rewards of an episode, `[T]`, clipped as PPO does it."""
-        rewards = self.found[number].rewards[:-1]
+        rewards = self.episodes[number].rewards[:-1]
         return np.sign(rewards) if self.options["clip_rewards"] else rewards
 
     def _returns(self, passed: _Passed, sums: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         """The discounted returns of the episodes that were passed, `[T]`, with the value of the final observation."""
         returns = {}
         for number, values in passed.values.items():
-            episode = self.found[number]
+            episode = self.episodes[number]
             final = 0.0 if episode.terminated else values[-1]
             returns[number] = sums[number] + final * self.options["gamma"] ** np.arange(episode.length, 0, -1)
         return returns
 
     def _check_and_centre(self, sums: dict[int, np.ndarray]) -> _Passed:
         """Refuses illegal actions, and shifts the values to the mean of the returns, which takes Adam many steps."""
-        passed = self._passed(range(len(self.found)))
+        passed = self._passed(range(len(self.episodes)))
         for number, log_probs in passed.log_probs.items():
-            if self.found[number].action_masks is not None and np.any(log_probs < ILLEGAL):
+            if self.episodes[number].action_masks is not None and np.any(log_probs < ILLEGAL):
                 step = int(np.argmin(log_probs))
                 raise UserError(f"episode {number}: the action of step {step} is illegal by its action mask")
         if not self.options["vf_coef"]:
@@ -200,20 +200,20 @@ class Cloning:
         def is_needed(episode: Demonstration) -> bool:
             return episode.length > self.length or bool(self.options["vf_coef"] and not episode.terminated)
 
-        return [*self.validation, *(number for number in self.training if is_needed(self.found[number]))]
+        return [*self.validation, *(number for number in self.training if is_needed(self.episodes[number]))]
 
     def _passed(self, chosen: Sequence[int]) -> _Passed:
         """Runs the policy through whole episodes, with the state carried from piece to piece."""
         passed = _Passed({}, {}, {}, {})
-        ordered = sorted(chosen, key=lambda number: self.found[number].length)
+        ordered = sorted(chosen, key=lambda number: self.episodes[number].length)
         size = self.options["batch_size"]
         for first in range(0, len(ordered), size):
             group = ordered[first : first + size]
             found: dict[int, list[tuple[np.ndarray, ...]]] = {number: [] for number in group}
             state = tuple(self.policy.initial_state(size))
-            for start in range(0, max(self.found[number].length for number in group) + 1, self.length):
-                pieces = [Piece(number, start) if start <= self.found[number].length else None for number in group]
-                batch = batch_of_pieces(self.found, [*pieces, *[None] * (size - len(pieces))], self.length)
+            for start in range(0, max(self.episodes[number].length for number in group) + 1, self.length):
+                pieces = [Piece(number, start) if start <= self.episodes[number].length else None for number in group]
+                batch = batch_of_pieces(self.episodes, [*pieces, *[None] * (size - len(pieces))], self.length)
                 *results, after = self._pass_function(_tensors(batch), tuple(map(tf.convert_to_tensor, state)))
                 columns = [part.numpy() for part in results]
                 for row, piece in enumerate(pieces):
@@ -222,7 +222,7 @@ class Cloning:
                         found[piece.episode].append(tuple(column[row] for column in columns))
                 state = tuple(part.numpy() for part in after)
             for number, parts in found.items():
-                length = self.found[number].length
+                length = self.episodes[number].length
                 log_probs, values, *correct = (np.concatenate(column) for column in zip(*parts, strict=True))
                 passed.log_probs[number], passed.values[number] = log_probs[:length], values[: length + 1]
                 if correct:
@@ -231,7 +231,7 @@ class Cloning:
 
     def _epoch(self, passed: _Passed, sums: dict[int, np.ndarray]) -> float:
         """Takes the gradient steps of an epoch, and returns the mean loss of the actions."""
-        size, pieces = self.options["batch_size"], pieces_of(self.found, self.training, self.length)
+        size, pieces = self.options["batch_size"], pieces_of(self.episodes, self.training, self.length)
         order: list[int | None] = [*self.generator.permutation(len(pieces)).tolist()]
         order += [None] * (-len(order) % size)
         returns = {**sums, **self._returns(passed, sums)}
@@ -243,7 +243,7 @@ class Cloning:
         losses, weights = [], []
         for first in range(0, len(order), size):
             chosen = [None if index is None else pieces[index] for index in order[first : first + size]]
-            batch = batch_of_pieces(self.found, chosen, self.length)
+            batch = batch_of_pieces(self.episodes, chosen, self.length)
             states = [start if piece is None or not piece.start else passed.states[piece] for piece in chosen]
             state = tuple(tf.constant(np.stack(parts)) for parts in zip(*states, strict=True))
             targets = np.zeros(batch.valid.shape, np.float32)

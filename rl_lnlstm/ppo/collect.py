@@ -84,11 +84,8 @@ class RolloutRunner:
                 states.append(self._state)
             if self._noise is None and self._noise_steps is not None and t % self._noise_steps == 0:
                 self.policy.reset_noise(len(stepper.episode_starts))
-            observations, episode_starts, action_masks = (
-                stepper.observations,
-                stepper.episode_starts,
-                stepper.action_masks,
-            )
+            observations, episode_starts = stepper.observations, stepper.episode_starts
+            action_masks = stepper.action_masks
             masks = () if action_masks is None else (action_masks,)
             noise = {} if self._noise is None else {"noise": self._noise.at(t)}
             actions, values, log_probs, self._state = self.policy.step(
@@ -97,19 +94,21 @@ class RolloutRunner:
             step = stepper.step(self.policy.clip_actions(actions))
             if self._tells_rewards:
                 self._state = self.policy.rewarded(self._state, step.rewards)
+            has_final_value, final_values = self._final_values(step)
             transition = Transition(
-                observations,
-                episode_starts,
-                action_masks,
-                actions,
-                values,
-                log_probs,
-                step.rewards,
-                step.terminations,
-                step.truncations,
-                step.valid,
-                np.zeros_like(step.valid) if step.aborted is None else step.aborted,
-                *self._final_values(step),
+                observations=observations,
+                episode_starts=episode_starts,
+                action_masks=action_masks,
+                actions=actions,
+                values=values,
+                log_probs=log_probs,
+                rewards=step.rewards,
+                terminations=step.terminations,
+                truncations=step.truncations,
+                valid=step.valid,
+                aborted=np.zeros_like(step.valid) if step.aborted is None else step.aborted,
+                has_final_value=has_final_value,
+                final_values=final_values,
             )
             if columns is None:
                 columns = map_arrays(lambda part: np.empty((self.num_steps, *part.shape), part.dtype), transition)

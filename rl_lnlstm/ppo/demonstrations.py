@@ -96,9 +96,10 @@ def batch_of_pieces(demonstrations: Sequence[Demonstration], pieces: Sequence[Pi
         np.minimum(np.arange(piece.start, piece.start + length), demonstrations[piece.episode].length)
         for piece in present
     ]
+    episodes = [demonstrations[piece.episode] for piece in present]
     parts = [
-        map_arrays(lambda array, own=own: array[own], demonstrations[piece.episode][:4])
-        for piece, own in zip(present, rows, strict=True)
+        map_arrays(lambda array, own=own: array[own], (one.observations, one.actions, one.rewards, one.action_masks))
+        for one, own in zip(episodes, rows, strict=True)
     ]
     lengths = [0 if piece is None else demonstrations[piece.episode].length for piece in pieces]
     steps = np.array([np.arange(piece.start, piece.start + length) for piece in present])

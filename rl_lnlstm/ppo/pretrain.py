@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.evaluate import acting
 from rl_lnlstm.evaluation.record import EpisodeArrays, load_episodes
@@ -14,7 +15,6 @@ from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.ppo.cloning import Cloning, Epoch, Pretraining
 from rl_lnlstm.ppo.demonstrations import demonstrations
 
-GAMMA = 0.99  # as in `PPOConfig`
 OPTIONS: dict[str, Any] = {
     "n_epochs": Count,
     "batch_size": Count,
@@ -98,7 +98,7 @@ def pretrain(
     if not isinstance(owner, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy or a PPO, got {type(policy).__name__}")
     if gamma is None:
-        options["gamma"] = getattr(config, "gamma", GAMMA)
+        options["gamma"] = getattr(config, "gamma", PPOConfig.gamma)
     if isinstance(episodes, str | os.PathLike):
         episodes = load_episodes(episodes)
     options["clip_rewards"] = getattr(config, "clip_rewards", False)

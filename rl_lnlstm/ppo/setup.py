@@ -11,15 +11,17 @@ from typing import Any, Protocol, cast
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.config import AUTO, PolicyOptions, PPOConfig, make_config, upgraded
+from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
+from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
 from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
+GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
 
 
 class Spaces(Protocol):
@@ -27,9 +29,6 @@ class Spaces(Protocol):
 
     single_observation_space: gym.Space
     single_action_space: gym.Space
-
-
-GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
 
 
 def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> PPOConfig:
@@ -62,12 +61,24 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
         options["policy"] = type(policy).__name__
         built = cast(RecurrentPolicy, policy)
         check_agreement(built, options)
-        options = {**options, **_own_options(built)}
+        options = {**options, **dataclasses.asdict(built.options)}
     else:
         raise UserError(
             f"policy must be {AUTO!r}, the name of a policy class, a policy class or a policy, got {policy!r:.100}"
         )
     return make_config(**options)
+
+
+def check_makes_more(env: GivenEnv, why: str) -> None:
+    """Raises `UserError` if `env` is an object, which cannot make further environments.
+
+    Args:
+        env: as for `PPO`.
+        why: why further environments are needed, for the message.
+    """
+    if isinstance(env, VectorEnv | gym.Env):
+        given = "a VectorEnv" if isinstance(env, VectorEnv) else "an environment object"
+        raise UserError(f"{why}: expected env to be an id or a function that makes an environment, got {given}")
 
 
 def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering: Numbering | None = None) -> VectorEnv:
@@ -159,23 +170,13 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
 
 def check_agreement(policy: RecurrentPolicy, options: dict[str, Any]) -> None:
     """Raises `UserError` if an option of the network differs from the policy's."""
-    own = _own_options(policy)
-    for field in dataclasses.fields(PolicyOptions):
-        if options.get(field.name) is not None:
-            wanted, has = options[field.name], own.get(field.name, field.default)
-            if _as_tuple(wanted) != _as_tuple(has):
-                raise UserError(
-                    f"{field.name} is {wanted!r}, but the given policy has {has!r}: leave the option out, or build the "
-                    "policy with it"
-                )
-
-
-def _own_options(policy: RecurrentPolicy) -> dict[str, Any]:
-    return {name: _as_tuple(value) for name, value in dataclasses.asdict(policy.options).items()}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    for name, has in dataclasses.asdict(policy.options).items():
+        wanted = options.get(name)
+        if wanted is not None and tuple_if_list(wanted) != has:
+            raise UserError(
+                f"{name} is {wanted!r}, but the given policy has {has!r}: leave the option out, or build the policy "
+                "with it"
+            )
 
 
 def _identity(env: gym.Env) -> gym.Env:

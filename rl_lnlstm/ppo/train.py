@@ -82,7 +82,7 @@ class PPO(Trainer):
                     self._interrupted = True
                     raise
                 proceed = self._listeners.iteration(metrics)
-                self._check_that_updates_bear_fruit()
+                self._check_skipped_updates()
         return self
 
     def _iterate(self, started: float) -> Metrics:
@@ -94,7 +94,7 @@ class PPO(Trainer):
         remaining = 1 - (self.num_timesteps - start) / (target - start)
         self._listeners.phase("collecting")
         rollout = self._collector.collect()
-        self._check_that_something_is_valid(rollout)
+        self._check_aborted_rollouts(rollout)
         self._listeners.phase("updating" if self._compiled else "compiling the update")
         with interrupts_deferred():
             losses = self._learn_from(rollout, remaining)
@@ -105,7 +105,7 @@ class PPO(Trainer):
         if self.iteration == 1:
             gc.collect()  # frees what tracing left now, because it takes 0.2 s at some point
         evaluated = self._evaluated()
-        self._warn_if_nothing_ends()
+        self._warn_if_no_episode_ends()
         elapsed = time.perf_counter() - started
         metrics = {
             **rollout_metrics(self._episodes, self.config.info_keys),

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
@@ -22,7 +21,7 @@ from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, war
 from rl_lnlstm.evaluation.best_policy import BestPolicy
 from rl_lnlstm.evaluation.episodes import check_spaces
 from rl_lnlstm.files import folder_path
-from rl_lnlstm.ppo import state as training_state
+from rl_lnlstm.ppo import checkpoint_files
 from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
 from rl_lnlstm.ppo.collectors.local import LocalCollector
@@ -31,6 +30,7 @@ from rl_lnlstm.ppo.rollout import Rollout
 from rl_lnlstm.ppo.setup import (
     GivenEnv,
     GivenPolicy,
+    check_makes_more,
     configuration,
     make_environments,
     make_policy,
@@ -65,10 +65,10 @@ class Trainer(Agent):
 
     def __init__(self, policy: GivenPolicy, env: GivenEnv, **config: Any) -> None:
         self.config = configuration(policy, env, config)
-        self._env, self._made = env, contextlib.ExitStack()
+        self._env, self._resources = env, contextlib.ExitStack()
         try:
             self._collector = make_collector(env, self.config)
-            self._made.callback(self._collector.close)
+            self._resources.callback(self._collector.close)
             self.policy = make_policy(policy, self.config, config, self._collector)
             check_spaces(self.policy, self._collector, learning=True)
             self.policy.env_id = self.config.env_id
@@ -103,16 +103,12 @@ class Trainer(Agent):
 
     def _make_selection(self) -> BestPolicy:
         config = self.config
-        if isinstance(self._env, VectorEnv | gym.Env):
-            given = "a VectorEnv" if isinstance(self._env, VectorEnv) else "an environment object"
-            raise UserError(
-                f"eval_interval is {config.eval_interval}, but evaluation needs environments of its own: expected env "
-                f"to be an id or a function that makes an environment, got {given}"
-            )
+        needs = f"eval_interval is {config.eval_interval}, but evaluation needs environments of its own"
+        check_makes_more(self._env, needs)
         # With async, each environment has a process of its own, so limit their number.
         together = config.num_envs if config.vectorization == "async" else EVALUATED_TOGETHER
         envs = make_environments(self._env, config, min(config.n_eval_episodes, together))
-        self._made.callback(envs.close)
+        self._resources.callback(envs.close)
         return BestPolicy(self.policy, envs, config.n_eval_episodes, derived_seed(config.seed, "selection"))
 
     @property
@@ -163,16 +159,16 @@ class Trainer(Agent):
             "runner": training["runner"],
             "selection": None if self._selection is None else self._selection.get_state(),
             "environments": environments,
-            "in_a_row": (self._aborted_rollouts, self._updater.fruitless),
+            "in_a_row": (self._aborted_rollouts, self._updater.skipped_updates),
             "discounted_sums": self._discounted_sums,
             "episodes": list(self._episodes),
         }
-        snapshots = training_state.take_snapshots(takers) if env_snapshot else {}
-        training_state.write(folder, tree, snapshots)
+        snapshots = checkpoint_files.take_snapshots(takers) if env_snapshot else {}
+        checkpoint_files.write(folder, tree, snapshots)
 
     def load_checkpoint(
         self,
-        checkpoint: str | os.PathLike | training_state.TrainingState,
+        checkpoint: str | os.PathLike | checkpoint_files.TrainingState,
         total_timesteps: int | None = None,
         env_snapshot: bool = True,
     ) -> None:
@@ -192,8 +188,8 @@ class Trainer(Agent):
             UserError: there is no checkpoint, it is damaged, or its trainer differs from this one.
         """
         state = checkpoint
-        if not isinstance(state, training_state.TrainingState):
-            state = training_state.read(folder_path(state))
+        if not isinstance(state, checkpoint_files.TrainingState):
+            state = checkpoint_files.read(folder_path(state))
         tree = state.tree
         self._check_is_alike(tree)
         self.policy.set_weights(tree["weights"])
@@ -202,7 +198,7 @@ class Trainer(Agent):
             generator.bit_generator.state = value
         self.iteration, self.num_timesteps = tree["iteration"], tree["num_timesteps"]
         self._episodes = deque((Episode(*episode) for episode in tree["episodes"]), maxlen=EPISODES_IN_MEAN)
-        self._aborted_rollouts, self._updater.fruitless = tree["in_a_row"]
+        self._aborted_rollouts, self._updater.skipped_updates = tree["in_a_row"]
         if self._selection is not None and tree["selection"] is not None:
             self._selection.set_state(tree["selection"])
         self._restore_environments(state, env_snapshot)
@@ -215,25 +211,25 @@ class Trainer(Agent):
             raise UserError(
                 f"the checkpoint was written for spaces {tree['spaces']}, this trainer has {self._spaces()}"
             )
-        training_state.check_alike("weights", tree["weights"], self.policy.get_weights())
-        training_state.check_alike("optimizer variables", tree["optimizer"], self._updater.optimizer.get_state())
+        checkpoint_files.check_alike("weights", tree["weights"], self.policy.get_weights())
+        checkpoint_files.check_alike("optimizer variables", tree["optimizer"], self._updater.optimizer.get_state())
         saved, own = tree["runner"]["state"], self.policy.initial_state(1)
-        training_state.check_alike("state", [part[:1] for part in saved], [part[:1] for part in own])
+        checkpoint_files.check_alike("state", [part[:1] for part in saved], [part[:1] for part in own])
 
-    def _restore_environments(self, state: training_state.TrainingState, env_snapshot: bool) -> None:
+    def _restore_environments(self, state: checkpoint_files.TrainingState, env_snapshot: bool) -> None:
         """Restores the environments or, where that is not possible, begins new episodes and warns."""
         tree = state.tree
-        counted, snapshots = tree["environments"], state.unpickled_environments() if env_snapshot else {}
-        training = {"runner": tree["runner"], "environments": counted["training"]}
+        states, snapshots = tree["environments"], state.unpickled_environments() if env_snapshot else {}
+        training = {"runner": tree["runner"], "environments": states["training"]}
         if len(self._discounted_sums) == len(tree["discounted_sums"]):
             self._discounted_sums = tree["discounted_sums"]
         if problem := self._collector.set_state(training, snapshots.get("training")):
             warn(f"the environments for training begin new episodes: {problem}")
             self._begin_new_episodes()
-        if self._selection is None or "evaluation" not in counted:  # the checkpoint's trainer had no evaluations
+        if self._selection is None or "evaluation" not in states:  # the checkpoint's trainer had no evaluations
             return
-        evaluation = counted["evaluation"], snapshots.get("evaluation")
-        if problem := training_state.restored(self._selection.envs, *evaluation):
+        evaluation = states["evaluation"], snapshots.get("evaluation")
+        if problem := checkpoint_files.restore_environments(self._selection.envs, *evaluation):
             warn(f"the environments for evaluation begin new episodes: {problem}")
             self._selection.restart(derived_seed(self.config.seed, "selection", self.num_timesteps))
 
@@ -258,7 +254,7 @@ class Trainer(Agent):
         self._selection.evaluate()
         return {"eval/mean_reward": self._selection.mean_reward}
 
-    def _warn_if_nothing_ends(self) -> None:
+    def _warn_if_no_episode_ends(self) -> None:
         """Warns about a missing time limit if no episode ends for a long time."""
         steps = self.num_timesteps // self.config.num_envs
         if not self._episodes and (steps >= ENDLESS or self.finished) and not self._collector.has_time_limit:
@@ -267,7 +263,7 @@ class Trainer(Agent):
                 "limit: gymnasium.wrappers.TimeLimit adds one (--wrappers 'TimeLimit(1000)')"
             )
 
-    def _check_that_something_is_valid(self, rollout: Rollout) -> None:
+    def _check_aborted_rollouts(self, rollout: Rollout) -> None:
         self._aborted_rollouts = 0 if rollout.valid.any() else self._aborted_rollouts + 1
         if self._aborted_rollouts > self.config.max_env_failures:
             raise EnvironmentFailure(
@@ -275,10 +271,10 @@ class Trainer(Agent):
                 f"max_env_failures={self.config.max_env_failures} such rollouts in a row are allowed"
             )
 
-    def _check_that_updates_bear_fruit(self) -> None:
-        if self._updater.fruitless > self.config.max_skipped_updates:
+    def _check_skipped_updates(self) -> None:
+        if self._updater.skipped_updates > self.config.max_skipped_updates:
             raise TrainingFailure(
-                f"no update of the last {self._updater.fruitless} changed the weights, because "
+                f"no update of the last {self._updater.skipped_updates} changed the weights, because "
                 f"{self._updater.not_finite} was not finite: "
                 f"max_skipped_updates={self.config.max_skipped_updates} such updates in a row are allowed"
             )

@@ -33,7 +33,7 @@ class Updater:
         generator: the random generator that shuffles the sequences.
 
     Attributes:
-        fruitless: number of consecutive updates in which every gradient step was skipped.
+        skipped_updates: number of updates in a row in which every gradient step was skipped.
         not_finite: names of the losses or gradients that were not finite in the last update with a skipped step.
     """
 
@@ -41,7 +41,7 @@ class Updater:
         self.policy, self.config, self.generator = policy, config, generator
         self._trained = list(policy.trainable_variables)
         self.optimizer = Adam(self._trained, config.learning_rate, ADAM_EPSILON)
-        self.fruitless, self.not_finite = 0, ""
+        self.skipped_updates, self.not_finite = 0, ""
         self._compile()
 
     def _compile(self) -> None:
@@ -67,7 +67,7 @@ class Updater:
         if compiles:
             self._watch.settle()
         skipped = int(metrics["skipped_steps"])
-        self._tell_skipped(iteration, skipped, len(minibatches), not_finite.numpy())
+        self._log_skipped_steps(iteration, skipped, len(minibatches), not_finite.numpy())
         stopped_after = int(metrics.pop("stopped_after"))  # 0 if all gradient steps were taken
         stopped_at_epoch = -(-stopped_after // config.minibatches)
         return {**{name: float(value) for name, value in metrics.items()}, "stopped_at_epoch": stopped_at_epoch}
@@ -81,9 +81,9 @@ class Updater:
                 "after you have changed layers of the policy"
             )
 
-    def _tell_skipped(self, iteration: int, skipped: int, steps: int, not_finite: np.ndarray) -> None:
+    def _log_skipped_steps(self, iteration: int, skipped: int, steps: int, not_finite: np.ndarray) -> None:
         """Logs which losses and gradients were not finite; for `not_finite` see `_update`."""
-        self.fruitless = self.fruitless + 1 if skipped == steps else 0
+        self.skipped_updates = self.skipped_updates + 1 if skipped == steps else 0
         if not skipped:
             return
         gradients = [f"the gradient of {name}" for name in self.optimizer.names]

@@ -12,7 +12,7 @@ from typing import Any
 
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.ppo.callbacks import Callback, Metrics
-from rl_lnlstm.ppo.state import TrainingState, read
+from rl_lnlstm.ppo.checkpoint_files import TrainingState, read
 from rl_lnlstm.ppo.train import PPO
 
 DAMAGED = "damaged-"

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from rl_lnlstm.errors import RunFailure, RunWarning, UserError
 from rl_lnlstm.ppo.callbacks import Metrics
-from rl_lnlstm.ppo.state import TrainingState
-from rl_lnlstm.ppo.state import read as read_checkpoint
+from rl_lnlstm.ppo.checkpoint_files import TrainingState
+from rl_lnlstm.ppo.checkpoint_files import read as read_checkpoint
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.tuning.records import CHECKPOINT, POLICY, Report, Scores, read_scores, write_scores
 

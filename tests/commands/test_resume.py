@@ -23,7 +23,7 @@ from rl_lnlstm.commands import main
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.files import parse_json
 from rl_lnlstm.policies.loading import load_policy
-from rl_lnlstm.ppo.state import read
+from rl_lnlstm.ppo.checkpoint_files import read
 from rl_lnlstm.runs.checkpoints import read_newest
 from rl_lnlstm.runs.lock import locked
 

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rl_lnlstm import PPO, UserError
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.files import Appender
-from rl_lnlstm.ppo.state import read, write
+from rl_lnlstm.ppo.checkpoint_files import read, write
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.seeding import derived_seed
 from tests.failing_env import FailingEnv, Failure

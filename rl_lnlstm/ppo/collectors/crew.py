@@ -114,7 +114,7 @@ class Crew:
         pending = {index: self._submit(index, method, arguments) for index in range(len(self.shares))}
         # After Ctrl-C, workers may still run the call before.
         deadlines = {index: self._deadline(index, calls=2 if self._interrupted else 1) for index in pending}
-        self._interrupted = True
+        self._interrupted = True  # until all have answered
         while pending:
             of_future = {future: index for index, future in pending.items()}
             ready = self._transport.ready(list(of_future), POLL_SECONDS)

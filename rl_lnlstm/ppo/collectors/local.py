@@ -12,7 +12,7 @@ from rl_lnlstm.envs import take_snapshot
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.episodes import has_time_limit
-from rl_lnlstm.ppo import state as training_state
+from rl_lnlstm.ppo import checkpoint_files
 from rl_lnlstm.ppo.collect import RolloutRunner
 from rl_lnlstm.ppo.collectors.share import Share
 from rl_lnlstm.ppo.collectors.whole_batch import as_in_whole_batch
@@ -99,7 +99,7 @@ class LocalCollector:
             self._runner.set_state(state["runner"])
         else:
             self._runner.continue_sampling(state["runner"])
-        return training_state.restored(self.envs, state["environments"], snapshot)
+        return checkpoint_files.restore_environments(self.envs, state["environments"], snapshot)
 
     def close(self) -> None:
         """Closes the environments, unless the user gave them."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.ppo.collectors.local import LocalCollector
-from rl_lnlstm.ppo.collectors.parallel import ParallelCollector, check_can_be_divided
+from rl_lnlstm.ppo.collectors.parallel import ParallelCollector
 from rl_lnlstm.ppo.collectors.protocol import Collector
-from rl_lnlstm.ppo.setup import GivenEnv
+from rl_lnlstm.ppo.setup import GivenEnv, check_makes_more
 
 
 def make_collector(env: GivenEnv, config: PPOConfig) -> Collector:
@@ -17,7 +17,7 @@ def make_collector(env: GivenEnv, config: PPOConfig) -> Collector:
     """
     if config.ray is None:
         return LocalCollector(env, config)
-    check_can_be_divided(env)
+    check_makes_more(env, f"ray is {config.ray!r}, and workers make environments of their own")
     # Import here: only runs with workers need Ray.
     from rl_lnlstm.ppo.collectors.ray_transport import RayTransport
 

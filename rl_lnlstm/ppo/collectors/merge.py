@@ -57,7 +57,7 @@ def divided_state(state: dict[str, Any], shares: Sequence[Share]) -> list[dict[s
             "runner": _part(state["runner"], share),
             "environments": {
                 **{name: _part(value, share) for name, value in guard.items() if name not in (FAILURES, STEPS, ENDED)},
-                ENDED: tuple(np.array(rows[share.first : share.first + share.count]) for rows in guard[ENDED]),
+                ENDED: tuple(np.array(rows[share.rows]) for rows in guard[ENDED]),
                 FAILURES: 0 if share.first else guard[FAILURES],
                 STEPS: guard[STEPS],
             },
@@ -86,5 +86,5 @@ def _part(whole: Any, share: Share) -> Any:
         return tuple(_part(value, share) for value in whole)
     if whole is None:
         return None
-    rows = whole[share.first : share.first + share.count]
+    rows = whole[share.rows]
     return rows if isinstance(rows, list) else np.array(rows)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import cloudpickle
-import gymnasium as gym
-from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.registry import portable_registrations
@@ -90,14 +88,14 @@ class ParallelCollector:
             generators = state["runner"].get("generators", [])
             parts = [
                 {
-                    "runner": {"generators": generators[share.first : share.first + share.count]},
+                    "runner": {"generators": generators[share.rows]},
                     "environments": {"failures": 0 if share.first else state["environments"]["failures"], "_seeds": []},
                 }
                 for share in shares
             ]
         snapshots: list[Any] = self._each(None)
         if snapshot is not None and len(snapshot) == total:
-            snapshots = [snapshot[share.first : share.first + share.count] for share in shares]
+            snapshots = [snapshot[share.rows] for share in shares]
         problems = [problem for problem in self._crew.call("set_state", parts, snapshots) if problem is not None]
         if saved != total:
             return f"the checkpoint has {saved} environments, this trainer {total}"
@@ -132,13 +130,3 @@ def pickled(value: Any, what: str) -> bytes:
             f"{what} cannot be sent to workers, {type(error).__name__}: {error}; let a function make everything that "
             "cannot be pickled, such as locks, files and connections"
         ) from error
-
-
-def check_can_be_divided(env: GivenEnv) -> None:
-    """Raises `UserError` if `env` is an object, of which workers cannot make copies."""
-    if isinstance(env, VectorEnv | gym.Env):
-        given = "a VectorEnv" if isinstance(env, VectorEnv) else "an environment object"
-        raise UserError(
-            f"ray: workers make environments of their own, so expected env to be an id or a function that makes an "
-            f"environment, got {given}"
-        )

@@ -18,6 +18,11 @@ class Share:
         """The numbers of these environments."""
         return range(self.first, self.first + self.count)
 
+    @property
+    def rows(self) -> slice:
+        """Their rows in lists and arrays of all environments."""
+        return slice(self.first, self.first + self.count)
+
 
 def shares_of(num_envs: int, workers: int) -> list[Share]:
     """The environments of each worker: worker i has the i-th part."""

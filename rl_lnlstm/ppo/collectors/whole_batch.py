@@ -25,7 +25,7 @@ class WholeBatch:
     """
 
     def __init__(self, policy: Any, share: Share) -> None:
-        self._policy, self._own = policy, slice(share.first, share.first + share.count)
+        self._policy, self._own = policy, share.rows
         self._rows = np.zeros(share.total, int)
         self._rows[self._own] = np.arange(share.count)
 

@@ -107,13 +107,19 @@ def take_snapshots(takers: Mapping[str, Callable[[], list[bytes]]]) -> Environme
     return snapshots
 
 
-def restored(envs: VectorEnv, counted: dict[str, Any], snapshot: list[bytes] | None) -> str | None:
-    """Restores the counters and the state of `envs`. Returns None, or the reason why that is not possible."""
-    saved = len(counted["_seeds"])
+def restore_environments(envs: VectorEnv, state: dict[str, Any], snapshot: list[bytes] | None) -> str | None:
+    """Restores environments. Returns None, or the reason why that is not possible.
+
+    Args:
+        envs: the environments, made by `make_vec`.
+        state: what their `get_state` returned: counters and seeds.
+        snapshot: what `take_snapshot` returned, or None if the checkpoint has none.
+    """
+    saved = len(state["_seeds"])
     if saved != envs.num_envs:
-        envs.failures = counted["failures"]  # type: ignore[attr-defined]
+        envs.failures = state["failures"]  # type: ignore[attr-defined]
         return f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"
-    envs.set_state(counted)  # type: ignore[attr-defined]
+    envs.set_state(state)  # type: ignore[attr-defined]
     if snapshot is None:
         return "the checkpoint does not contain their snapshot"
     try:
