@@ -58,7 +58,7 @@ def tune(options: TuneOptions, arguments: Sequence[str]) -> int:
     with contextlib.ExitStack() as resources:
         parallel = resources.enter_context(connected(address, options.parallel))
         resources.enter_context(locked(folder))
-        if options.resume is None:
+        if options.resume is None:  # again: another process may have begun a sweep there
             check_is_free(folder, "folder", "--run-dir, or resume a sweep with --resume")
         _save(folder, options, fixed)
         resources.enter_context(_telling_how_to_resume(folder))
@@ -92,7 +92,7 @@ def _save(folder: Path, options: TuneOptions, fixed: frozenset[str]) -> None:
 
 @contextlib.contextmanager
 def _telling_how_to_resume(folder: Path) -> Iterator[None]:
-    """A context manager: Ctrl-C ends its block at once, because a sweep can be resumed at any moment."""
+    """A context manager: if Ctrl-C ends its block, prints how to resume the sweep."""
     try:
         yield
     except KeyboardInterrupt:

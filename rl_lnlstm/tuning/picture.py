@@ -54,7 +54,7 @@ def sweep_picture(
 def _draw_curves(axes: Axes, trials: Sequence[Trial], finalists: Sequence[Trial]) -> None:
     labelled = set[str]()
     for trial in reversed(trials):
-        if not trial.reports_score:
+        if not trial.has_score:
             continue
         frames, scores = zip(*trial.scores.reports, strict=True)
         label = trial.state if trial.state not in labelled else None
@@ -65,7 +65,7 @@ def _draw_curves(axes: Axes, trials: Sequence[Trial], finalists: Sequence[Trial]
             str(trial.number), (frames[-1], scores[-1]), xytext=(3, 0), textcoords="offset points", fontsize=7
         )
     for place, trial in enumerate(finalists):
-        if trial.reports_score:
+        if trial.has_score:
             frames, scores = zip(*trial.scores.reports, strict=True)
             best = place == 0
             axes.plot(
@@ -86,7 +86,7 @@ def _draw_curves(axes: Axes, trials: Sequence[Trial], finalists: Sequence[Trial]
 def _draw_scores(axes: Axes, trials: Sequence[Trial], name: str, space: Space) -> None:
     for trial in trials:
         point = point_of(trial.options, space)
-        if point is not None and trial.reports_score:
+        if point is not None and trial.has_score:
             marker = "o" if trial.state == "completed" else "x"
             axes.plot(encoded(name, point[name], space), trial.score, marker, color=COLORS[trial.state])
     values = space[name]

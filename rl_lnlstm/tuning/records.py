@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json, replacing_file
+from rl_lnlstm.option_types import from_json
 
 SWEEP, TRIALS, FINALS = "sweep.json", "trials", "finals"
 TRIAL, REPORTS, CHECKPOINT, POLICY = "trial.json", "reports.json", "checkpoint", "policy"
@@ -68,7 +69,7 @@ class Trial:
         return self.scores.reports[-1].score if self.scores.reports else math.nan
 
     @property
-    def reports_score(self) -> bool:
+    def has_score(self) -> bool:
         """Whether there is a score."""
         return bool(self.scores.reports)
 
@@ -107,7 +108,7 @@ def _read_trial(folder: Path) -> Trial:
         content = read_json(folder / TRIAL)
         trial = Trial(
             content["number"],
-            {name: tuple(value) if isinstance(value, list) else value for name, value in content["options"].items()},
+            from_json(content["options"]),
             content["state"],
             str(content["reason"]),
             read_scores(folder),

@@ -13,10 +13,10 @@ from rl_lnlstm.errors import printable
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import replacing_file
 from rl_lnlstm.tuning.records import Trial
-from rl_lnlstm.tuning.space import BATCH, LENGTH, SEARCHED
+from rl_lnlstm.tuning.space import PER_MINIBATCH, PER_ROLLOUT, SEARCHED
 
 # What the tables call the searched ratios, which are no options.
-NAMES = {LENGTH: "num_steps / sequence_length", BATCH: "sequences per minibatch"}
+NAMES = {PER_ROLLOUT: "num_steps / sequence_length", PER_MINIBATCH: "sequences per minibatch"}
 LONGEST = 150  # longest reason of a failure, in characters
 
 
@@ -28,12 +28,12 @@ def varying(trials: Sequence[Trial]) -> list[str]:
 def table(trials: Sequence[Trial]) -> str:
     """The trials and the options in which they differ, as aligned text. Long names take several lines."""
     names = varying(trials)
-    digits = decimals([trial.score for trial in trials if trial.reports_score])
+    digits = decimals([trial.score for trial in trials if trial.has_score])
     heads = [["trial"], ["return"], ["frames"], ["state"], *(name.split("_") for name in names)]
     rows = [
         [
             str(trial.number),
-            f"{trial.score:,.{digits}f}" if trial.reports_score else "-",
+            f"{trial.score:,.{digits}f}" if trial.has_score else "-",
             f"{trial.frames:,}",
             trial.state,
             *(short(trial.options.get(name)) for name in names),
@@ -82,7 +82,7 @@ def write_csv(path: Path, trials: Sequence[Trial], finalists: Sequence[Trial]) -
                 [
                     trial.number,
                     trial.state,
-                    trial.score if trial.reports_score else "",
+                    trial.score if trial.has_score else "",
                     trial.frames,
                     "" if evaluation is None else float(np.mean(evaluation)),
                     trial.reason,

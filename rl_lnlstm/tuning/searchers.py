@@ -15,6 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from rl_lnlstm.tuning.records import Trial
 from rl_lnlstm.tuning.space import Point, Space, decoded, point_of
 from rl_lnlstm.tuning.study import as_optuna, distributions, encoded_point
+from rl_lnlstm.tuning.trial import Task
 
 METRIC, MODE = "score", "max"
 MOST_RANDOM_TRIALS = 10  # as in Optuna
@@ -30,7 +31,7 @@ class SpaceSearch(OptunaSearch):
         interrupted: trials to continue.
         n_trials: number of trials of the whole sweep.
         seed: seed of the sampler.
-        make: a function of a trial's number and point or, for a trial to continue, the trial; it returns Tune's config.
+        make_task: a function of a trial's number and point or, for a trial to continue, the trial.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class SpaceSearch(OptunaSearch):
         interrupted: Sequence[Trial],
         n_trials: int,
         seed: int,
-        make: Callable[[int, Point | Trial], dict[str, Any]],
+        make_task: Callable[[int, Point | Trial], Task],
     ) -> None:
         known = len(ended) + len(interrupted)
         # With the same seed, a resumed sampler would choose the first points again.
@@ -49,7 +50,7 @@ class SpaceSearch(OptunaSearch):
         random_trials = min(MOST_RANDOM_TRIALS, max(4, n_trials // 3))
         sampler = optuna.samplers.TPESampler(seed=int(sampling), n_startup_trials=random_trials)
         points = [point for trial in interrupted if (point := point_of(trial.options, space)) is not None]
-        self._make = make
+        self._make_task = make_task
         self._interrupted = list(interrupted)
         used = {trial.number for trial in (*ended, *interrupted)}
         self._numbers = [number for number in range(1, n_trials + known + 1) if number not in used]
@@ -65,14 +66,14 @@ class SpaceSearch(OptunaSearch):
             if (found := as_optuna(trial, space)) is not None:
                 self._ot_study.add_trial(found)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Tune's config for the next trial."""
+    def suggest(self, trial_id: str) -> Any:
+        """The `Task` of the next trial."""
         numbers = super().suggest(trial_id)
         if self._interrupted:
             trial = self._interrupted.pop(0)
-            return self._make(trial.number, trial)
+            return self._make_task(trial.number, trial)
         point = {name: decoded(name, number, self._values) for name, number in (numbers or {}).items()}
-        return self._make(self._numbers.pop(0), point)
+        return self._make_task(self._numbers.pop(0), point)
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         """Does nothing: Optuna sees only the last score of a trial."""
@@ -90,12 +91,12 @@ class SpaceSearch(OptunaSearch):
 class GivenTrials(Searcher):
     """The given trials, one after the other."""
 
-    def __init__(self, tasks: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__(metric=METRIC, mode=MODE)
         self._tasks = list(tasks)
 
     def suggest(self, trial_id: str) -> Any:
-        """Tune's config for the next trial."""
+        """The `Task` of the next trial."""
         return self._tasks.pop(0) if self._tasks else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:

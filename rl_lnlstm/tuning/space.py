@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rl_lnlstm.config import PPOConfig
 
-LENGTH, BATCH = "sequences_per_rollout", "sequences_per_minibatch"
+PER_ROLLOUT, PER_MINIBATCH = "sequences_per_rollout", "sequences_per_minibatch"
 
 
 class Choice(NamedTuple):
@@ -75,9 +75,9 @@ def _rollout(base: PPOConfig, fixed: Collection[str]) -> Space:
     """The sizes of rollouts, sequences and minibatches, so that all combinations divide."""
     start = _sizes(base)
     steps = _choice(() if "num_steps" in fixed else NUM_STEPS, base.num_steps).values
-    cuts = _choice(() if "sequence_length" in fixed else SEQUENCES_PER_ROLLOUT, start[LENGTH]).values
-    batches = _choice(() if "num_minibatches" in fixed else SEQUENCES_PER_MINIBATCH, start[BATCH]).values
-    batches = tuple(size for size in batches if base.num_envs % size == 0 or size == start[BATCH])
+    cuts = _choice(() if "sequence_length" in fixed else SEQUENCES_PER_ROLLOUT, start[PER_ROLLOUT]).values
+    batches = _choice(() if "num_minibatches" in fixed else SEQUENCES_PER_MINIBATCH, start[PER_MINIBATCH]).values
+    batches = tuple(size for size in batches if base.num_envs % size == 0 or size == start[PER_MINIBATCH])
     cuts = tuple(cut for cut in cuts if base.num_steps % cut == 0)
     steps = tuple(number for number in steps if all(number % cut == 0 for cut in cuts))
 
@@ -94,9 +94,9 @@ def _rollout(base: PPOConfig, fixed: Collection[str]) -> Space:
         cuts = tuple(filter(divides, cuts))
     space: Space = {"num_steps": Choice(steps)}
     if "sequence_length" not in fixed:
-        space[LENGTH] = Choice(cuts)
+        space[PER_ROLLOUT] = Choice(cuts)
     if "num_minibatches" not in fixed:
-        space[BATCH] = Choice(batches)
+        space[PER_MINIBATCH] = Choice(batches)
     return space
 
 
@@ -106,7 +106,7 @@ def _choice(values: tuple[Any, ...], start: Any) -> Choice:
 
 def _sizes(config: PPOConfig) -> dict[str, int]:
     cuts = config.num_steps // config.bptt_steps
-    return {LENGTH: cuts, BATCH: config.num_envs * cuts // config.minibatches}
+    return {PER_ROLLOUT: cuts, PER_MINIBATCH: config.num_envs * cuts // config.minibatches}
 
 
 def point_of(options: Mapping[str, Any], space: Space) -> Point | None:
@@ -123,13 +123,15 @@ def point_of(options: Mapping[str, Any], space: Space) -> Point | None:
 
 def options_at(point: Mapping[str, Any], base: PPOConfig, fixed: Collection[str]) -> dict[str, Any]:
     """The options at a point of the space, as arguments of `PPOConfig`."""
-    own = {name: value for name, value in point.items() if name not in (LENGTH, BATCH)}
+    own = {name: value for name, value in point.items() if name not in (PER_ROLLOUT, PER_MINIBATCH)}
     options = {**dataclasses.asdict(base), **own}
     sizes = {**_sizes(base), **point}
     fixed_length = "sequence_length" in fixed
-    length = options["sequence_length"] = base.bptt_steps if fixed_length else options["num_steps"] // sizes[LENGTH]
+    length = options["sequence_length"] = (
+        base.bptt_steps if fixed_length else options["num_steps"] // sizes[PER_ROLLOUT]
+    )
     if "num_minibatches" not in fixed:
-        options["num_minibatches"] = base.num_envs * (options["num_steps"] // length) // sizes[BATCH]
+        options["num_minibatches"] = base.num_envs * (options["num_steps"] // length) // sizes[PER_MINIBATCH]
     if base.eval_interval:  # about as many frames between evaluations
         options["eval_interval"] = max(1, round(base.eval_interval * base.num_steps / options["num_steps"]))
     return options

@@ -13,13 +13,14 @@ import numpy as np
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import RunFailure
 from rl_lnlstm.evaluation.result import decimals
-from rl_lnlstm.tuning.engine import run
 from rl_lnlstm.tuning.halving import Halving
+from rl_lnlstm.tuning.ray_tune import run
 from rl_lnlstm.tuning.records import FINALS, TRIALS, Trial, by_score, folder_of, read_trials
 from rl_lnlstm.tuning.results import one_line
 from rl_lnlstm.tuning.searchers import GivenTrials, SpaceSearch
 from rl_lnlstm.tuning.space import Point, options_at, point_of, search_space
 from rl_lnlstm.tuning.study import importances
+from rl_lnlstm.tuning.trial import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def _search(sweep: Sweep, tell: Callable[[str], None]) -> list[Trial]:
     if count == 0:
         return by_score(ended)
 
-    def task(number: int, at: Point | Trial) -> dict[str, Any]:
+    def task(number: int, at: Point | Trial) -> Task:
         options = at.options if isinstance(at, Trial) else options_at(at, sweep.base, sweep.fixed)
         # The score of a trial is that of training. Evaluations would only take time.
         return _task(sweep, folder, number, {**options, "eval_interval": 0}, 0)
@@ -162,14 +163,14 @@ def _with_evaluations(sweep: Sweep, trial: Trial) -> int:
     return options_at({"num_steps": trial.options["num_steps"]}, sweep.base, ())["eval_interval"]
 
 
-def _task(sweep: Sweep, folder: Path, number: int, options: dict[str, Any], n_eval_episodes: int) -> dict[str, Any]:
-    return {
-        "number": number,
-        "folder": str(folder_of(folder, number).absolute()),
-        "options": options,
-        "n_eval_episodes": n_eval_episodes,
-        "current_folder": os.getcwd(),
-    }
+def _task(sweep: Sweep, folder: Path, number: int, options: dict[str, Any], n_eval_episodes: int) -> Task:
+    return Task(
+        number=number,
+        folder=str(folder_of(folder, number).absolute()),
+        options=options,
+        n_eval_episodes=n_eval_episodes,
+        current_folder=os.getcwd(),
+    )
 
 
 def described(trial: Trial) -> str:

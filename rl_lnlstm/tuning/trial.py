@@ -44,7 +44,8 @@ def run_trial(task: Task) -> None:
         tune.report({"frames": 0, "score": math.nan, "finished": False, kind: message})
 
     # Ray Tune changes the current folder, and relative paths in options would no longer work.
-    os.chdir(task["current_folder"]) if os.path.isdir(task["current_folder"]) else None
+    if os.path.isdir(task["current_folder"]):
+        os.chdir(task["current_folder"])
     if task["current_folder"] not in sys.path:
         sys.path.insert(0, task["current_folder"])
     try:
