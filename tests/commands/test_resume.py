@@ -6,18 +6,12 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_lnlstm.commands import main
 from rl_lnlstm.errors import RunWarning
@@ -26,87 +20,10 @@ from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.checkpoint_files import read
 from rl_lnlstm.runs.checkpoints import read_newest
 from rl_lnlstm.runs.lock import locked
+from tests.commands.processes import TINY, assert_same_run, checkpoints, ended, rows, start, wait_for
 
-ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("RL_LNLSTM_KILLS", "2"))  # `make kills` takes 20
 FRAMES = 2400
-TINY = [
-    *("--num-envs", "2", "--num-steps", "16", "--num-minibatches", "1", "--update-epochs", "2", "--no-jit-compile"),
-    *("--units", "8", "--eval-interval", "20", "--n-eval-episodes", "2", "--eval-episodes", "0"),
-    *("--checkpoint-interval", "3", "--shared-lstm", "--head-layers"),
-]
-TIMINGS = ("time/fps", "time/time_elapsed")
-ENVIRONMENT = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-def start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "train.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**ENVIRONMENT, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(process, timeout=120):
-    _, error = process.communicate(timeout=timeout)
-    assert "Traceback" not in error
-    return process.returncode, error
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def rows(run_dir):
-    """The metrics in the file, without times, and without cells that belong to another iteration."""
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return [
-            {name: text for name, text in row.items() if text and name not in TIMINGS} for row in csv.DictReader(file)
-        ]
-
-
-def events(run_dir):
-    accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {
-        name: [(event.step, event.value) for event in accumulator.Scalars(name)]
-        for name in accumulator.Tags()["scalars"]
-        if name not in TIMINGS
-    }
-
-
-def checkpoints(run_dir):
-    return sorted(path.name for path in (run_dir / "checkpoints").glob("[0-9]*"))
-
-
-def same(one, other):
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other or (one != one and other != other)
-
-
-def assert_same_run(one, other):
-    assert rows(one) == rows(other)
-    first, second = events(one), events(other)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name])
-    for policy in ("policy", "checkpoints/best"):
-        assert same(*(load_policy(run / policy).get_weights() for run in (one, other)))
-    trees = [read_newest(run / "checkpoints").tree for run in (one, other)]
-    for tree in trees:
-        tree["schedule"] = tree["schedule"][:2]  # the third is what it took
-    assert same(*trees), "also what a further resume would go on from"
 
 
 @pytest.fixture(scope="module")
@@ -348,92 +265,3 @@ def test_sigterm_ends_a_run_whose_iteration_would_take_forever(tmp_path):
         assert code == 143, error
         assert "in the middle" in error
         assert read_newest(tmp_path / phase / "checkpoints").tree["iteration"] == 0
-
-
-# ----------------------------------------------------------------------------------------------------- full disks
-
-DISK = """
-import os, resource, gymnasium as gym
-from gymnasium.envs.classic_control import CartPoleEnv
-class Filling(CartPoleEnv):
-    # Takes the disk's space away at one step, and gives it back at another.
-    steps = 0
-    def step(self, action):
-        Filling.steps += 1
-        if Filling.steps == 300:
-            take()
-        if Filling.steps == 1500:
-            give()
-        return super().step(action)
-gym.register("Filling-v0", entry_point=Filling, max_episode_steps=100)
-"""
-LIMIT = """
-def take():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-def give():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-"""
-FILL = """
-filler = os.environ["FILLER"]
-def take():
-    with open(filler, "wb", buffering=0) as file:
-        for size in (4096, 1):
-            try:
-                while file.write(bytes(size)):
-                    pass
-            except OSError:
-                pass
-def give():
-    os.unlink(filler)
-"""
-
-
-@pytest.fixture(params=["limit", "fill"])
-def small_disk(request, tmp_path, monkeypatch):
-    """A directory on a disk that `Filling-v0` fills and empties."""
-    sys.modules.pop("filling_envs", None)
-    (tmp_path / "filling_envs.py").write_text(DISK + (LIMIT if request.param == "limit" else FILL))
-    monkeypatch.syspath_prepend(tmp_path)
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if request.param == "limit":
-        yield disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        del gym.registry["Filling-v0"]
-        return
-    monkeypatch.setenv("FILLER", str(disk / "filler"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-    del gym.registry["Filling-v0"]  # workers of other tests get the registry, and could not import its module
-
-
-def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk, capsys):
-    run_dir = small_disk / "run"
-    options = [*TINY, "--env-id", "filling_envs:Filling-v0", "--total-timesteps", "2000"]
-    assert main(["train", *options, "--run-dir", str(run_dir)]) == 0
-    error = capsys.readouterr().err
-    assert "no checkpoint could be written" in error
-    assert error.count("will try again") <= 4, "each cause is told once"
-    assert [int(row["time/iterations"]) for row in rows(run_dir)] == list(range(1, len(rows(run_dir)) + 1))
-    assert read_newest(run_dir / "checkpoints").tree["iteration"] == len(rows(run_dir))
-    frames = [int(row["time/total_timesteps"]) for row in rows(run_dir)]
-    assert [step for step, _ in events(run_dir)["train/loss"]] == frames
-    assert load_policy(run_dir / "policy").units == 8
-    assert list(run_dir.rglob(".*")) == [], "no halves are left"
-
-
-@pytest.mark.slow
-def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint(small_disk, tmp_path, capsys):
-    options = [*TINY, "--env-id", "filling_envs:Filling-v0", "--total-timesteps", "800"]
-    run_dir = small_disk / "run"
-    assert main(["train", *options, "--run-dir", str(run_dir)]) == 1
-    assert "could not be written" in capsys.readouterr().err
-    assert 0 < read_newest(run_dir / "checkpoints").tree["num_timesteps"] <= 300
-    filling = sys.modules["filling_envs"]
-    filling.give()
-    filling.Filling.steps = 10**6
-    assert main(["train", "--resume", str(run_dir)]) == 0
-    assert main(["train", *options, "--run-dir", str(tmp_path / "alone")]) == 0
-    assert_same_run(tmp_path / "alone", run_dir)

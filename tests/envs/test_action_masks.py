@@ -1,26 +1,21 @@
 """Action masks: they are found, never violated, and reproduced in the update, and they help learning."""
 
-import functools
-
 import gymnasium as gym
 import numpy as np
 import pytest
 import tensorflow as tf
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lnlstm import PPO, EnvironmentFailure, UserError, evaluate_policy
+from rl_lnlstm import PPO, UserError, evaluate_policy
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.envs.action_masks import ActionMasks, mask_sizes
+from rl_lnlstm.envs.action_masks import mask_sizes
 from rl_lnlstm.envs.autoreset import Stepper
-from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.policies import MlpLnLstmPolicy
 from rl_lnlstm.ppo import train as ppo_module
 from rl_lnlstm.ppo.train import cut_sequences
-from tests.envs.masked_env import Cards, Switches, SwitchesWithMethod
 from tests.policies import reference
-from tests.policies.card_env import CARDS, CardEnv, Over
+from tests.policies.card_env import CARDS, NVEC, Over, cards
 
-NVEC = (3, 1, 4)
 SMALL = {"units": 4, "encoder_layers": (6,), "head_layers": (5,)}
 TINY = {**SMALL, "num_steps": 16, "sequence_length": 8, "num_minibatches": 1, "update_epochs": 1, "jit_compile": False}
 MODES = list(AutoresetMode)
@@ -28,10 +23,6 @@ MODES = list(AutoresetMode)
 
 def fouls(envs):
     return sum(env.unwrapped.fouls for env in envs.unwrapped.envs)
-
-
-def cards(**arguments):
-    return functools.partial(CardEnv, **arguments)
 
 
 def policy_for(envs, **arguments):
@@ -294,208 +285,3 @@ def test_a_policy_that_takes_no_masks_is_evaluated_without():
             return np.full(len(observation), 2), state
 
     assert evaluate_policy(Plain(), envs, 4)[0] < 5
-
-
-# ------------------------------------------------------------------------------------------- masks in observations
-
-
-def first_legal(masks, action_space):
-    components = len(mask_sizes(action_space))
-    return masks.reshape(len(masks), components, -1).argmax(-1).reshape(len(masks), *action_space.shape)
-
-
-@pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
-@pytest.mark.parametrize("vectorization", ["sync", "async", "handed in"])
-@pytest.mark.parametrize("space", [gym.spaces.Discrete(4), gym.spaces.MultiBinary([2, 2])], ids=["discrete", "binary"])
-def test_an_entry_of_the_observation_is_taken_as_the_mask(mode, vectorization, space):
-    if vectorization == "handed in":
-        envs = make_vec(SyncVectorEnv([lambda: Cards(space)] * 2, autoreset_mode=mode), mask_key="action_mask")
-    else:
-        envs = make_vec(
-            functools.partial(Cards, space), 2, vectorization=vectorization, autoreset_mode=mode, mask_key="action_mask"
-        )
-    try:
-        assert list(envs.single_observation_space) == ["observation"]
-        stepper = Stepper(envs, 0)
-        for _ in range(20):
-            assert envs.observation_space.contains(stepper.observations)
-            running = ~stepper._resetting
-            expected = stepper.observations["observation"][running] == 1
-            np.testing.assert_array_equal(stepper.action_masks[running], expected)
-            step = stepper.step(first_legal(stepper.action_masks, space))
-            assert step.aborted is None
-    finally:
-        envs.close()
-
-
-def test_a_trainer_learns_with_the_mask_in_the_observation():
-    ppo = PPO("auto", Cards, num_envs=2, mask_key="action_mask", **TINY)
-    ppo.learn(64)
-    assert ppo.envs.failures == 0
-
-
-def test_a_mask_that_nobody_asked_for_is_warned_of():
-    with pytest.warns(RunWarning, match=r"the entry 'action_mask' .*mask_key='action_mask'"):
-        make_vec(Cards)
-
-
-@pytest.mark.parametrize(
-    ("env", "key", "message"),
-    [
-        (Cards, "mask", "no such entry"),
-        ("CartPole-v1", "action_mask", "no such entry"),
-        (Cards, "observation", None),
-        (lambda: Cards(gym.spaces.Discrete(4), "m"), "m", None),
-        (lambda: gym.wrappers.FilterObservation(Cards(), ["action_mask"]), "action_mask", "no other entry"),
-        (lambda: gym.wrappers.RescaleAction, "action_mask", "expected a function that makes"),
-    ],
-)
-def test_a_mask_key_has_to_name_a_mask(env, key, message):
-    if message is None:
-        make_vec(env, mask_key=key)
-        return
-    with pytest.raises(UserError, match=message):
-        make_vec(env, mask_key=key)
-
-
-@pytest.mark.parametrize("tells", ["info", "method"])
-@pytest.mark.parametrize("shape", [(6,), (3, 2)])
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_masks_of_multi_binary_actions(tells, shape, vectorization):
-    """Component after component, each with its value 0 and then its value 1, as sb3-contrib's."""
-
-    kind = Switches if tells == "info" else SwitchesWithMethod
-    envs = make_vec(functools.partial(kind, shape, tells == "info"), 2, vectorization=vectorization)
-    try:
-        stepper = Stepper(envs, 0)
-        for _ in range(20):
-            assert stepper.action_masks.shape == (2, 6)
-            assert stepper.step(first_legal(stepper.action_masks, Switches.action_space)).valid.all()
-    finally:
-        envs.close()
-
-
-# ------------------------------------------------------------------------------------------------------------ faults
-
-
-def faulty(mask, **arguments):
-    return lambda: CardEnv(faulty=mask, length=50, **arguments)
-
-
-def play(env):
-    stepper = Stepper(make_vec(env, 2), 0)
-    for _ in range(6):
-        stepper.step(stepper.action_masks.argmax(1) + 2)
-
-
-@pytest.mark.parametrize("tells", ["info", "method"])
-def test_a_mask_that_allows_nothing_names_the_environment(tells):
-    with pytest.raises(EnvironmentFailure, match=r"<lambda> \(environment 0 in 0..1\) allows no action.*at step 3"):
-        play(faulty(np.zeros(CARDS, bool), tells=tells))
-
-
-def test_a_mask_of_another_shape_names_the_environment():
-    message = r"<lambda> \(environment 0 in 0..1\) gave an action mask of shape \[7\], expected \[6\] \(at step 3\)"
-    with pytest.raises(EnvironmentFailure, match=message):
-        play(faulty(np.ones(CARDS + 1, bool), tells="method"))
-
-
-def test_every_component_needs_a_value():
-    env = faulty(np.array([1, 0, 0, 0, 1, 0, 0, 1], bool), nvec=NVEC)
-    stepper = Stepper(make_vec(env, 2), 0)
-
-    def play():
-        for _ in range(6):
-            masks = np.split(stepper.action_masks, [3, 4], axis=1)
-            stepper.step(np.stack([mask.argmax(1) for mask in masks], -1) + stepper.envs.single_action_space.start)
-
-    with pytest.raises(EnvironmentFailure, match=r"allows no action: its action mask is \[1 0 0 0 1 0 0 1\]"):
-        play()
-
-
-class Late(CardEnv):
-    """Tells its mask in steps only; or, `early`, in the first reset only."""
-
-    def __init__(self, early):
-        super().__init__()
-        self.early = early
-
-    def reset(self, **kwargs):
-        observation, info = super().reset(**kwargs)
-        return observation, info if self.early else {}
-
-    def step(self, action):
-        *result, info = super().step(action)
-        return *result, {} if self.early else info
-
-
-@pytest.mark.parametrize(
-    ("early", "message"),
-    [
-        (False, "gave info['action_mask'] in a step, but not in the reset"),
-        (True, "gave no info['action_mask'], but did"),
-    ],
-)
-def test_masks_that_come_or_go(early, message):
-    stepper = Stepper(make_vec(lambda: Late(early), 2), 0)
-    with pytest.raises(EnvironmentFailure) as caught:
-        stepper.step(np.full(2, 2))
-    assert message in str(caught.value)
-    assert "<lambda>" in str(caught.value)
-
-
-def test_a_method_that_raises_names_the_environment():
-    class Raising(CardEnv):
-        def action_masks(self):
-            raise OSError("no cards")
-
-    with pytest.raises(EnvironmentFailure, match=r"Raising raised OSError in action_masks\(\): no cards"):
-        Stepper(make_vec(Raising, 2))
-
-
-def test_masks_for_other_actions_are_refused():
-    class Continuous(CardEnv):
-        def __init__(self):
-            super().__init__()
-            self.action_space = gym.spaces.Box(-1, 1, (2,))
-
-    with pytest.raises(
-        UserError, match="Continuous gives action masks, which are for Discrete, MultiDiscrete and MultiBinary"
-    ):
-        Stepper(make_vec(Continuous, 2))
-
-
-def test_components_masks_may_come_as_a_tuple():
-    envs = make_vec(cards(nvec=NVEC), 2)
-    whole = np.array([[1, 0, 1, 1, 0, 0, 1, 0]] * 2, bool)
-    given = np.empty(2, object)
-    given[:] = [tuple(np.split(mask, [3, 4])) for mask in whole]
-    infos = {"action_mask": given, "_action_mask": np.ones(2, bool)}
-    masks = ActionMasks.find(envs, infos).read((infos, np.ones(2, bool)))
-    np.testing.assert_array_equal(masks, whole)
-
-
-@pytest.mark.parametrize("mask", [np.array([0.0, -np.inf, 0.0]), [0, 1, 2], ["1", "0", "1"], [[1], [1, 0]]])
-def test_a_mask_of_other_values_than_true_and_false_is_refused(mask):
-    """A mask that is added to logits has 0 where an action is legal."""
-
-    class Tells(gym.Env):
-        observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(3)
-
-        def reset(self, *, seed=None, options=None):
-            return np.zeros(1, np.float32), {"action_mask": mask}
-
-    with pytest.raises(EnvironmentFailure, match="action mask"):
-        Stepper(make_vec(Tells, 2), 0)
-
-
-def test_an_entry_of_the_observation_that_is_no_mask_is_refused():
-    class Adds(gym.Env):
-        observation_space = gym.spaces.Dict(seen=gym.spaces.Box(-1, 1, (1,)), action_mask=gym.spaces.Box(-1e9, 0, (2,)))
-        action_space = gym.spaces.Discrete(2)
-
-        def reset(self, *, seed=None, options=None):
-            return {"seen": np.zeros(1, np.float32), "action_mask": np.array([0, -1e9], np.float32)}, {}
-
-    with pytest.raises(EnvironmentFailure, match="Adds gave an action mask with values other than"):
-        Stepper(make_vec(Adds, 2, mask_key="action_mask"), 0)

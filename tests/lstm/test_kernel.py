@@ -2,21 +2,16 @@
 
 import copy
 import functools
-import os
-import subprocess
-import sys
-import textwrap
 
 import hypothesis
 import hypothesis.strategies as st
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from rl_lnlstm import MaskedLNLSTM
 from rl_lnlstm.lstm import kernel, recurrence
 from rl_lnlstm.lstm.equations import State, Weights
+from tests.lstm.fresh_process import run_fresh
 
 pytestmark = pytest.mark.skipif(kernel.operations() is None, reason="no C++ compiler")
 # Of a single feature or of few units, normalisation leaves differences of nearly equal numbers, and steps magnify them.
@@ -150,19 +145,6 @@ def test_every_instruction_set_equals_while_loop(isa, used):
     assert run_fresh(program, RL_LNLSTM_ISA=isa).strip() in used
 
 
-def run_fresh(program: str, **environment: str) -> str:
-    """A new process, whose standard output is returned."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_nothing_is_kept_without_a_gradient():
     case = Case(5, 3, 4, 8)
 
@@ -293,66 +275,3 @@ def test_there_is_no_second_derivative(jit_compile):
 
     with pytest.raises(NotImplementedError, match="no second derivative"):
         second()
-
-
-def operations_of(layer: MaskedLNLSTM, dtype="float32", shape=(2, 5, 3), **kwargs) -> set[str]:
-    function = tf.function(lambda xs: layer(xs), autograph=False, **kwargs)
-    graph = function.get_concrete_function(tf.TensorSpec(shape, dtype)).graph
-    return {operation.type for operation in graph.get_operations()}
-
-
-@pytest.mark.parametrize("backend", ["auto", "kernel"])
-def test_the_layer_uses_the_kernel_just_where_it_applies(backend):
-    assert "RlLnlstm>Forward" in operations_of(MaskedLNLSTM(4, backend=backend))
-    assert "RlLnlstm>Forward" in operations_of(MaskedLNLSTM(4, backend=backend), jit_compile=True)
-    for other in (
-        operations_of(MaskedLNLSTM(4, backend=backend, dtype="float64"), "float64"),
-        operations_of(MaskedLNLSTM(4, backend=backend, dtype="mixed_bfloat16")),
-        operations_of(MaskedLNLSTM(4, backend="while_loop")),
-    ):
-        assert "RlLnlstm>Forward" not in other
-
-
-@pytest.mark.slow
-def test_without_the_kernel_while_loop_takes_its_place():
-    program = """
-        import numpy as np
-        from rl_lnlstm import MaskedLNLSTM
-        from rl_lnlstm.lstm import kernel
-        layer = MaskedLNLSTM(4, backend="kernel", kernel_initializer="ones", recurrent_initializer="ones")
-        print(kernel.operations(), layer(np.ones([2, 3, 4], "float32")).shape)
-    """
-    assert run_fresh(program, RL_LNLSTM_KERNEL="0").strip() == "None (2, 4)"
-    assert run_fresh(program, CXX="no-such-compiler").strip() == "None (2, 4)"
-
-
-@pytest.mark.slow
-def test_exported_models_do_not_depend_on_the_kernel(tmp_path):
-    inputs = keras.Input([None, 3])
-    model = keras.Model(inputs, MaskedLNLSTM(4)(inputs))
-    xs = np.ones([2, 5, 3], "float32")
-    expected = model(xs).numpy()
-    model.export(tmp_path / "exported", verbose=False)
-    np.savez(tmp_path / "expected.npz", xs=xs, ys=expected)
-    program = f"""
-        import numpy as np
-        import tensorflow as tf
-        given = np.load({str(tmp_path / "expected.npz")!r})
-        model = tf.saved_model.load({str(tmp_path / "exported")!r})
-        np.testing.assert_allclose(model.serve(given["xs"]), given["ys"], atol=1e-5)
-    """
-    run_fresh(program)
-
-
-def test_it_runs_under_xla_if_it_was_loaded_while_a_graph_was_built():
-    code = """
-import tensorflow as tf
-from rl_lnlstm import MaskedLNLSTM
-from rl_lnlstm.lstm import kernel
-with tf.Graph().as_default():  # as where a saved policy is checked
-    kernel.operations()
-layer = MaskedLNLSTM(8, return_sequences=True)
-print(tf.function(layer, jit_compile=True)(tf.ones([4, 50, 3])).shape)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "(4, 50, 8)", done.stderr[-500:]

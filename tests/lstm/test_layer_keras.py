@@ -2,19 +2,14 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import rl_lnlstm
 from rl_lnlstm import MaskedLNLSTM, MaskedLNLSTMCell
+from tests.lstm.fresh_process import run_fresh
 from tests.reference import Case, Weights, masked_ln_lstm, random_case, set_weights
 
 
@@ -27,20 +22,6 @@ def model_of(layer: MaskedLNLSTM, features: int) -> keras.Model:
     xs = keras.Input((None, features), name="xs")
     masks = keras.Input((None,), name="masks")
     return keras.Model([xs, masks], layer(xs, masks=masks))
-
-
-def run_in_fresh_process(program: str, *arguments) -> None:
-    """Run a program in an interpreter of its own, where this package can be imported; its assertions fail the test."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(rl_lnlstm.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # Weights
@@ -341,4 +322,4 @@ def test_saved_models_work_in_a_fresh_process(tmp_path):
         model = keras.models.load_model("model.keras")
         close("from_zeros", model([xs, masks])[0])
     """
-    run_in_fresh_process(program, tmp_path)
+    run_fresh(program, tmp_path)

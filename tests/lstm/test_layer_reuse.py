@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from rl_lnlstm import MaskedLNLSTM, MaskedLNLSTMCell, UserError
-from tests.lstm.test_layer_keras import run_in_fresh_process
+from tests.lstm.fresh_process import run_fresh
 from tests.reference import Weights, masked_ln_lstm, random_case, set_weights
 
 
@@ -109,7 +109,7 @@ def test_keras_finds_the_layer_after_the_package_is_imported(imports, tmp_path):
         model = keras.models.load_model("model.keras")
         np.testing.assert_allclose(model(np.ones((2, 5, 3), "float32")), np.load("expected.npy"), atol=1e-6)
     """
-    run_in_fresh_process(program, tmp_path)
+    run_fresh(program, tmp_path)
 
 
 def test_importing_the_package_imports_neither_keras_nor_tensorflow():
@@ -118,7 +118,7 @@ def test_importing_the_package_imports_neither_keras_nor_tensorflow():
         import rl_lnlstm
         assert not {"keras", "tensorflow"} & set(sys.modules)
     """
-    run_in_fresh_process(program)
+    run_fresh(program)
 
 
 def test_statistics_of_a_gradient_in_float16_do_not_overflow():

@@ -1,9 +1,12 @@
 """A card game with a few playable cards in each step. Playing any other card is recorded as a foul."""
 
+import functools
+
 import gymnasium as gym
 import numpy as np
 
 CARDS = 6
+NVEC = (3, 1, 4)  # cards of each suit
 
 
 class CardEnv(gym.Env):
@@ -84,3 +87,8 @@ class Over(CardEnv):
         if not self.mask.any():
             raise RuntimeError("the game is over")
         return self.mask
+
+
+def cards(**arguments):
+    """A function that makes the game."""
+    return functools.partial(CardEnv, **arguments)

@@ -7,22 +7,21 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from rl_lnlstm import UserError
 from rl_lnlstm.lstm.kernel import available
-from rl_lnlstm.policies import MlpLnLstmPolicy, MultiInputLnLstmPolicy, RecurrentPolicy
+from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 from rl_lnlstm.policies.compiled_step import compiled_step
 from rl_lnlstm.policies.graph_step import graph_step
 from tests.policies import reference
+from tests.policies.small_policy import (
+    ACTION_SPACES,
+    OBSERVATIONS,
+    SMALL,
+    each_action_space,
+    flat,
+    observations_of,
+    policy_for,
+)
 
-OBSERVATIONS = gym.spaces.Box(-2, 2, (3,), np.float32)
-ACTION_SPACES = {
-    "discrete": gym.spaces.Discrete(4),
-    "discrete from 2": gym.spaces.Discrete(3, start=2),
-    "box": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32),
-    "bounded box": gym.spaces.Box(np.array([-0.1, 0.0]), np.array([0.1, 0.3]), dtype=np.float64),
-    "scalar box": gym.spaces.Box(-1, 1, (), np.float32),
-    "box of rank 2": gym.spaces.Box(-1, 1, (2, 3), np.float32),
-}
 COMPILED = {
     "tanh": {},
     "relu, separate LSTM layers": {"activation": "relu", "shared_lstm": False, "units": 16},
@@ -30,31 +29,6 @@ COMPILED = {
     "no layers": {"encoder_layers": (), "head_layers": ()},
     "sigmoid": {"activation": "sigmoid"},
 }
-SMALL = {"units": 5, "encoder_layers": (6,), "head_layers": (4,), "seed": 0}
-
-
-def policy_for(observation_space=OBSERVATIONS, action_space=ACTION_SPACES["discrete"], **arguments):
-    return MlpLnLstmPolicy(observation_space, action_space, **{**SMALL, **arguments})
-
-
-def observations_of(space, *leading, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.uniform(-2, 2, (*leading, *space.shape)).astype(space.dtype)
-
-
-def flat(actions, leading):
-    return np.reshape(actions, (*leading, -1)).astype(np.float64)
-
-
-@pytest.fixture(scope="module")
-def discrete():
-    return reference.randomise(policy_for())
-
-
-each_action_space = pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
-
-
-# ------------------------------------------------------------------------------------------------- the interface
 
 
 @pytest.mark.parametrize(
@@ -264,248 +238,3 @@ def test_samples_follow_the_probabilities():
             for component in range(2):
                 normal = scipy.stats.norm(expected.actor[0, 0, component], np.exp(expected.log_std[component]))
                 assert scipy.stats.kstest(actions[:, component], normal.cdf).pvalue > 1e-3
-
-
-# -------------------------------------------------------------------------------------- predict, as SB3's
-
-
-@each_action_space
-def test_predict_gives_legal_actions_for_one_or_many(action_space):
-    policy = policy_for(action_space=action_space, log_std_init=2.0)  # far beyond any bounds
-    observations = observations_of(OBSERVATIONS, 50)
-    for deterministic in (True, False):
-        actions, state = policy.predict(observations, deterministic=deterministic)
-        assert isinstance(actions, np.ndarray)
-        assert isinstance(state, tuple)
-        assert all(isinstance(part, np.ndarray) and part.shape == (50, 5) for part in state)
-        assert actions.shape == (50, *action_space.shape)
-        assert actions.dtype == action_space.dtype
-        assert all(action_space.contains(action) for action in actions)
-        action, state = policy.predict(observations[0], deterministic=deterministic)
-        assert action_space.contains(action)
-        assert np.shape(action) == action_space.shape
-        assert all(part.shape == (1, 5) for part in state)
-
-
-def test_predict_carries_and_resets_the_state(discrete):
-    sequence = observations_of(OBSERVATIONS, 8)
-    starts = np.array([False, False, True, False, False, True, True, False])
-    states, state = [], None
-    for observation, start in zip(sequence, starts, strict=True):
-        _, state = discrete.predict(observation, state=state, episode_start=np.array([start]), deterministic=True)
-        states.append(state[0][0])
-    expected = reference.run(discrete, sequence[None], 1 - starts[None])
-    np.testing.assert_allclose(states, expected.hs[0], atol=1e-5)
-    # Without episode_start nothing is reset, and no state is the state before an episode.
-    _, carried = discrete.predict(sequence[1], state=discrete.predict(sequence[0])[1])
-    np.testing.assert_allclose(carried[0], expected.hs[:, 1], atol=1e-5)
-
-
-def test_deterministic_actions_repeat_and_sampled_ones_do_not(discrete):
-    observations = observations_of(OBSERVATIONS, 200)
-    best, _ = discrete.predict(observations, deterministic=True)
-    np.testing.assert_array_equal(best, discrete.predict(observations, deterministic=True)[0])
-    sampled = discrete.predict(observations)[0]
-    assert (sampled != discrete.predict(observations)[0]).any()
-    assert (sampled != best).any()
-
-
-@pytest.mark.parametrize(
-    ("observation", "state", "message"),
-    [
-        (np.zeros(4), None, r"observation must have shape .*\[3\].* got \[4\]"),
-        (np.zeros((2, 2, 3)), None, r"observation must have shape .* got \[2, 2, 3\]"),
-        (np.zeros((2, 3)), (np.zeros((1, 5)), np.zeros((1, 5))), r"state must be .*\[2, 5\].*\[1, 5\]"),
-    ],
-)
-def test_predict_names_what_does_not_fit(discrete, observation, state, message):
-    with pytest.raises(UserError, match=message):
-        discrete.predict(observation, state)
-
-
-@pytest.mark.peers
-def test_stable_baselines3_evaluates_it():
-    """SB3's own `evaluate_policy`, against one environment and one step at a time."""
-    pytest.importorskip("stable_baselines3")
-    from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.monitor import Monitor
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    space = gym.make("CartPole-v1")
-    policy = reference.randomise(policy_for(space.observation_space, space.action_space))
-    envs = DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))] * 3)
-    envs.seed(11)
-    returns, lengths = evaluate_policy(policy, envs, n_eval_episodes=6, return_episode_rewards=True)
-
-    expected = []
-    for number in range(3):
-        env = gym.make("CartPole-v1")
-        for episode in range(2):
-            observation, _ = env.reset(seed=11 + number if episode == 0 else None)
-            state, total, ended = None, 0.0, False
-            while not ended:
-                action, state = policy.predict(observation, state, deterministic=True)
-                observation, reward, terminated, truncated, _ = env.step(action)
-                total, ended = total + reward, terminated or truncated
-            expected.append(total)
-    assert sorted(returns) == sorted(lengths) == sorted(expected)
-    mean, deviation = evaluate_policy(policy, envs, n_eval_episodes=6, deterministic=False)
-    assert mean > 0 <= deviation
-
-
-# --------------------------------------------------------------------------------------------------- construction
-
-
-def kernels_of(policy):
-    return {path: weights for path, weights in reference.weights_of(policy).items() if path.endswith("kernel")}
-
-
-@pytest.mark.parametrize("name", ["discrete", "box"])
-def test_weights_start_orthogonal_with_the_usual_gains(name):
-    """Rows or columns, whichever are fewer, are orthogonal and of length gain; biases, gains and log_std as asked."""
-    policy = policy_for(action_space=ACTION_SPACES[name], log_std_init=-0.7, shared_lstm=False)
-    for path, kernel in kernels_of(policy).items():
-        head = path.startswith("action_head")
-        gain = 0.01 if head else 1.0 if path.startswith("value_head") or "lstm" in path else 2**0.5
-        short = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
-        np.testing.assert_allclose(short @ short.T, gain**2 * np.eye(len(short)), atol=1e-5 * gain, err_msg=path)
-    others = {path: weights for path, weights in reference.weights_of(policy).items() if "kernel" not in path}
-    for path, weights in others.items():
-        if path.endswith("log_std"):
-            np.testing.assert_allclose(weights, -0.7, atol=1e-6)
-        elif "gamma" in path:
-            np.testing.assert_allclose(weights, 0.3, atol=1e-6)
-        elif "lstm" not in path:
-            np.testing.assert_array_equal(weights, np.zeros_like(weights), err_msg=path)
-    shapes = {weights.shape for path, weights in kernels_of(policy).items() if "actor_lstm" in path}
-    assert shapes == {weights.shape for path, weights in kernels_of(policy).items() if "critic_lstm" in path}
-
-
-def test_the_first_policy_is_near_uniform():
-    observations = observations_of(OBSERVATIONS, 1, 100)
-    _, entropies, _ = policy_for().evaluate_actions(
-        observations, np.zeros((1, 100), np.int64), policy_for().initial_state(1), np.ones((1, 100))
-    )
-    np.testing.assert_allclose(entropies, np.log(4), atol=1e-3)
-
-
-def test_seeds_decide_weights_and_samples():
-    observations = observations_of(OBSERVATIONS, 100)
-    one, same, other, drawn = (policy_for(seed=seed) for seed in (4, 4, 5, None))
-    for kernel, again in zip(one.get_weights(), same.get_weights(), strict=True):
-        np.testing.assert_array_equal(kernel, again)
-    for path, kernel in kernels_of(one).items():
-        assert (kernel != kernels_of(other)[path]).any()
-        assert (kernel != kernels_of(drawn)[path]).any()
-    same_shape = [kernel for kernel in kernels_of(one).values() if kernel.shape == (11, 4)]
-    assert len(same_shape) >= 2
-    assert (same_shape[0] != same_shape[1]).any()  # layers alike do not start alike
-
-    def samples(policy):
-        return [policy.predict(observations)[0] for _ in range(3)]
-
-    first = samples(one)
-    np.testing.assert_array_equal(first, samples(same))
-    other.set_weights(one.get_weights())
-    assert (np.array(first) != samples(other)).any()
-
-
-def test_actor_and_critic_share_lstm_layers_or_do_not():
-    observations = observations_of(OBSERVATIONS, 2, 5)
-    for shared in (True, False):
-        policy = reference.randomise(policy_for(shared_lstm=shared))
-        with tf.GradientTape(persistent=True) as tape:
-            log_probs, _, values = policy.evaluate_actions(
-                observations, np.zeros((2, 5), np.int64), policy.initial_state(2), np.ones((2, 5))
-            )
-        for result in (log_probs, values):
-            variables = [variable for variable in policy.trainable_variables if "lstm" in variable.path]
-            gradients = tape.gradient(result, [variable.value for variable in variables])
-            reached = [v.path for v, gradient in zip(variables, gradients, strict=True) if gradient is not None]
-            layers = {path.split("/")[0] for path in reached}
-            if shared:
-                assert len(layers) == 1
-            else:
-                assert layers == {"actor_lstm" if result is log_probs else "critic_lstm"}
-        assert policy.initial_state(2).h.shape == (2, 5 if shared else 10)
-
-
-def test_any_keras_model_is_an_encoder():
-    """Also a functional one, of images, with a branch."""
-    space = gym.spaces.Box(0, 255, (6, 6, 1), np.uint8)
-    inputs = keras.Input(space.shape)
-    maps = keras.layers.Conv2D(2, 3, activation="relu")(inputs / 255)
-    features = keras.layers.Concatenate()([keras.layers.Flatten()(maps), keras.layers.Flatten()(inputs / 255)])
-    encoder = keras.Model(inputs, keras.layers.Dense(7)(features))
-    policy = RecurrentPolicy(space, gym.spaces.Discrete(2), encoder=encoder, units=4, head_layers=(), seed=0)
-    assert {id(variable) for variable in encoder.trainable_variables} <= {
-        id(variable) for variable in policy.trainable_variables
-    }
-    image = np.random.default_rng(0).integers(256, size=(2, 6, 6, 1)).astype(np.uint8)
-    before = policy.value(image, policy.initial_state(2), np.ones(2, bool))
-    assert before[0] != before[1]
-    encoder.trainable_variables[0].assign_add(tf.ones_like(encoder.trainable_variables[0]))
-    assert (policy.value(image, policy.initial_state(2), np.ones(2, bool)) != before).all()
-
-
-def test_networks_may_be_deep_or_absent():
-    for arguments in (
-        {"encoder_layers": (), "head_layers": ()},
-        {"encoder_layers": (4,) * 8, "head_layers": (4,) * 8, "shared_lstm": False},
-    ):
-        policy = reference.randomise(policy_for(**arguments))
-        observations = observations_of(OBSERVATIONS, 2, 1)
-        values = policy.value(observations[:, 0], policy.initial_state(2), np.ones(2, bool))
-        np.testing.assert_allclose(values, reference.run(policy, observations).values[:, 0], atol=1e-5)
-
-
-def test_an_encoder_of_ones_own_is_not_silently_ignored():
-    encoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    with pytest.raises(UserError, match="encoder"):
-        policy_for(encoder=encoder)
-
-
-UNSUPPORTED = [
-    gym.spaces.Text(3),
-    gym.spaces.Sequence(OBSERVATIONS),
-    gym.spaces.Graph(OBSERVATIONS, None),
-    gym.spaces.OneOf([OBSERVATIONS, gym.spaces.Discrete(2)]),
-    gym.spaces.Dict({}),
-    gym.spaces.Box(-1, 1, (0,)),
-    gym.spaces.Dict(a=gym.spaces.Tuple([OBSERVATIONS, gym.spaces.Text(3)])),
-]
-
-
-@pytest.mark.parametrize("policy_class", [MultiInputLnLstmPolicy, RecurrentPolicy])
-@pytest.mark.parametrize("space", UNSUPPORTED, ids=str)
-def test_an_observation_space_that_is_not_supported(space, policy_class):
-    with pytest.raises(UserError, match=r"observation space") as caught:
-        policy_class(space, ACTION_SPACES["discrete"])
-    nested = space == UNSUPPORTED[-1]
-    assert str(space["a"][1] if nested else space) in str(caught.value)
-    assert ("['a'][1]" in str(caught.value)) == nested
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        gym.spaces.Text(3),
-        gym.spaces.Box(0, 5, (2,), np.int64),
-        gym.spaces.Box(0, 5, (0,)),
-        gym.spaces.Tuple(()),
-        gym.spaces.Sequence(OBSERVATIONS),
-    ],
-    ids=str,
-)
-def test_an_action_space_that_is_not_supported(space):
-    supported = "Discrete, MultiDiscrete, MultiBinary, Box of floats, or Dict or Tuple of these"
-    for given in (space, gym.spaces.Dict(a=gym.spaces.Discrete(2), b=space)):
-        with pytest.raises(UserError, match=f"action space must be {supported}") as caught:
-            policy_for(action_space=given)
-        assert str(space) in str(caught.value)
-
-
-@pytest.mark.parametrize("units", [0, -1, 2.5, "many"])
-def test_units_are_a_number(units):
-    with pytest.raises(UserError, match=rf"units must be an integer of at least 1, got {units!r}"):
-        policy_for(units=units)

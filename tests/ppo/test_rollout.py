@@ -207,15 +207,8 @@ def test_the_three_modes_tell_the_same_story():
     advantages, returns, policy = {}, {}, Greedy(policy_for())
     for mode in MODES:
         rollout = RolloutRunner(policy, scripted_envs(mode), 60, 60, seed=0).run()
-        estimates = generalized_advantages(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.terminations,
-            rollout.episode_ends,
-            0.95,
-            0.9,
-        )
+        ends = rollout.terminations, rollout.episode_ends
+        estimates = generalized_advantages(rollout.rewards, rollout.values, rollout.next_values, *ends, 0.95, 0.9)
         for env in (0, 2, 3):
             valid = rollout.valid[:, env]
             whole = np.flatnonzero(rollout.episode_ends[valid, env])[4] + 1  # five episodes of each
@@ -270,15 +263,8 @@ def test_an_episode_worked_by_hand(mode, truncated):
     envs = SyncVectorEnv([lambda: Countdown(truncated)], autoreset_mode=mode)
     policy = MlpLnLstmPolicy(envs.single_observation_space, envs.single_action_space, units=2, seed=0)
     rollout = RolloutRunner(ValuesWhatItSees(policy), envs, 6, 6, seed=0).run()
-    advantages = generalized_advantages(
-        rollout.rewards,
-        rollout.values,
-        rollout.next_values,
-        rollout.terminations,
-        rollout.episode_ends,
-        0.5,
-        0.5,
-    )
+    ends = rollout.terminations, rollout.episode_ends
+    advantages = generalized_advantages(rollout.rewards, rollout.values, rollout.next_values, *ends, 0.5, 0.5)
     last = -4.0 if truncated else -10.0
     episodes = 2 if mode is AutoresetMode.NEXT_STEP else 3
     np.testing.assert_array_equal(advantages[rollout.valid], [-3.5 + last / 4, last] * episodes)

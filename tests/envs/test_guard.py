@@ -4,14 +4,6 @@
 """
 
 import contextlib
-import functools
-import gc
-import multiprocessing
-import os
-import signal
-import threading
-import time
-import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -24,59 +16,12 @@ from gymnasium.wrappers.vector import NormalizeObservation as VectorNormalizeObs
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.autoreset import Stepper
-from rl_lnlstm.errors import EnvironmentFailure, RunWarning, UserError
+from rl_lnlstm.errors import EnvironmentFailure, UserError
+from tests.envs.told_env import BOTH, MODES, Told, episodes_of, play, told
 
-BOTH = pytest.mark.parametrize("vectorization", ["sync", "async"])
-MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=[mode.name for mode in AutoresetMode])
 NESTED = spaces.Dict(a=spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 255, (2,), np.uint8)]))
-
-
-class Told(gym.Env):
-    """Returns given values from the second step on. An episode has `length` steps."""
-
-    def __init__(self, space=None, observation=None, reward=1.0, terminated=None, truncated=False, info=None, length=4):
-        self.observation_space = spaces.Box(-9, 9, (2,), np.float32) if space is None else space
-        self.action_space = spaces.Discrete(2)
-        self.told = observation, reward, terminated, truncated, info
-        self.length = length
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.time = 0
-        return self._fine(), {}
-
-    def _fine(self):
-        if isinstance(self.observation_space, spaces.Dict):
-            return {"a": (1, np.full(2, self.time, np.uint8))}
-        return np.full(self.observation_space.shape, self.time, self.observation_space.dtype)[()]
-
-    def step(self, action):
-        self.time += 1
-        observation, reward, terminated, truncated, info = self.told
-        over = self.time == self.length
-        if self.time == 1:
-            return self._fine(), 1.0, over, False, {}
-        observation = self._fine() if observation is None else observation
-        info = info if over and info is not None else {}
-        return observation, reward, over if terminated is None else terminated, truncated, info
-
-
-def told(**arguments):
-    return functools.partial(Told, **arguments)
-
-
-def play(envs, steps=12):
-    """Steps with action 0; closes the environments whatever happens."""
-    with contextlib.closing(envs):
-        stepper = Stepper(envs, 0)
-        return [stepper.step(np.zeros(envs.num_envs, int)) for _ in range(steps)]
-
-
-def episodes_of(steps):
-    return [episode for step in steps for episode in step.episodes]
-
-
 # -------------------------------------------------------------------------------------------------------- refused
+
 
 REFUSED = [
     ({"observation": np.zeros(3, np.float32)}, r"returned observation of shape \[3\], expected \[2\]"),
@@ -240,119 +185,6 @@ def test_keys_are_given_to_the_call_that_makes_the_environments():
         make_vec(envs, info_keys=["other"])
 
 
-# ----------------------------------------------------------------------------------------------- used by others
-
-
-@MODES
-@pytest.mark.parametrize("through", ["a guard", "the vector environment"])
-@pytest.mark.parametrize("how", ["reset", "step", "both"])
-def test_who_else_uses_the_environments_is_noticed(mode, through, how):
-    envs = SyncVectorEnv([Told] * 2, autoreset_mode=mode)
-    stepper, other = Stepper(make_vec(envs), 0), make_vec(envs) if through == "a guard" else envs
-    steps = []
-    for time_ in range(40):
-        if time_ % 7 == 5:
-            if how != "step":
-                other.reset()
-            if how != "reset" and not (mode is AutoresetMode.DISABLED and how == "step"):
-                other.step(np.zeros(2, int))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RunWarning)
-            steps.append(stepper.step(np.zeros(2, int)))
-        if steps[-1].aborted is not None:
-            assert steps[-1].aborted.all()
-            assert not steps[-1].valid.any()
-            assert stepper.episode_starts.all()
-            assert (stepper.observations == 0).all()
-    episodes = episodes_of(steps)
-    assert len(episodes) > 6
-    assert {(episode.length, episode.episode_return) for episode in episodes} == {(4, 4.0)}
-
-
-def test_a_state_that_is_restored_is_not_taken_for_somebody_elses_use():
-    stepper = Stepper(make_vec(Told, 2), 0)
-    stepper.step(np.zeros(2, int))
-    state = stepper.get_state()
-    stepper.envs.step(np.zeros(2, int))
-    stepper.set_state(state)
-    assert stepper.step(np.zeros(2, int)).aborted is None
-    assert stepper.lengths.tolist() == [2, 2]
-
-
-class Slow(Told):
-    """The second environment, whose seed is 1, takes its time."""
-
-    def __init__(self, ignores_ctrl_c=False):
-        super().__init__()
-        if ignores_ctrl_c and multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def step(self, action):
-        time.sleep(0.2 if self.np_random_seed == 1 else 0.0)
-        return super().step(action)
-
-
-def step_often(stepper):
-    for _ in range(20):
-        stepper.step(np.zeros(2, int))
-
-
-@pytest.mark.many_cases
-@MODES
-@pytest.mark.parametrize("vectorization", ["sync", "async", "AsyncVectorEnv"])
-def test_after_ctrl_c_in_the_middle_of_a_step_episodes_are_whole(vectorization, mode):
-    if vectorization == "AsyncVectorEnv":
-        ignoring = functools.partial(Slow, ignores_ctrl_c=True)
-        envs = make_vec(AsyncVectorEnv([ignoring] * 2, autoreset_mode=mode))
-    else:
-        envs = make_vec(Slow, 2, vectorization=vectorization, autoreset_mode=mode, timeout=20.0)
-    with contextlib.closing(envs):
-        stepper = Stepper(envs, 0)
-        stepper.step(np.zeros(2, int))
-        threading.Timer(0.15, os.kill, [os.getpid(), signal.SIGINT]).start()
-        with pytest.raises(KeyboardInterrupt):
-            step_often(stepper)
-        steps = [stepper.step(np.zeros(2, int)) for _ in range(10)]
-        assert steps[0].aborted.all()
-        assert [episode.length for episode in episodes_of(steps)] == [4, 4] * (len(episodes_of(steps)) // 2)
-        assert len(episodes_of(steps)) >= 2
-        assert envs.failures == 0
-        envs.reset(seed=0)
-
-
-@MODES
-@pytest.mark.parametrize("half", ["send", "expect", "_read", "recv"])
-def test_after_ctrl_c_between_two_workers_episodes_are_whole(half, mode, monkeypatch):
-    """One worker was sent its command, or has answered, and another one not."""
-    with contextlib.closing(make_vec(Told, 2, vectorization="async", autoreset_mode=mode)) as envs:
-        stepper = Stepper(envs, 0)
-        stepper.step(np.zeros(2, int))
-        pipe = envs.unwrapped.parent_pipes[0]
-        method = getattr(pipe, half)
-
-        def interrupted(*arguments):
-            method(*arguments)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(pipe, half, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            stepper.step(np.zeros(2, int))
-        monkeypatch.undo()
-        lengths = [episode.length for episode in episodes_of([stepper.step(np.zeros(2, int)) for _ in range(10)])]
-        assert set(lengths) == {4}
-        assert envs.failures == 0
-
-
-def test_environments_that_are_borrowed_stay_open():
-    envs = SyncVectorEnv([Told] * 2)
-    guard = make_vec(envs)
-    guard.reset()
-    del guard
-    gc.collect()
-    assert not envs.closed
-    envs.reset()
-
-
 # ----------------------------------------------------------------------------------------------- learning wrappers
 
 
@@ -440,50 +272,3 @@ def test_ataris_vector_implementation_gives_whole_games_and_their_scores():
         ends = np.array([terminated for _, _, terminated, *_ in steps])
         assert (np.diff(lives, axis=0) < 0).any()
         assert not ends[lives > 0].any(), "an episode does not end with a life"
-
-
-# ---------------------------------------------------------------------------------------------------------- closing
-
-
-class HangsInClose(Told):
-    """Its `close` never returns."""
-
-    def close(self):
-        time.sleep(1000)
-
-
-class HangsWhenMade(Told):
-    """Its constructor never returns."""
-
-    def __init__(self):
-        time.sleep(1000)
-
-
-def test_closing_ends_although_close_hangs():
-    envs = make_vec(HangsInClose, 2, vectorization="async", timeout=1.0)
-    envs.reset()
-    envs.close()
-    assert envs.closed
-    assert not any(process.is_alive() for process in envs.processes)
-
-
-def test_a_constructor_that_hangs_ends(monkeypatch):
-    monkeypatch.setattr("rl_lnlstm.envs.workers.CONSTRUCTION_SECONDS", 0.0)
-    with pytest.raises(
-        EnvironmentFailure, match=r"HangsWhenMade \(environment 0 in 0\.\.1\) did not answer within 1 s"
-    ):
-        make_vec(HangsWhenMade, 2, vectorization="async", timeout=1.0)
-
-
-def test_an_error_in_close_leaves_no_other_environment_open():
-    closed = []
-
-    class Fails(Told):
-        def close(self):
-            closed.append(self)
-            raise RuntimeError("already gone")
-
-    envs = make_vec(Fails, 3, vectorization="sync")
-    with pytest.warns(RunWarning, match="Fails raised RuntimeError in close: already gone"):
-        envs.close()
-    assert len(closed) == 3
