@@ -1,3 +1,3 @@
-"""The command line: `rl-lnlstm train`, `evaluate`, `plot`, `compare`, `export` and `build-kernel`."""
+"""The command line, `rl-lnlstm`; its commands are listed in `options.py`."""
 
 from rl_lnlstm.commands.main import main as main

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.evaluate import environment_maker, saved_config, trained_in
 from rl_lnlstm.commands.options import CardOptions
+from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.reports.card import README, write_card

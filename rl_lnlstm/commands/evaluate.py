@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import gymnasium as gym
-from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.options import EpisodesOptions, EvaluateOptions
-from rl_lnlstm.commands.training_options import TrainOptions, read_config
-from rl_lnlstm.config import check_types
-from rl_lnlstm.errors import UserError, printable
-from rl_lnlstm.evaluation.environments import MakeEnvs, make_evaluation_envs, plan_for
+from rl_lnlstm.commands.options import EvaluateOptions
+from rl_lnlstm.commands.trained_in import environment_maker, trained_in
+from rl_lnlstm.evaluation.environments import plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.files import check_is_free
-from rl_lnlstm.option_types import from_json
 from rl_lnlstm.policies.loading import load_policy
-from rl_lnlstm.runs.layout import CONFIG
 
-# The options that describe the environments -> their values if a configuration does not contain them
-ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "mask_key": None}
-MAX_NAME = 200  # longest name in a file, in characters
-MOST_ENVS = 8  # environments that are stepped together, unless an option says otherwise
 FPS = 30  # pictures per second of a video, if the environment does not specify it
 
 
@@ -49,13 +36,8 @@ def evaluate(options: EvaluateOptions) -> int:
         seeds = seeds_of_episodes(options.seed, options.episodes)
     else:
         seeds = list(options.episode_seeds)
-    envs = environments(
-        environment,
-        min(options.num_envs, len(seeds)),
-        options.vectorization or "auto",
-        options.video is not None,
-        policy.observation_space,
-    )
+    make_envs = environment_maker(options, environment, policy.observation_space)
+    envs = make_envs(min(options.num_envs, len(seeds)), options.video is not None)
     with contextlib.ExitStack() as resources:
         resources.callback(envs.close)
         video = None
@@ -80,105 +62,9 @@ def evaluate(options: EvaluateOptions) -> int:
     return 0
 
 
-def environments(
-    environment: Mapping[str, Any],
-    num_envs: int,
-    vectorization: str = "auto",
-    render: bool = False,
-    trained_on: gym.Space | None = None,
-) -> VectorEnv:
-    """Makes the environments that the options of `ENVIRONMENT` describe; see `make_evaluation_envs`.
-
-    Args:
-        environment: the options.
-        num_envs: number of environments.
-        vectorization: as for `make_evaluation_envs`.
-        render: whether pictures are needed.
-        trained_on: the policy's observation space.
-    """
-    if render:
-        # Videos need no screen. If SDL looks for one, it loads graphics drivers whose LLVM makes TensorFlow's LLVM
-        # crash.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    return make_evaluation_envs(
-        environment["env_id"],
-        num_envs,
-        vectorization,
-        trained_on,
-        wrappers=environment["wrappers"],
-        render_mode="rgb_array" if render else None,
-        env_kwargs=environment["env_kwargs"],
-        mask_key=environment["mask_key"],
-    )
-
-
 def _saved(episodes: Iterable[EvaluatedEpisode], folder: Path | None) -> Iterator[EvaluatedEpisode]:
     """Passes the episodes on. If there is a folder, saves each episode in it."""
     for episode in episodes:
         if folder is not None:
             save_episode(episode.arrays, folder / f"episode-{episode.number:05d}.npz")
         yield episode
-
-
-def needs_naming(config: Mapping[str, Any]) -> list[str]:
-    """Those of the options "env_id" and "wrappers" that must be on the command line, because they import or write."""
-
-    def is_untrusted(name: str, value: str) -> bool:
-        named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:" if name == "wrappers" else "")
-        return ":" in named or named == "RecordVideo" or len(value) > MAX_NAME
-
-    values = {"env_id": [config.get("env_id") or ""], "wrappers": config.get("wrappers", ())}
-    return [name for name, found in values.items() if any(is_untrusted(name, value) for value in found)]
-
-
-def saved_config(run_dir: Path) -> dict[str, Any]:
-    """The options in the configuration of a run; empty if there is none that can be read."""
-    try:
-        return read_config(run_dir / CONFIG)
-    except (OSError, ValueError):
-        return {}
-
-
-def environment_maker(options: EpisodesOptions, environment: Mapping[str, Any], trained_on: gym.Space) -> MakeEnvs:
-    """A function that makes environments, given their number and whether pictures are needed.
-
-    Args:
-        options: the options of the command.
-        environment: the options of `ENVIRONMENT`, see `trained_in`.
-        trained_on: the policy's observation space.
-    """
-
-    def make_envs(num_envs: int, render: bool) -> VectorEnv:
-        return environments(environment, num_envs, options.vectorization or "auto", render, trained_on)
-
-    return make_envs
-
-
-def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
-    """The options of `ENVIRONMENT` from the command line and, where it does not set them, from the run's configuration.
-
-    Args:
-        options: the options of the command.
-        env_id: the environment id in the policy's folder.
-
-    Raises:
-        UserError: the configuration is wrong, or would import a module or write files.
-    """
-    path, config = options.run_dir / CONFIG, saved_config(options.run_dir)
-    known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
-    known["env_id"] = env_id if known["env_id"] is None else known["env_id"]
-    given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
-    if "env_id" not in given and known["env_id"] is None:
-        raise UserError(f"{options.run_dir} does not say which environment its policy was trained in: give --env-id")
-    taken = from_json({name: value for name, value in known.items() if name not in given})
-    try:
-        check_types(taken, TrainOptions)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; give --{str(error).split()[0].replace('_', '-')}") from None
-    for name in needs_naming(taken):
-        value = taken[name] if name == "env_id" else ", ".join(taken[name])
-        raise UserError(
-            f"{options.run_dir} names {printable(value)!r}, which would import a module or write files; a file is not "
-            f"trusted to do that: give --{name.replace('_', '-')} to allow it"
-        )
-    return {**taken, **given}

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.evaluate import environment_maker, saved_config, trained_in
 from rl_lnlstm.commands.options import ReportOptions
+from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import replacing_file
 from rl_lnlstm.policies.loading import load_policy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import signal
 import subprocess
@@ -16,11 +15,11 @@ from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.parser import without
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.commands.training_options import TrainOptions
-from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.runs.groups import read_group, score, score_name
+from rl_lnlstm.runs.layout import default_run_dir
 
 POLL = 0.1  # seconds
 
@@ -28,12 +27,12 @@ POLL = 0.1  # seconds
 def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> int:
     """Trains with each seed of `--seeds`, each in a process of its own, `--parallel` at once.
 
+    At the end, prints the interquartile mean over the seeds, with its bootstrap interval.
+
     Args:
         options: the options of the command.
         arguments: the command line of these options, without the command.
         stop: if requested, no more runs start, and running ones end after their iteration.
-
-    At the end, prints the interquartile mean over the seeds, with its bootstrap interval.
 
     Returns:
         The exit code of the first run that failed, or 0.
@@ -45,7 +44,7 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
         raise UserError("--seeds starts new runs: use --resume to resume each run")
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError(f"--seeds must be different, got {' '.join(map(str, options.seeds))}")
-    folder = options.run_dir or default_run_dir(options, "seeds")
+    folder = options.run_dir or default_run_dir(options.env_id, "seeds")
     check_is_free(folder, "folder", "--run-dir")
     folder.mkdir(parents=True, exist_ok=True)
     shared = without(arguments, "seeds", "parallel", "seed", "run-dir")
@@ -120,9 +119,3 @@ class _Runs:
                 self.codes.append(process.returncode)
                 if process.returncode:
                     tell(f"seed {seed} ended with exit code {process.returncode}")
-
-
-def default_run_dir(options: PPOConfig, what: str) -> Path:
-    """runs/<env>-<what>-<time>."""
-    name = re.sub(r"[^\w.-]", "-", options.env_id)
-    return Path("runs") / f"{name}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
-from rl_lnlstm.commands.evaluate import needs_naming
 from rl_lnlstm.commands.options import EvaluateOptions
-from rl_lnlstm.commands.seeds import default_run_dir
 from rl_lnlstm.commands.signals import Stop
+from rl_lnlstm.commands.trained_in import needs_naming
 from rl_lnlstm.commands.training_options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
@@ -26,7 +25,7 @@ from rl_lnlstm.ppo.pretrain import pretrain
 from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
-from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS
+from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS, default_run_dir
 from rl_lnlstm.runs.lock import locked
 from rl_lnlstm.runs.run_directory import RunDirectory
 from rl_lnlstm.runs.trackers import TRACKERS, Tracker
@@ -45,7 +44,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
     """
     if options.resume is not None and options.run_dir is not None:
         raise UserError("--resume continues in its own run directory: leave out --run-dir")
-    run_dir = options.resume or options.run_dir or default_run_dir(options, str(options.seed))
+    run_dir = options.resume or options.run_dir or default_run_dir(options.env_id, str(options.seed))
     config = {name: value for name, value in options.to_json().items() if name not in NOT_SAVED}
     tracker = None if options.track is None else TRACKERS[options.track](_name(run_dir), run_dir)
     with contextlib.ExitStack() as resources:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.parser import given_options
-from rl_lnlstm.commands.seeds import default_run_dir
 from rl_lnlstm.commands.tuning_options import TuneOptions, read_sweep
 from rl_lnlstm.config import PPOConfig, WorkerOptions
 from rl_lnlstm.envs.check_env import check_env
@@ -19,6 +18,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import check_is_free, replacing_file
 from rl_lnlstm.ppo.collectors.ray_cluster import LOCAL
 from rl_lnlstm.presets import write_preset
+from rl_lnlstm.runs.layout import default_run_dir
 from rl_lnlstm.runs.lock import locked
 from rl_lnlstm.tuning.cluster import check_packages, connected
 from rl_lnlstm.tuning.records import write_sweep
@@ -42,7 +42,7 @@ def tune(options: TuneOptions, arguments: Sequence[str]) -> int:
         UserError, RunFailure: as `run_sweep`; a package is missing; options or the folder cannot be used; or no Ray
             cluster answers.
     """
-    folder = options.resume or options.run_dir or default_run_dir(options, "tune")
+    folder = options.resume or options.run_dir or default_run_dir(options.env_id, "tune")
     base = PPOConfig(**{name: getattr(options, name) for name in OPTIONS})
     address = options.ray or LOCAL
     PPOConfig(ray=address)  # checks it

@@ -1,4 +1,10 @@
-"""Names of the files in a run directory."""
+"""Names of run directories, and of the files in them."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
 
 CONFIG = "config.json"
 METRICS = "metrics.csv"
@@ -9,3 +15,9 @@ POLICY = "policy"
 CHECKPOINTS = "checkpoints"
 BEST_POLICY = "checkpoints/best"
 TENSORBOARD = "tensorboard"
+
+
+def default_run_dir(env_id: str, what: str) -> Path:
+    """runs/<env>-<what>-<time>."""
+    name = re.sub(r"[^\w.-]", "-", env_id)
+    return Path("runs") / f"{name}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
