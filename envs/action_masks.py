@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from rl_lnlstm.envs.faults import Fault
+from rl_lnlstm.envs.faults import Fault, environment_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 
 KEY, METHOD = "action_mask", "action_masks"  # named as in PettingZoo's infos and in sb3-contrib's MaskablePPO
@@ -239,8 +239,3 @@ def _method(envs: VectorEnv) -> Callable[[], Any] | None:
         return lambda: base.call(METHOD)
     own = getattr(base, METHOD, None)
     return own if callable(own) else None
-
-
-def environment_name(envs: VectorEnv) -> str:
-    """The name of `envs` in error messages."""
-    return getattr(envs, "name", None) or (envs.spec.id if envs.spec else type(envs.unwrapped).__name__)

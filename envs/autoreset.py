@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lnlstm.envs.action_masks import KEY, ActionMasks, environment_name
-from rl_lnlstm.envs.faults import ABORTED
+from rl_lnlstm.envs.action_masks import KEY, ActionMasks
+from rl_lnlstm.envs.faults import ABORTED, environment_name
 from rl_lnlstm.envs.scores import scores
 from rl_lnlstm.envs.vector_guard import guarded
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn

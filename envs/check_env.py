@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lnlstm.envs.action_masks import environment_name
 from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.envs.faults import environment_name
 from rl_lnlstm.envs.make_vec import make_vec
 from rl_lnlstm.errors import EnvironmentFailure, warn
 from rl_lnlstm.spaces import map_leaves

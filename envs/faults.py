@@ -1,5 +1,6 @@
 """Failures of single environments. They travel in the infos, beside the answers of the other environments."""
 
+import pickle
 import re
 import traceback
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 
 from rl_lnlstm import errors
 
@@ -23,6 +25,11 @@ class Numbering(NamedTuple):
     def named(self, name: str, index: int) -> str:
         """The name of an environment in messages, from its index in the vector environment."""
         return f"{name} (environment {self.first + index} in 0..{self.total - 1})"
+
+
+def environment_name(envs: VectorEnv) -> str:
+    """The name of `envs` in messages."""
+    return getattr(envs, "name", None) or (envs.spec.id if envs.spec else type(envs.unwrapped).__name__)
 
 
 class Fault(Exception):
@@ -58,6 +65,15 @@ class WorkerTraceback(Exception):
 def raised(error: BaseException, when: str = "") -> str:
     """Describes an exception that an environment raised."""
     return f"raised {type(error).__name__}{when}: {error}"
+
+
+def picklable(error: BaseException) -> BaseException:
+    """The error or, if it cannot be sent to another process, a `RuntimeError` with its name and text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def user_frames(error: BaseException | None) -> str:

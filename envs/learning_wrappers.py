@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
+from rl_lnlstm.envs.wrappers import layers
 from rl_lnlstm.errors import UserError
 
 # Attributes of Gymnasium's wrappers that hold running means -> what to use instead of these wrappers
@@ -20,34 +20,25 @@ SWITCHES = "update_running_mean", "training"  # attributes; false means that the
 
 def refuse_learning_wrappers(env: gym.Env, name: str) -> None:
     """Raises `UserError` if a wrapper of the environment, or the environment itself, updates a running mean."""
-    for layer in _layers(env):
+    for layer in layers(env):
         _refuse(layer, name)
 
 
 def refuse_learning_vector_wrappers(envs: VectorEnv, name: str) -> None:
     """Like `refuse_learning_wrappers`, for a vector environment and the environments in it, if they are accessible."""
-    layer = envs
-    while isinstance(layer, VectorWrapper):
+    for layer in layers(envs, VectorWrapper):
         _refuse(layer, name)
-        layer = layer.env
-    _refuse(layer, name)
-    if isinstance(layer, SyncVectorEnv):
-        for env in layer.envs:
+    *_, innermost = layers(envs, VectorWrapper)
+    if isinstance(innermost, SyncVectorEnv):
+        for env in innermost.envs:
             refuse_learning_wrappers(env, name)
-    elif isinstance(layer, AsyncVectorEnv):
+    elif isinstance(innermost, AsyncVectorEnv):
         for attribute, advice in ADVICE.items():
-            if not any(layer.call("has_wrapper_attr", attribute)):
+            if not any(innermost.call("has_wrapper_attr", attribute)):
                 continue
-            frozen = all(layer.call("has_wrapper_attr", SWITCHES[0])) and not any(layer.get_attr(SWITCHES[0]))
+            frozen = all(innermost.call("has_wrapper_attr", SWITCHES[0])) and not any(innermost.get_attr(SWITCHES[0]))
             if not frozen:
                 raise UserError(_message(name, f"a wrapper with {attribute}", advice))
-
-
-def _layers(env: Any) -> Iterator[Any]:
-    while isinstance(env, gym.Wrapper):
-        yield env
-        env = env.env
-    yield env
 
 
 def _refuse(layer: Any, name: str) -> None:

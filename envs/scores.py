@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from rl_lnlstm.envs.checks import checked_reward, checked_rewards
+from rl_lnlstm.envs.wrappers import layers
 from rl_lnlstm.errors import warn
 
 SCORE = "rl_lnlstm.score"  # infos[SCORE][index] is the reward before it was changed; only the modules here read it
@@ -62,20 +62,13 @@ def find_vector_score(envs: VectorEnv) -> VectorScore | None:
 
 
 def _inserted(env: Any, wrapper: type, score: type) -> Any:
-    clipping = [layer for layer in _layers(env, wrapper) if type(layer).__name__ in CLIPPING]
+    clipping = [layer for layer in layers(env, wrapper) if type(layer).__name__ in CLIPPING]
     if not clipping:
         return None
     innermost: Any = clipping[-1]
     if not isinstance(innermost.env, score):
         innermost.env = score(innermost.env)
     return innermost.env
-
-
-def _layers(env: Any, wrapper: type) -> Iterator[Any]:
-    while isinstance(env, wrapper):
-        yield env
-        env = env.env  # type: ignore[attr-defined]
-    yield env
 
 
 def scores(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
@@ -89,14 +82,14 @@ def scores(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
 
 def warn_of_lives(env: gym.Env, name: str) -> None:
     """Warns if a wrapper ends an episode with each life, because reports are then not of whole games."""
-    for layer in _layers(env, gym.Wrapper):
+    for layer in layers(env):
         if vars(layer).get(LIVES) or type(layer).__name__ == "EpisodicLifeEnv":
             _warn_of_lives(name, type(layer).__name__)
 
 
 def warn_of_vector_scores(envs: VectorEnv, name: str) -> None:
     """Warns if a vector environment clips rewards itself, or ends episodes with lives."""
-    *_, innermost = _layers(envs, VectorWrapper)
+    *_, innermost = layers(envs, VectorWrapper)
     if isinstance(innermost, SyncVectorEnv):
         for env in innermost.envs:
             warn_of_lives(env, name)

@@ -1,4 +1,4 @@
-"""Environments to bytes and back. This is the only module that pickles anything."""
+"""Environments to bytes and back, for checkpoints."""
 
 from __future__ import annotations
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
 import traceback
-import warnings
-from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -19,7 +15,8 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.vector.async_vector_env import _async_worker
 
-from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.envs.faults import picklable
+from rl_lnlstm.errors import run_warnings_to
 
 STARTED = "started"  # a worker's first message: it has started, and begins to make its environment
 
@@ -43,7 +40,8 @@ def describe(pickled: bytes, pipe: Connection) -> None:
         pickled: a function that makes the environment, pickled by cloudpickle.
         pipe: to the parent.
     """
-    with _run_warnings_kept() as messages:
+    messages: list[str] = []
+    with run_warnings_to(messages.append):
         made = _begin(pickled, pipe)
     answers = Answers(pipe)
     try:
@@ -63,7 +61,7 @@ def describe(pickled: bytes, pipe: Connection) -> None:
 
 def run_worker(index: int, pickled: bytes, pipe: Any, parent_pipe: Any, buffer: Any, *rest: Any) -> None:
     """Makes an environment, and runs Gymnasium's worker, which answers the parent's commands."""
-    with _run_warnings_kept():  # `describe` has told the parent about them
+    with run_warnings_to(lambda _: None):  # `describe` has told the parent about them
         made = _begin(pickled, pipe)
     answers = Answers(pipe)
     if isinstance(made, Exception):
@@ -95,24 +93,6 @@ def _begin(pickled: bytes, pipe: Connection) -> gym.Env | Exception:
         return error
 
 
-@contextlib.contextmanager
-def _run_warnings_kept() -> Iterator[list[str]]:
-    """A context manager that collects the messages of `RunWarning`s instead of printing them."""
-    messages: list[str] = []
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def keep(message: Any, category: type[Warning], *others: Any, **options: Any) -> None:
-            if issubclass(category, RunWarning):
-                messages.append(str(message))
-            else:
-                show(message, category, *others, **options)
-
-        warnings.showwarning = keep
-        warnings.simplefilter("always", RunWarning)
-        yield messages
-
-
 class Answers:
     """Replaces both the pipe and the queue of errors that Gymnasium's worker expects.
 
@@ -127,11 +107,7 @@ class Answers:
     def put(self, failure: tuple[int, type, BaseException, str]) -> None:
         """Keeps the error in a form that can be pickled, for the next answer."""
         *_, error, text = failure
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        self._error = error, text
+        self._error = picklable(error), text
 
     def send(self, answer: tuple[Any, bool]) -> None:
         """Sends the answer, or the error if there was a failure."""

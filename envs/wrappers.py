@@ -1,9 +1,9 @@
-"""Wrappers by name, as on the command line."""
+"""Wrappers by name, as on the command line, and the layers that the wrappers of an environment form."""
 
 import ast
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -53,3 +53,16 @@ def _arguments(parentheses: str, text: str) -> tuple[list[Any], dict[str, Any]]:
         return args, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise UserError(f"wrapper {text!r}: {error}; expected {FORM}") from error
+
+
+def layers(env: Any, wrapper: type = gym.Wrapper) -> Iterator[Any]:
+    """The wrappers of an environment, the outermost first, and then the environment itself.
+
+    Args:
+        env: the environment, or a vector environment.
+        wrapper: the class of wrappers; `VectorWrapper` for those of a vector environment.
+    """
+    while isinstance(env, wrapper):
+        yield env
+        env = env.env  # type: ignore[attr-defined]
+    yield env

@@ -1,6 +1,9 @@
 """The exceptions and the warning of this package."""
 
+import contextlib
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 
 class UserError(ValueError):
@@ -49,6 +52,28 @@ class RunWarning(UserWarning):
 def warn(message: str) -> None:
     """Gives a `RunWarning`. Python shows the same warning only once."""
     warnings.warn(message, RunWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def run_warnings_to(receive: Callable[[str], None], action: Literal["default", "always"] = "always") -> Iterator[None]:
+    """A context manager that passes the messages of `RunWarning`s to a function instead of printing them.
+
+    Args:
+        receive: the function.
+        action: "default" passes the same warning only once, "always" each time.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(action, RunWarning)
+        show = warnings.showwarning
+
+        def receive_or_show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if issubclass(category, RunWarning):
+                receive(str(message))
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = receive_or_show
+        yield
 
 
 def printable(value: object, limit: int = 200) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
-import warnings
-from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 
-from rl_lnlstm.errors import RunFailure, RunWarning, UserError, printable
+from rl_lnlstm.errors import RunFailure, UserError, printable
 
 MOST_CHARACTERS = 10_000  # the longest message
 
@@ -44,23 +41,6 @@ def discard(*streams: TextIO) -> None:
     """Redirects the streams to nowhere. Otherwise Python would try to write again when it exits."""
     for stream in streams:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-@contextlib.contextmanager
-def warnings_as_messages() -> Iterator[None]:
-    """A context manager that prints each `RunWarning` as a line on standard error, and the same warning only once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", RunWarning)
-        show = warnings.showwarning
-
-        def show_or_tell(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, RunWarning):
-                tell(f"warning: {message}")
-            else:
-                show(message, category, *rest, **named)
-
-        warnings.showwarning = show_or_tell
-        yield
 
 
 def import_tensorflow_quietly() -> None:

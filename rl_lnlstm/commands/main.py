@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, output, tell, warnings_as_messages
+from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, output, tell
 from rl_lnlstm.commands.options import (
     BuildKernelOptions,
     CardOptions,
@@ -26,7 +26,7 @@ from rl_lnlstm.commands.seeds import train_seeds
 from rl_lnlstm.commands.signals import Stop, signals
 from rl_lnlstm.commands.training_options import TrainOptions
 from rl_lnlstm.commands.tuning_options import TuneOptions
-from rl_lnlstm.errors import RunFailure, UserError
+from rl_lnlstm.errors import RunFailure, UserError, run_warnings_to
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plus the number of the signal: 130 for SIGINT, 141 for SIGPIPE, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with signals() as stop, warnings_as_messages():
+    with signals() as stop, run_warnings_to(lambda text: tell(f"warning: {text}"), "default"):
         try:
             options = parse(arguments)
             code = 0 if options is None else _run(options, arguments[1:], stop)

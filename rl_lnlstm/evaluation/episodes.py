@@ -12,8 +12,8 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from rl_lnlstm.envs.action_masks import environment_name
 from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.envs.faults import environment_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder

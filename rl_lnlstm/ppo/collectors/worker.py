@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import pickle
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +15,8 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from rl_lnlstm.config import AUTO, PPOConfig
-from rl_lnlstm.errors import RunWarning, UserError, warn
+from rl_lnlstm.envs.faults import picklable
+from rl_lnlstm.errors import UserError, run_warnings_to, warn
 from rl_lnlstm.ppo.collectors.local import LocalCollector
 from rl_lnlstm.ppo.collectors.share import Share
 from rl_lnlstm.ppo.collectors.versions import check_versions
@@ -81,7 +80,7 @@ class Answer(NamedTuple):
     value: Any
     state: WorkerState | None
     messages: list[Message]
-    error: Exception | None = None
+    error: BaseException | None = None
     traceback: str = ""
     seconds: float = 0.0
 
@@ -123,7 +122,7 @@ class Worker:
                 value = getattr(self, method)(*arguments)
                 return Answer(value, self._state(), messages, seconds=time.perf_counter() - began)
             except Exception as error:
-                return Answer(None, None, messages, _portable(error), "".join(traceback.format_exception(error)))
+                return Answer(None, None, messages, picklable(error), "".join(traceback.format_exception(error)))
 
     def describe(self) -> Description:
         """Describes the environments."""
@@ -222,15 +221,6 @@ def _unpickled(content: bytes, what: str) -> Any:
         ) from error
 
 
-def _portable(error: Exception) -> Exception:
-    """An error that can be sent to another process."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
 class _Records(logging.Handler):
     def __init__(self, messages: list[Message]) -> None:
         super().__init__()
@@ -246,17 +236,7 @@ def _messages() -> Iterator[list[Message]]:
     messages: list[Message] = []
     logger, handler = logging.getLogger(LOGGER), _Records(messages)
     propagated = logger.propagate
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def keep(message: Any, category: type[Warning], *others: Any, **options: Any) -> None:
-            if issubclass(category, RunWarning):
-                messages.append(Message(None, str(message)))
-            else:
-                show(message, category, *others, **options)
-
-        warnings.showwarning = keep
-        warnings.simplefilter("always", RunWarning)
+    with run_warnings_to(lambda text: messages.append(Message(None, text))):
         logger.addHandler(handler)
         logger.propagate = False
         try:
