@@ -27,6 +27,7 @@ class Exported(NamedTuple):
     steps: int  # that were compared
 
 
+# A long function, because its documentation is long.
 def export(
     policy: Any,
     path: str | os.PathLike,

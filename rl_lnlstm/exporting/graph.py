@@ -12,12 +12,11 @@ from rl_lnlstm.exporting.actions import last_action, parameters, sent
 from rl_lnlstm.exporting.signature import Port, input_ports, named_leaves
 from rl_lnlstm.lstm.portable import portable
 from rl_lnlstm.lstm.steps import rows
+from rl_lnlstm.policies.encoder_check import PYTHON_OPERATIONS
 from rl_lnlstm.policies.network import Seen
 from rl_lnlstm.policies.sequences import swapped
 from rl_lnlstm.policies.unrolling import unroll
 from rl_lnlstm.spaces import unflatten
-
-PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
 
 
 class Graph(NamedTuple):
@@ -112,7 +111,7 @@ def _refuse_python(graph: Any) -> None:
     """Raises `UserError` if the graph would call Python."""
     functions = [graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))]
     for operation in (operation for part in functions for operation in part.get_operations()):
-        if operation.type in PYTHON:
+        if operation.type in PYTHON_OPERATIONS:
             raise UserError(
                 f"the policy cannot be exported: {operation.name} calls Python code (tf.py_function or "
                 "tf.numpy_function), which exists only in this process; use TensorFlow or keras.ops there"

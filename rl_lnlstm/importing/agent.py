@@ -109,10 +109,10 @@ def _check(parameters: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"{name} contains values that are not finite")
 
 
-# --------------------------------------------------------------------------------------------- what `data` tells
+# --------------------------------------------------------------------------------------------- what `data` says
 
 
-class Told(NamedTuple):
+class Described(NamedTuple):
     """An object of `data`: the name of its class, and its plain attributes."""
 
     kind: str
@@ -148,13 +148,13 @@ def text_of(value: Any) -> str:
     return value[:200] if isinstance(value, str) else ""
 
 
-def told(value: Any) -> Told | None:
-    """What the file tells about an object of `data`; None if it tells nothing."""
+def described(value: Any) -> Described | None:
+    """An object of `data`; None if the file says nothing about it."""
     if isinstance(value, Instance) and isinstance(value.state, dict):
-        return Told(value.name.rsplit(".", 1)[-1], value.state)
+        return Described(value.name.rsplit(".", 1)[-1], value.state)
     if isinstance(value, dict) and isinstance(value.get(":type:"), str):
         kind = re.search(r"(\w+)'>$", value[":type:"])
-        return None if kind is None else Told(kind[1], value)
+        return None if kind is None else Described(kind[1], value)
     return None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.importing.agent import Told
+from rl_lnlstm.importing.agent import Described
 from rl_lnlstm.importing.layout import Layout
 from rl_lnlstm.policies.encoders import image_size
 from rl_lnlstm.spaces import Budget, space_from_json, width
@@ -34,7 +34,7 @@ class Sources(NamedTuple):
 
     given: gym.Space | None
     of_environment: gym.Space | None
-    told: Told | None
+    in_file: Described | None
 
 
 def spaces_of_environment(env_id: str, wrappers: Sequence[str], env_kwargs: Mapping[str, Any]) -> Spaces:
@@ -98,7 +98,7 @@ def _chosen(sources: Sources, what: str, size: int | None) -> gym.Space | None:
 
     `size` is the width of the space according to the weights; None for images.
     """
-    in_file = None if sources.told is None else _described(sources.told, what, size)
+    in_file = None if sources.in_file is None else _space_in_file(sources.in_file, what, size)
     if sources.given is not None:
         return sources.given
     space = sources.of_environment
@@ -125,42 +125,42 @@ def _alike(one: gym.Space, other: gym.Space, images: bool) -> bool:
     return width(one) == width(other)
 
 
-def _described(told: Told, what: str, size: int | None) -> gym.Space | None:
+def _space_in_file(found: Described, what: str, size: int | None) -> gym.Space | None:
     """The space that a file tells about; None if it does not tell enough. A `size` that it does not tell is given."""
-    if told.kind not in KINDS:
-        raise UserError(f"the agent's {what} space is a {told.kind}, expected {' or '.join(KINDS)}")
-    description: dict[str, Any] = {"type": told.kind}
-    sizes = told.numbers({"MultiDiscrete": "nvec"}.get(told.kind, "n"))
-    if told.kind == "Box":
-        shape = told.numbers("shape" if "shape" in told.attributes else "_shape")
+    if found.kind not in KINDS:
+        raise UserError(f"the agent's {what} space is a {found.kind}, expected {' or '.join(KINDS)}")
+    description: dict[str, Any] = {"type": found.kind}
+    sizes = found.numbers({"MultiDiscrete": "nvec"}.get(found.kind, "n"))
+    if found.kind == "Box":
+        shape = found.numbers("shape" if "shape" in found.attributes else "_shape")
         if shape is None:
             if size is None:
                 return None
             shape = np.array([size])
-        description |= _box(told, [int(length) for length in shape])
+        description |= _box(found, [int(length) for length in shape])
         return space_from_json(description, Budget())
     if sizes is None or not sizes.size:
-        if size is None or told.kind == "MultiDiscrete":
+        if size is None or found.kind == "MultiDiscrete":
             return None
         sizes = np.array([size])
     counts = [int(count) for count in sizes]
-    if told.kind == "Discrete":
+    if found.kind == "Discrete":
         description |= {"n": counts[0], "start": 0}
-    elif told.kind == "MultiBinary":
+    elif found.kind == "MultiBinary":
         description |= {"shape": counts[:1], "flat": True}
     else:
         description |= {"shape": [len(counts)], "dtype": "int64", "nvec": counts, "start": 0}
     return space_from_json(description, Budget())
 
 
-def _box(told: Told, shape: list[int]) -> dict[str, Any]:
-    named = re.search(r"bool|u?int(8|16|32|64)|float(16|32|64)", told.text("dtype"))
+def _box(found: Described, shape: list[int]) -> dict[str, Any]:
+    named = re.search(r"bool|u?int(8|16|32|64)|float(16|32|64)", found.text("dtype"))
     dtype = "float32" if named is None else named[0]
     whole = np.issubdtype(dtype, np.integer)
     least, most = (np.iinfo(dtype).min, np.iinfo(dtype).max) if whole else (-math.inf, math.inf)
     bounds: dict[str, Any] = {}
     for name, unknown in (("low", least), ("high", most)):
-        numbers = told.numbers(name)
+        numbers = found.numbers(name)
         if numbers is None or numbers.size not in (1, math.prod(shape)):
             bounds[name] = unknown
         else:

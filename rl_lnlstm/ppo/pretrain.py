@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+# A long function, because its documentation is long.
 def pretrain(
     policy: Any,
     episodes: Sequence[EpisodeArrays] | str | os.PathLike,
