@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import peer_learning
-import ppo
+import ppo_candidates
 from measure import Bar, Patience, Table, Worker, record
 from peer_run import Task
 
@@ -167,8 +167,9 @@ def rate_of(name: str, num_envs: int, seed: int, options: Options) -> Rate:
         run = run_peer(peer, options.folder, dataclasses.asdict(task))
         frames, seconds, cpu_seconds = run["frames"], run["seconds"], run["cpu_seconds"]
     else:
-        settings = ppo.Options(ENV_ID, num_envs, iterations=iterations, warmup=options.warmup)  # the rest is the same
-        columns = run_ours(seed, ppo.Ours, settings)
+        # The rest is the same.
+        settings = ppo_candidates.Options(ENV_ID, num_envs, iterations=iterations, warmup=options.warmup)
+        columns = run_ours(seed, ppo_candidates.Ours, settings)
         frames, seconds, _, cpu_seconds = (column[-1] - column[options.warmup] for column in columns)
     return Rate(frames / seconds, 100_000 * cpu_seconds / frames)
 

@@ -134,7 +134,7 @@ def convolutions(
             f"an image for convolutions must be at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE}, got {space}: "
             "MlpLnLstmPolicy takes observations of any size"
         )
-    stack = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
+    network = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
     layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
     if _is_symbols(space):
         # So few pixels are symbols, and the distance between two symbols means nothing.
@@ -146,7 +146,7 @@ def convolutions(
         ]
     else:
         layers += _bytes_to_fractions(space, normalized)
-    for i, (filters, size, stride) in enumerate(stack):
+    for i, (filters, size, stride) in enumerate(network):
         initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, next(seeds))
         name = f"{prefix}_convolution_{i}"
         layers.append(
