@@ -32,8 +32,8 @@ from rl_lnlstm.spaces import check_observation_space, map_leaves
 
 
 @with_options
-# This file and its class are long because the public methods are documented in full. Their bodies are short: the work
-# is done in unrolling.py, acting.py, sequences.py and saving.py.
+# A long class, because its public methods are documented in full. Their bodies are short: the work is done in
+# unrolling.py, acting.py, sequences.py and saving.py.
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
