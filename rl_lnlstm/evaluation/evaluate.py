@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rl_lnlstm.config import Count, Index, checked
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
@@ -18,6 +17,7 @@ from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, Predi
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder, Plan
 from rl_lnlstm.evaluation.record import EpisodeArrays
 from rl_lnlstm.evaluation.result import Evaluation
+from rl_lnlstm.option_types import Count, Index, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.seeding import derived_seed
 
@@ -170,7 +170,7 @@ def record_episodes(
 
 
 def seeds_of_episodes(seed: int, n_eval_episodes: int) -> list[int]:
-    """The seeds of the first `count` episodes, derived from `seed`."""
+    """The seeds of the first `n_eval_episodes` episodes, derived from `seed`."""
     return [derived_seed(seed, "evaluation", number) for number in range(n_eval_episodes)]
 
 
