@@ -24,3 +24,20 @@ def pytest_collection_modifyitems(items):
 def told(caplog):
     """What the package logged so far; TensorFlow logs as well, such as that it traced a lot in this process."""
     return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("rl_lnlstm")]
+
+
+@pytest.fixture
+def intercept(monkeypatch):
+    """Hands a function what each update is about to get: `see(rollout, sequences) -> sequences to take instead`."""
+    from rl_lnlstm.ppo import train  # imports TensorFlow, which many tests do without
+
+    cut_sequences = train.cut_sequences
+
+    def install(see):
+        def cut_and_see(rollout, *others):
+            sequences = cut_sequences(rollout, *others)
+            return see(rollout, sequences) or sequences
+
+        monkeypatch.setattr(train, "cut_sequences", cut_and_see)
+
+    return install

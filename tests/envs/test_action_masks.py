@@ -11,10 +11,9 @@ from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.action_masks import mask_sizes
 from rl_lnlstm.envs.autoreset import Stepper
 from rl_lnlstm.policies import MlpLnLstmPolicy
-from rl_lnlstm.ppo import train as ppo_module
-from rl_lnlstm.ppo.train import cut_sequences
 from tests.policies import reference
 from tests.policies.card_env import CARDS, NVEC, Over, cards
+from tests.ppo.tiny_ppo import iterate
 
 SMALL = {"units": 4, "encoder_layers": (6,), "head_layers": (5,)}
 TINY = {**SMALL, "num_steps": 16, "sequence_length": 8, "num_minibatches": 1, "update_epochs": 1, "jit_compile": False}
@@ -136,25 +135,21 @@ def test_a_vector_environments_own_method():
 
 @pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
 @pytest.mark.parametrize("nvec", [None, NVEC], ids=["discrete", "multi-discrete"])
-def test_the_update_reproduces_masked_acting(mode, nvec, monkeypatch):
+def test_the_update_reproduces_masked_acting(mode, nvec, intercept):
     seen = []
 
-    def cut_and_see(rollout, *rest):
-        sequences = cut_sequences(rollout, *rest)
+    def see(rollout, sequences):
         log_probs, entropies, _ = ppo.policy.evaluate_actions(
             sequences.observations, sequences.actions, sequences.state, sequences.episode_starts, sequences.action_masks
         )
         np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
         assert np.isfinite(entropies).all()
         seen.append(rollout)
-        return sequences
 
-    monkeypatch.setattr(ppo_module, "cut_sequences", cut_and_see)
+    intercept(see)
     ppo = PPO("MlpLnLstmPolicy", make_vec(cards(nvec=nvec), 3, autoreset_mode=mode), learning_rate=0.03, **TINY)
     reference.randomise(ppo.policy)
-    metrics = []
-    ppo.learn(10**9, lambda of_one: metrics.append(of_one) or len(metrics) < 3)
-    for of_one in metrics:
+    for of_one in iterate(ppo, 3):
         assert abs(of_one["train/approx_kl"]) < 1e-9
         assert all(np.isfinite(value) for name, value in of_one.items() if name.startswith("train/"))
     assert all(np.isfinite(weight).all() for weight in ppo.policy.get_weights())

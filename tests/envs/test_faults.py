@@ -14,13 +14,13 @@ import pytest
 from rl_lnlstm import PPO, EnvironmentFailure, TrainingFailure, evaluate_policy
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.policies import MlpLnLstmPolicy
-from rl_lnlstm.ppo import train as ppo_module
 from rl_lnlstm.ppo.advantages import generalized_advantages
 from rl_lnlstm.ppo.collect import RolloutRunner
-from rl_lnlstm.ppo.rollout import Rollout, cut_sequences
+from rl_lnlstm.ppo.rollout import Rollout
 from rl_lnlstm.seeding import derived_seed
 from tests.failing_env import SURVIVED, SURVIVED_IN_WORKERS, FailingEnv, Failure, episode_length, failing_envs
 from tests.policies.scripted_env import MODES
+from tests.ppo.tiny_ppo import iterate
 
 ROLLOUTS, NUM_STEPS, SEQUENCE_LENGTH = 3, 12, 4
 TINY = {
@@ -166,9 +166,8 @@ def test_ppo_goes_on(vectorization, caplog, told):
     frames = []
     intercepted = ppo._collector.collect
     ppo._collector.collect = lambda: frames.append(intercepted()) or frames[-1]
-    metrics = []
     with caplog.at_level(logging.WARNING):
-        ppo.learn(10**9, lambda of_one: metrics.append(of_one) or len(metrics) < 3)
+        metrics = iterate(ppo, 3)
     ppo.envs.close()
     assert [of_one["rollout/env_failures"] for of_one in metrics] == [2, 3, 3]
     assert ppo.num_timesteps == sum(rollout.valid.sum() for rollout in frames)
@@ -249,38 +248,23 @@ def test_evaluation_raises_unless_it_is_told_otherwise():
 # --------------------------------------------------------------------------------------------- updates
 
 
-@pytest.fixture
-def spoil(monkeypatch):
-    """Hand a function what each update gets, to change it."""
-
-    def install(change):
-        def cut(rollout, advantages, returns, length):
-            sequences = cut_sequences(rollout, advantages, returns, length)
-            change(sequences)
-            return sequences
-
-        monkeypatch.setattr(ppo_module, "cut_sequences", cut)
-
-    return install
-
-
 def state_of(ppo):
     return [*(v.numpy() for v in ppo.policy.trainable_variables), *ppo._updater.optimizer.get_state()]
 
 
 @pytest.mark.many_cases
 @pytest.mark.parametrize(("jit_compile", "target_kl"), [(False, None), (False, 10.0), (True, None)])
-def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl):
+def test_a_step_that_is_not_finite_changes_nothing(intercept, jit_compile, target_kl):
     """Weights and optimizer are the same as after the other steps alone."""
     options = {**TINY, "num_envs": 4, "num_minibatches": 4, "update_epochs": 2, "learning_rate": 0.1}
     options |= {"jit_compile": jit_compile, "target_kl": target_kl}
     ppo, expected = (PPO("MlpLnLstmPolicy", "CartPole-v1", **options) for _ in range(2))
 
-    def poison(sequences):
+    def poison(_, sequences):
         sequences.advantages[1] = np.nan
         sequences.returns[2] = np.inf
 
-    spoil(poison)
+    intercept(poison)
     metrics = []
     ppo.learn(1, metrics.append)
     assert metrics[0]["train/skipped_steps"] == 4  # a minibatch is one sequence, which two epochs see
@@ -292,7 +276,7 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl
         def permutation(self, count):
             return np.array([i for i in self.shuffler.permutation(count) if i not in (1, 2)])
 
-    spoil(lambda sequences: None)
+    intercept(lambda rollout, sequences: None)
     expected._updater.generator = WithoutTheSpoiled()
     before = state_of(expected)
     expected.learn(1)
@@ -310,8 +294,8 @@ def test_a_step_that_is_not_finite_changes_nothing(spoil, jit_compile, target_kl
         ("returns", 1e18, "the gradient of a small weight, such as a bias"),  # whose square overflows
     ],
 )
-def test_updates_that_change_nothing_stop_the_run(spoil, told, column, value, cause):
-    spoil(lambda sequences: getattr(sequences, column).fill(value))
+def test_updates_that_change_nothing_stop_the_run(intercept, told, column, value, cause):
+    intercept(lambda rollout, sequences: getattr(sequences, column).fill(value))
     ppo = PPO(
         "MlpLnLstmPolicy",
         "CartPole-v1",

@@ -12,13 +12,12 @@ from gymnasium import spaces
 from rl_lnlstm import PPO, evaluate_policy, load_policy
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.policies import MlpLnLstmPolicy
-from rl_lnlstm.ppo import train as ppo_module
 from rl_lnlstm.ppo.collect import RolloutRunner
-from rl_lnlstm.ppo.train import cut_sequences
 from rl_lnlstm.spaces import flatten, leaves, map_leaves
 from tests.any_space import AnyEnv
 from tests.policies import reference
 from tests.policies.scripted_env import MODES
+from tests.ppo.tiny_ppo import iterate
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,), np.float32)
 HALF_BOUNDED = spaces.Box(np.array([0.0, -np.inf, -0.1]), np.array([np.inf, 0.1, 0.3]), dtype=np.float64)
@@ -68,27 +67,24 @@ def observations_of(*leading, seed=0):
 
 @pytest.mark.many_cases
 @pytest.mark.parametrize(("kind", "deviation"), CASES)
-def test_every_space_trains_saves_loads_and_evaluates(kind, deviation, tmp_path, monkeypatch):
+def test_every_space_trains_saves_loads_and_evaluates(kind, deviation, tmp_path, intercept):
     """Acting is reproduced, with sequences cut anywhere; environments only get what they allow."""
     space, options = ACTION_SPACES[kind], DEVIATIONS[deviation]
     mode = MODES[CASES.index((kind, deviation)) % len(MODES)]
     make = functools.partial(AnyEnv, OBSERVATIONS, copy.deepcopy(space))
-    seen, metrics = [], []
+    seen = []
 
-    def cut_and_see(*arguments):
-        sequences = cut_sequences(*arguments)
+    def see(_, sequences):
         given = sequences.observations, sequences.actions, sequences.state, sequences.episode_starts
         log_probs, _, values = ppo.policy.evaluate_actions(*given)
         np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
         np.testing.assert_allclose(values, sequences.values, atol=1e-5, rtol=1e-5)
         seen.append(sequences)
-        return sequences
 
-    monkeypatch.setattr(ppo_module, "cut_sequences", cut_and_see)
+    intercept(see)
     ppo = PPO("auto", make_vec(make, 2, autoreset_mode=mode), sequence_length=4, **options, **TINY)
     reference.randomise(ppo.policy, scale=0.4)
-    ppo.learn(10**6, lambda of_one: metrics.append(of_one) or len(metrics) < 2)
-    for of_one in metrics:
+    for of_one in iterate(ppo, 2):
         assert abs(of_one["train/approx_kl"]) < 1e-9
         assert of_one["train/clip_fraction"] == 0
     for leaf, part in zip(leaves(space), flatten(space, seen[0].actions), strict=True):

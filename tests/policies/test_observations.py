@@ -11,12 +11,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rl_lnlstm import PPO, evaluate_policy, load_policy
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, MultiInputLnLstmPolicy
-from rl_lnlstm.ppo import train as ppo_module
 from rl_lnlstm.ppo.collect import RolloutRunner
-from rl_lnlstm.ppo.train import cut_sequences
 from rl_lnlstm.spaces import flatten, leaves, map_leaves
 from tests.any_space import OBSERVATION_SPACES, AnyEnv
 from tests.policies.scripted_env import MODES, SCRIPTS, ScriptedEnv, scripted_envs
+from tests.ppo.tiny_ppo import iterate
 
 TINY = {
     **{"num_envs": 2, "num_steps": 8, "num_minibatches": 1, "update_epochs": 1, "seed": 0, "jit_compile": False},
@@ -32,21 +31,15 @@ ACTIONS = spaces.Dict(a=spaces.MultiDiscrete([2, 3], start=[0, 1]), b=spaces.Box
 
 
 def train(envs, **config):
-    ppo, metrics = PPO("auto", envs, **{**TINY, **config}), []
-    ppo.learn(10**6, lambda of_one: metrics.append(of_one) or len(metrics) < 2)
-    return ppo, metrics
+    ppo = PPO("auto", envs, **{**TINY, **config})
+    return ppo, iterate(ppo, 2)
 
 
 @pytest.fixture
-def sequences(monkeypatch):
-    """What each update got."""
+def sequences(intercept):
+    """The sequences that each update got."""
     seen = []
-
-    def cut_and_see(*arguments):
-        seen.append(cut_sequences(*arguments))
-        return seen[-1]
-
-    monkeypatch.setattr(ppo_module, "cut_sequences", cut_and_see)
+    intercept(lambda _, of_update: seen.append(of_update))
     return seen
 
 

@@ -8,6 +8,7 @@ import pytest
 from rl_lnlstm import PPO
 from rl_lnlstm.policies import RecurrentPolicy
 from tests.policies.scripted_env import scripted_envs
+from tests.ppo.tiny_ppo import iterate
 
 TINY = {
     **{"num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "anneal_lr": False, "seed": 3},
@@ -27,19 +28,13 @@ def dense(**options):
     return keras.Sequential([keras.Input([4]), keras.layers.Dense(4, "tanh", **options)])
 
 
-def losses_of(ppo, iterations=1):
-    metrics = []
-    ppo.learn(10**6, lambda of_one: metrics.append(of_one) or len(metrics) < iterations)
-    return metrics
-
-
 @pytest.mark.many_cases
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_penalties_are_in_the_loss(jit_compile):
-    plain = losses_of(with_encoder(dense(), jit_compile=jit_compile))[0]
+    plain = iterate(with_encoder(dense(), jit_compile=jit_compile), 1)[0]
     encoder = dense(kernel_regularizer=keras.regularizers.L2(2.0))
     penalty = 2.0 * (encoder.get_weights()[0] ** 2).sum()
-    penalised = losses_of(with_encoder(encoder, jit_compile=jit_compile))[0]
+    penalised = iterate(with_encoder(encoder, jit_compile=jit_compile), 1)[0]
     assert penalised["train/loss"] - plain["train/loss"] == pytest.approx(penalty, rel=1e-4)
     for name in ("policy_gradient_loss", "value_loss", "entropy_loss"):
         assert penalised[f"train/{name}"] == pytest.approx(plain[f"train/{name}"], abs=1e-6)
@@ -47,7 +42,7 @@ def test_penalties_are_in_the_loss(jit_compile):
 
 def test_a_penalty_of_activations_is_that_of_the_minibatch():
     encoder = dense(activity_regularizer=keras.regularizers.L1(1.0))
-    plain, ppo, seen = losses_of(with_encoder(dense()))[0], with_encoder(encoder), []
+    plain, ppo, seen = iterate(with_encoder(dense()), 1)[0], with_encoder(encoder), []
     act = ppo._collector.collect
 
     def run():
@@ -60,7 +55,7 @@ def test_a_penalty_of_activations_is_that_of_the_minibatch():
 
     penalties: list[float] = []
     ppo._collector.collect = run
-    penalised = losses_of(ppo)[0]
+    penalised = iterate(ppo, 1)[0]
     assert penalised["train/loss"] - plain["train/loss"] == pytest.approx(penalties[0], rel=1e-4)
 
 
@@ -84,7 +79,7 @@ def test_weights_that_are_not_used_stay_as_they_are():
     encoder = Spare()
     ppo = with_encoder(encoder, learning_rate=0.1)
     used, spare = encoder.used.get_weights(), encoder.spare.get_weights()
-    assert losses_of(ppo)[0]["train/skipped_steps"] == 0
+    assert iterate(ppo, 1)[0]["train/skipped_steps"] == 0
     assert any((one != other).any() for one, other in zip(used, encoder.used.get_weights(), strict=True))
     for one, other in zip(spare, encoder.spare.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -103,7 +98,7 @@ def test_a_minibatch_without_a_valid_transition_changes_nothing(jit_compile, tar
         envs = scripted_envs(scripts=[[(1, "terminated")]])
         ppo = PPO("MlpLnLstmPolicy", envs, **{**options, "num_minibatches": num_minibatches}, units=3)
         ppo._updater.generator = order
-        metrics = losses_of(ppo, 2)
+        metrics = iterate(ppo, 2)
         return metrics, [*ppo.policy.get_weights(), *ppo._updater.optimizer.get_state()]
 
     class InOrder:
@@ -126,12 +121,12 @@ def test_a_minibatch_without_a_valid_transition_changes_nothing(jit_compile, tar
 
 def test_the_epoch_in_which_target_kl_stopped_the_update_is_told():
     options = {**TINY, "update_epochs": 5, "learning_rate": 0.2, "units": 4, "sequence_length": 8, "num_minibatches": 2}
-    unlimited = losses_of(PPO("auto", "CartPole-v1", **options))[0]
-    stopped = losses_of(PPO("auto", "CartPole-v1", **options, target_kl=1e-4))[0]
+    unlimited = iterate(PPO("auto", "CartPole-v1", **options), 1)[0]
+    stopped = iterate(PPO("auto", "CartPole-v1", **options, target_kl=1e-4), 1)[0]
     assert list(unlimited) == list(stopped)
     assert unlimited["train/stopped_at_epoch"] == 0
     assert stopped["train/stopped_at_epoch"] == 1  # the second minibatch of the first epoch is already too far
-    assert losses_of(PPO("auto", "CartPole-v1", **options, target_kl=1e4))[0]["train/stopped_at_epoch"] == 0
+    assert iterate(PPO("auto", "CartPole-v1", **options, target_kl=1e4), 1)[0]["train/stopped_at_epoch"] == 0
 
 
 class Payday(gym.Env):
@@ -159,7 +154,7 @@ class PaysSigns(Payday):
 def test_clipped_rewards_are_for_learning_and_not_for_reports():
     options = {**TINY, "units": 3, "normalize_rewards": True, "update_epochs": 2}
     clipped, signs = PPO("auto", Payday, **options, clip_rewards=True), PPO("auto", PaysSigns, **options)
-    metrics, expected = losses_of(clipped, 3)[-1], losses_of(signs, 3)[-1]
+    metrics, expected = iterate(clipped, 3)[-1], iterate(signs, 3)[-1]
     assert (metrics["rollout/ep_rew_mean"], expected["rollout/ep_rew_mean"]) == (4, 1)
     for one, other in zip(clipped.policy.get_weights(), signs.policy.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -168,6 +163,6 @@ def test_clipped_rewards_are_for_learning_and_not_for_reports():
 
 def test_what_infos_tell_of_episodes_becomes_metrics():
     ppo = PPO("auto", Payday, **TINY, units=3, info_keys=("is_success", "paid", "absent"))
-    metrics = losses_of(ppo)[0]
+    metrics = iterate(ppo, 1)[0]
     assert (metrics["rollout/is_success"], metrics["rollout/paid"]) == (1, 3)
     assert np.isnan(metrics["rollout/absent"])
