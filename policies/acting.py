@@ -32,8 +32,8 @@ class Kind(NamedTuple):
 PLAIN = Kind()
 
 
-def number_of(episode_starts: Any) -> int:
-    """The number of episode starts; raises `UserError` if they are not an array."""
+def batch_size_of(episode_starts: Any) -> int:
+    """The batch size; raises `UserError` if `episode_starts` is not an array."""
     try:
         return len(episode_starts)
     except TypeError as error:
@@ -146,7 +146,7 @@ class Actor:
 
     def distribution(self, observations: Any, state: Any, episode_starts: Any, action_masks: Any) -> Distribution:
         """The distribution of actions, as tensors. Takes the arguments of `RecurrentPolicy.distribution`."""
-        policy, size, space = self._policy, number_of(episode_starts), self._policy.actor_observation_space
+        policy, size, space = self._policy, batch_size_of(episode_starts), self._policy.actor_observation_space
         h, c, *last = self._checked_state(state, size)
         starts, masks = self._checked_starts(episode_starts, size), self._checked_masks(action_masks, size)
         observations = self._checked_observations(space, observations, size)

@@ -15,7 +15,7 @@ from rl_lnlstm.config import PolicyOptions, make_policy_options, with_options
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
-from rl_lnlstm.policies.acting import Actor, number_of
+from rl_lnlstm.policies.acting import Actor, batch_size_of
 from rl_lnlstm.policies.action_distribution import ActionDistribution
 from rl_lnlstm.policies.critic_entries import ObservationSpaces, check_complete, divided
 from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
@@ -174,7 +174,7 @@ class RecurrentPolicy(keras.layers.Layer):
         """
         if action_masks is not None and not self.uses_action_masks:
             self.uses_action_masks = True
-        size = number_of(episode_starts)
+        size = batch_size_of(episode_starts)
         if noise is None:
             noise = self.exploration.for_step(size)
         elif np.shape(noise) != (size, self.action_head.noise_size):
@@ -189,7 +189,7 @@ class RecurrentPolicy(keras.layers.Layer):
             UserError: an argument of another shape, or an entry of `critic_keys` that is missing.
         """
         check_complete(self.critic_observation_space, observations)
-        noise = self.action_head.no_noise(number_of(episode_starts))
+        noise = self.action_head.no_noise(batch_size_of(episode_starts))
         return self._actor.act(observations, state, episode_starts, noise)[1]
 
     def predict(
