@@ -26,7 +26,7 @@ from rl_lnlstm.option_types import (
     described,
     metadata,
 )
-from rl_lnlstm.other_names import ARGUMENTS_OF_LEARN, name_here
+from rl_lnlstm.other_names import name_here
 
 AUTO = "auto"
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
@@ -280,16 +280,6 @@ def sequence_length_before(num_envs: int, num_steps: int, num_minibatches: int |
 def _most_minibatches(count: int) -> int:
     """The largest number up to 4 that divides `count`."""
     return next(number for number in (4, 3, 2, 1) if count % number == 0)
-
-
-def refuse_arguments_of_learn(given: Mapping[str, Any]) -> None:
-    """Raises `UserError` if there are any; the message says what to use here."""
-    for name in given:
-        if name in ARGUMENTS_OF_LEARN:
-            raise UserError(f"learn has no argument {name!r}: use {ARGUMENTS_OF_LEARN[name]}")
-        if name in {field.name for field in dataclasses.fields(PPOConfig)}:
-            raise UserError(f"learn has no argument {name!r}: it is an option of PPO")
-        raise UserError(f"learn has no argument {name!r}: expected total_timesteps, callback or progress_bar")
 
 
 def make_config(**options: Any) -> PPOConfig:

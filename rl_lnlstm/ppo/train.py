@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from rl_lnlstm.config import refuse_arguments_of_learn
+from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.errors import UserError
 from rl_lnlstm.interrupts import interrupts_deferred
 from rl_lnlstm.option_types import Count, checked
+from rl_lnlstm.other_names import ARGUMENTS_OF_LEARN
 from rl_lnlstm.ppo.advantages import discounted_sums, explained_variance, generalized_advantages
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
 from rl_lnlstm.ppo.metrics import rollout_metrics
@@ -62,7 +66,7 @@ class PPO(Trainer):
                 and counters are those of the last complete iteration.
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
-        refuse_arguments_of_learn(unknown)
+        _refuse_arguments_of_learn(unknown)
         progress_bar = checked("progress_bar", progress_bar, bool)
         self._listeners = Listeners(callback, ProgressBar() if progress_bar else None)
         if total_timesteps is None and self._resumed:
@@ -156,3 +160,13 @@ class PPO(Trainer):
 def annealed(value: float, remaining: float, anneal: bool) -> float:
     """With `anneal`, decreases `value` linearly to 0 as `remaining` falls from 1 to 0."""
     return value * (remaining if anneal else 1.0)
+
+
+def _refuse_arguments_of_learn(given: Mapping[str, Any]) -> None:
+    """Raises `UserError` if there are any; the message says what to use here."""
+    for name in given:
+        if name in ARGUMENTS_OF_LEARN:
+            raise UserError(f"learn has no argument {name!r}: use {ARGUMENTS_OF_LEARN[name]}")
+        if name in {field.name for field in dataclasses.fields(PPOConfig)}:
+            raise UserError(f"learn has no argument {name!r}: it is an option of PPO")
+        raise UserError(f"learn has no argument {name!r}: expected total_timesteps, callback or progress_bar")
