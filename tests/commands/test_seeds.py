@@ -85,8 +85,9 @@ def test_runs_of_one_name_are_told_apart(groups, capsys):
     assert f"{small / 'seed-0'} minus {large / 'seed-0'}" in capsys.readouterr().out
 
 
-def test_a_single_run_has_no_interval(groups, capsys):
+def test_a_single_run_has_no_interval(groups, tmp_path, capsys, monkeypatch):
     """It says nothing about other seeds."""
+    monkeypatch.chdir(tmp_path)  # where plot puts its picture
     small, large = groups
     assert main(["compare", str(small / "seed-0"), str(large)]) == 0
     assert capsys.readouterr().out.count("no interval for a single run") == 4
