@@ -89,9 +89,7 @@ class Run:
                 scores.append(found.mean)
             return min([0.0, 0.0, *scores][-2:]) < THRESHOLD
 
-        with PPO(
-            "auto", lambda: make(luck, bool(critic_keys)), critic_keys=critic_keys, normalize_rewards=True, seed=seed
-        ) as ppo:
+        with PPO("auto", lambda: make(luck, bool(critic_keys)), critic_keys=critic_keys, seed=seed) as ppo:
             ppo.learn(self._options.frames, callback=look)
         learnt = min(scores[-2:]) >= THRESHOLD
         return Result(frames[-2] if learnt else None, scores[-1])

@@ -189,11 +189,14 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
     """seed of all random numbers: the same seed gives the same run"""
     policy: Annotated[str, FIXED] = AUTO
     """name of the policy class; auto chooses the one that suits the observations"""
-    # PPO's default differs from the policy classes', because most tasks are learnt in fewer frames with separate
-    # layers.
+    # PPO's defaults of these two differ from those of the policy classes, because most tasks are learnt in fewer frames
+    # with separate layers and normalised rewards.
     shared_lstm: Annotated[bool, FIXED] = False
     """actor and critic share their LSTM layers, which is faster; otherwise each has its own, which usually learns more
     from the same number of frames"""
+
+    normalize_rewards: Annotated[bool, FIXED] = True
+    """divide rewards by the running standard deviation of the discounted returns"""
 
     eval_interval: Index = 0
     """iterations between evaluations with the most probable actions; the policy with the best result is kept; 0: no

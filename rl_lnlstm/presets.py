@@ -32,6 +32,7 @@ _ATARI: dict[str, Any] = {
     "ent_coef": 0.01,
     "shared_lstm": True,
     "normalize_observations": True,
+    "normalize_rewards": False,  # they are clipped
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -144,6 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_minibatches": 8,
         "update_epochs": 4,
         "ent_coef": 0.01,
+        "normalize_rewards": False,
         "units": 64,
         "shared_lstm": True,
         "encoder_layers": (64,),
@@ -190,6 +192,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "update_epochs": 4,
         "ent_coef": 0.01,
+        "normalize_rewards": False,
         "shared_lstm": True,
     },
     # gamma is 0, because an action affects only its own reward.
@@ -200,6 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "gamma": 0.0,
         "update_epochs": 10,
+        "normalize_rewards": False,
         "shared_lstm": True,
     },
 }
