@@ -259,7 +259,15 @@ def test_a_folder_holds_episodes(guided, tmp_path):
 
 @pytest.mark.slow
 def test_ppo_goes_on_from_there(guided):
-    options = {"num_envs": 8, "num_steps": 32, "update_epochs": 4, "gamma": 0.9, "learning_rate": 2e-4, "normalize_rewards": False, **SMALL}
+    options = {
+        "num_envs": 8,
+        "num_steps": 32,
+        "update_epochs": 4,
+        "gamma": 0.9,
+        "learning_rate": 2e-4,
+        "normalize_rewards": False,
+        **SMALL,
+    }
     with PPO("auto", maze, jit_compile=False, **options) as ppo:
         pretrain(ppo, guided, learning_rate=3e-3, n_epochs=300, patience=100, **FAST)
         metrics = []
