@@ -30,9 +30,7 @@ from rl_lnlstm.other_names import name_here
 
 AUTO = "auto"
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
-# With sequences of 64 steps, an update takes about 20% less time than with 128, and no task in benchmarks/memory.py is
-# learnt worse.
-SEQUENCE_LENGTH = 64
+SEQUENCE_LENGTH = 64  # updates take a fifth less time than with 128, and no less is learnt; see benchmarks/RESULTS.md
 FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
 
 
@@ -194,7 +192,6 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
     shared_lstm: Annotated[bool, FIXED] = False
     """actor and critic share their LSTM layers, which is faster; otherwise each has its own, which usually learns more
     from the same number of frames"""
-
     normalize_rewards: Annotated[bool, FIXED] = True
     """divide rewards by the running standard deviation of the discounted returns"""
 
