@@ -98,13 +98,44 @@ class Ours:
         return evaluated(policy, run, time.perf_counter() - started)
 
 
+def whole_sequences(policy_class: type) -> type:
+    """RecurrentPPO's policy, with one call of the LSTM for a sequence in place of one for each step.
+
+    RecurrentPPO calls the LSTM step by step if any state must be reset. Its rollouts are cut into sequences that start
+    with an episode or with a rollout, so states are only ever reset at the first step. The results are the same, but
+    for rounding, and updates take a fifth of the time.
+    """
+    import torch
+
+    class Policy(policy_class):
+        @staticmethod
+        def _process_sequence(features: Any, lstm_states: Any, episode_starts: Any, lstm: Any) -> Any:
+            sequences = lstm_states[0].shape[1]
+            starts = episode_starts.reshape(sequences, -1)
+            if torch.any(starts[:, 1:]):
+                return policy_class._process_sequence(features, lstm_states, episode_starts, lstm)
+            kept = (1.0 - starts[:, 0]).view(1, sequences, 1)
+            inputs = features.reshape(sequences, -1, lstm.input_size).swapaxes(0, 1)
+            outputs, states = lstm(inputs, tuple(kept * state for state in lstm_states))
+            return outputs.transpose(0, 1).flatten(0, 1), states
+
+    features, starts = torch.randn(3 * 7, 5), torch.zeros(3, 7)
+    starts[1, 0] = 1.0
+    arguments = features, (torch.randn(1, 3, 4), torch.randn(1, 3, 4)), starts.flatten(), torch.nn.LSTM(5, 4)
+    (ours, states), (its, its_states) = Policy._process_sequence(*arguments), policy_class._process_sequence(*arguments)
+    torch.testing.assert_close((ours, *states), (its, *its_states))
+    return Policy
+
+
 class StableBaselines:
     """Trains with sb3-contrib's RecurrentPPO."""
 
     def __init__(self) -> None:
         import torch
+        from sb3_contrib.ppo_recurrent import MlpLstmPolicy
 
         torch.set_num_threads(1)
+        self._policy = whole_sequences(MlpLstmPolicy)
 
     def result(self, run: Run) -> dict[str, float]:
         import gymnasium as gym
@@ -123,7 +154,7 @@ class StableBaselines:
 
         started = time.perf_counter()
         envs = make_vec_env(make, run.num_envs, seed=run.seed)
-        policy = RecurrentPPO("MlpLstmPolicy", envs, seed=run.seed, device="cpu").learn(run.frames)
+        policy = RecurrentPPO(self._policy, envs, seed=run.seed, device="cpu").learn(run.frames)
         envs.close()
         return evaluated(policy, run, time.perf_counter() - started)
 
