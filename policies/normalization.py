@@ -62,7 +62,7 @@ class RunningStatistics(keras.layers.Layer):
         self.built = True
 
     def update(self, batch: np.ndarray) -> None:
-        """Updates the statistics with `batch`, `[n, *shape]`."""
+        """Updates the statistics with `batch`, `[n, *shape]`. Values whose squares overflow are left out."""
         if not len(batch):
             return
         mean, variance, count = self.mean.numpy(), self.variance.numpy(), float(self.count.numpy())
@@ -72,8 +72,10 @@ class RunningStatistics(keras.layers.Layer):
             added = len(piece)
             total, difference = count + added, piece.mean(0) - mean
             # The variance before the first batch is only a placeholder. Its weight is 0, because count is 0.
-            sum_of_squares = variance * count + piece.var(0) * added + difference**2 * (count * added / total)
-            mean, variance, count = mean + difference * (added / total), sum_of_squares / total, total
+            with np.errstate(over="ignore", invalid="ignore"):
+                sum_of_squares = variance * count + piece.var(0) * added + difference**2 * (count * added / total)
+            if np.isfinite(sum_of_squares).all():
+                mean, variance, count = mean + difference * (added / total), sum_of_squares / total, total
         self.mean.assign(mean)
         self.variance.assign(variance)
         self.count.assign(count)

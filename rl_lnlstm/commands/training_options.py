@@ -71,6 +71,8 @@ def train_defaults(arguments: Sequence[str]) -> TrainOptions:
     options = preset_options(arguments)
     if any(value_of(arguments, flag) is not None for flag in SIZES_OF_A_ROLLOUT):
         options.pop("num_minibatches", None)  # the preset's number need not divide the sequences of another rollout
+    if value_of(arguments, "--num-steps") is not None:
+        options.pop("sequence_length", None)  # the same holds for the steps
     return TrainOptions(**options)
 
 

@@ -314,15 +314,16 @@ def test_updates_that_change_nothing_stop_the_run(intercept, told, column, value
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of what overflows
-def test_a_reward_that_overflows_spoils_no_weights():
+@pytest.mark.parametrize("normalize_rewards", [False, True])
+def test_a_reward_that_overflows_spoils_no_weights(normalize_rewards):
     class Rich(FailingEnv):
         def step(self, action):
             observation, _, *rest = super().step(action)
             return observation, 1e300 if self.episode == 1 else 1.0, *rest
 
-    ppo = PPO("MlpLnLstmPolicy", lambda: Rich([None]), num_envs=1, **TINY)
+    ppo = PPO("MlpLnLstmPolicy", lambda: Rich([None]), num_envs=1, normalize_rewards=normalize_rewards, **TINY)
     skipped = []
     ppo.learn(5 * NUM_STEPS, lambda metrics: skipped.append(metrics["train/skipped_steps"]))
-    assert skipped[0] == 1
+    assert skipped[0] == (0 if normalize_rewards else 1)  # normalised rewards are clipped
     assert skipped[-1] == 0
     assert all(np.isfinite(values).all() for values in state_of(ppo))
