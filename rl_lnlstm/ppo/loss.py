@@ -18,10 +18,21 @@ def mean_of_valid(values: Any, valid: Any) -> Any:
     return tf.reduce_sum(values * weights)
 
 
-def normalized_advantages(advantages: Any, valid: Any) -> Any:
-    """Shifts and scales advantages to mean 0 and standard deviation 1 over the valid transitions."""
-    centred = advantages - mean_of_valid(advantages, valid)
-    return centred / (tf.sqrt(mean_of_valid(centred**2, valid)) + 1e-8)
+def normalized_advantages(advantages: Any, returns: Any, valid: Any) -> Any:
+    """Shifts and scales advantages to mean 0 and standard deviation 1 over the valid transitions.
+
+    Their standard deviation counts as at least 1% of that of the returns. If the critic predicts returns better than
+    that, which happens after cloning for example, advantages are its errors, and no reason to change the policy.
+    """
+    centred, deviation = _centred(advantages, valid)
+    _, of_returns = _centred(returns, valid)
+    return centred / (tf.maximum(deviation, 0.01 * of_returns) + 1e-8)
+
+
+def _centred(values: Any, valid: Any) -> tuple[Any, Any]:
+    """The values minus their mean, and their standard deviation."""
+    centred = values - mean_of_valid(values, valid)
+    return centred, tf.sqrt(mean_of_valid(centred**2, valid))
 
 
 def clipped_policy_loss(log_ratios: Any, advantages: Any, valid: Any, clip_coef: Any) -> Any:

@@ -143,7 +143,9 @@ class Updater:
             batch.observations, batch.actions, batch.state, batch.episode_starts, **given
         )
         log_ratios = tf.where(valid > 0, log_probs - batch.log_probs, 0.0)
-        advantages = loss.normalized_advantages(batch.advantages, valid) if config.norm_adv else batch.advantages
+        advantages = (
+            loss.normalized_advantages(batch.advantages, batch.returns, valid) if config.norm_adv else batch.advantages
+        )
         policy_loss = loss.clipped_policy_loss(log_ratios, advantages, valid, clip_coef)
         if config.clip_vloss:
             value_loss = loss.clipped_value_loss(values, batch.values, batch.returns, valid, clip_coef)

@@ -15,9 +15,17 @@ RATIOS = np.exp(LOG_RATIOS)[HAPPENED]
 
 
 def test_normalized_advantages():
-    got = loss.normalized_advantages(ADVANTAGES, VALID).numpy()[HAPPENED]
+    returns = 50 * ADVANTAGES
+    got = loss.normalized_advantages(ADVANTAGES, returns, VALID).numpy()[HAPPENED]
     assert got.mean() == pytest.approx(0, abs=1e-6)
     assert got.std() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_errors_of_a_critic_that_predicts_all_returns_are_not_scaled_up():
+    returns = 5000 * ADVANTAGES
+    got = loss.normalized_advantages(ADVANTAGES, returns, VALID).numpy()[HAPPENED]
+    assert got.mean() == pytest.approx(0, abs=1e-6)
+    assert got.std() == pytest.approx(1 / 50, rel=1e-4)
 
 
 @pytest.mark.parametrize("clip", [0.1, 0.3])
