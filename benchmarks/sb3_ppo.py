@@ -11,8 +11,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import ppo
 from peer_run import Task, main, make_env
+from ppo_candidates import Options as Sizes
+from ppo_candidates import StableBaselines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def without_velocities() -> gym.Env:
 
 def speed(options: Options) -> dict[str, float]:
     same = {name: getattr(options, name) for name in ("num_envs", "iterations", "warmup")}
-    columns = ppo.StableBaselines(ppo.Options(**same), options.threads).run(options.seed)
+    columns = StableBaselines(Sizes(**same), options.threads).run(options.seed)
     frames, seconds, _, cpu_seconds = (column[-1] - column[options.warmup] for column in columns)
     return {"frames": frames, "seconds": seconds, "cpu_seconds": cpu_seconds}
 

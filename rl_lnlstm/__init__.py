@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# TensorFlow reads this at its first import. By default, it uses the convolutions of oneDNN only on processors with
-# instructions for neural networks. Elsewhere, an update on images takes 1.5 times as long without them.
+# TensorFlow reads this when it is first imported. By default, it uses oneDNN only on processors with instructions for
+# neural networks. On others, an update on images takes 1.5 times as long without oneDNN's convolutions.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _EXPORTS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rl_lnlstm.commands.parser import value_of
+from rl_lnlstm.commands.parser import given_options, value_of
 from rl_lnlstm.commands.tuning_options import preset_options
 from rl_lnlstm.config import PPOConfig, check_types, sequence_length_before, upgraded
 from rl_lnlstm.errors import UserError
@@ -15,7 +15,7 @@ from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, Index, NonNegative, from_json
 from rl_lnlstm.runs.layout import CONFIG
 
-SIZES_OF_A_ROLLOUT = ("--num-envs", "--num-steps", "--sequence-length")
+SIZES_OF_A_ROLLOUT = "num_envs", "num_steps", "sequence_length"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -69,10 +69,11 @@ def train_defaults(arguments: Sequence[str]) -> TrainOptions:
             raise UserError("--resume continues with the options of the run: leave out --preset")
         return saved_options(Path(resumed))
     options = preset_options(arguments)
-    if any(value_of(arguments, flag) is not None for flag in SIZES_OF_A_ROLLOUT):
+    given = given_options(arguments, SIZES_OF_A_ROLLOUT)
+    if given:
         options.pop("num_minibatches", None)  # the preset's number need not divide the sequences of another rollout
-    if value_of(arguments, "--num-steps") is not None:
-        options.pop("sequence_length", None)  # the same holds for the steps
+    if "num_steps" in given:
+        options.pop("sequence_length", None)  # nor need its length divide other steps
     return TrainOptions(**options)
 
 

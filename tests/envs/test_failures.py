@@ -152,7 +152,7 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
 
 
 def of_session(leader):
-    """The processes of a session that are no zombies."""
+    """The processes of a session that still run."""
     found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(leader)], capture_output=True, text=True).stdout
     return [line.split()[0] for line in found.splitlines() if not line.split()[1].startswith("Z")]
 

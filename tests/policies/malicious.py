@@ -70,7 +70,7 @@ def outside_names(folder):
 
 
 def lambda_layer(folder):
-    """A Keras model that has a Lambda in it, beside the policy and in place of its parts."""
+    """Makes the encoder a Keras model with a `Lambda`, which executes code."""
     target = str(folder.parents[1] / "executed")
     model = keras.Sequential([keras.Input([3]), keras.layers.Lambda(lambda x: (os.mknod(target), x)[1])])
     config = json.loads(model.to_json())

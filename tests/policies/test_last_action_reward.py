@@ -60,7 +60,7 @@ def test_what_the_lstm_sees_of_the_step_before():
 
 
 def test_predict_remembers_what_it_did():
-    """`predict` also remembers rewards that `rewarded` passes in. Otherwise it acts as if rewards were 0."""
+    """Rewards are 0 for `predict`, unless they are passed to `rewarded`."""
     options = {"previous_action": True, "previous_reward": True, "units": 4, "encoder_layers": (), "head_layers": ()}
     policy = randomise(MlpLnLstmPolicy(VECTOR, DISCRETE, seed=0, **options))
     observations = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)

@@ -20,7 +20,7 @@ class Share:
 
     @property
     def rows(self) -> slice:
-        """Their rows in lists and arrays of all environments."""
+        """Where these environments stand in a list or array of all environments."""
         return slice(self.first, self.first + self.count)
 
 
