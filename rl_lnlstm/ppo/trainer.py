@@ -274,7 +274,7 @@ class Trainer(Agent):
     def _check_skipped_updates(self) -> None:
         if self._updater.skipped_updates > self.config.max_skipped_updates:
             raise TrainingFailure(
-                f"no update of the last {self._updater.skipped_updates} changed the weights, because "
-                f"{self._updater.not_finite} was not finite: "
+                f"no update of the last {self._updater.skipped_updates} changed the weights, because these were not "
+                f"finite: {self._updater.not_finite}; "
                 f"max_skipped_updates={self.config.max_skipped_updates} such updates in a row are allowed"
             )

@@ -91,7 +91,7 @@ class Updater:
         # If a loss is not finite, its gradients are not either: name only the loss.
         terms = [name for name in named if name in TERMS]
         self.not_finite = " and ".join(terms or named[:1] or ["the gradients' norm"])
-        message = "iteration %d: %d of %d gradient steps skipped, because %s was not finite"
+        message = "iteration %d: %d of %d gradient steps skipped, because these were not finite: %s"
         log.warning(message, iteration, skipped, steps, self.not_finite)
 
     def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> tuple[dict[str, Any], Any]:
