@@ -89,13 +89,11 @@ class ForwardOp : public OpKernel {
   // Weights that are trained change between passes. So only those of other passes are kept.
   absl::Status Launch(OpKernelContext* context, const Weights& weights, const Forward& f) {
     if (keep_) return LaunchForward(Threads(context), weights, f);
+    int first, last, end;  // the weights are inputs next to each other
+    TF_RETURN_IF_ERROR(InputRange("kernel", &first, &end));
+    TF_RETURN_IF_ERROR(InputRange("cell_beta", &last, &end));
     std::vector<Tensor> tensors;
-    for (const char* name : {"kernel", "recurrent_kernel", "kernel_gamma", "recurrent_gamma", "bias", "cell_gamma",
-                             "cell_beta"}) {
-      const Tensor* tensor;
-      TF_RETURN_IF_ERROR(context->input(name, &tensor));
-      tensors.push_back(*tensor);
-    }
+    for (int i = first; i <= last; ++i) tensors.push_back(context->input(i));
     std::shared_ptr<const ForwardWeights> packed;
     TF_RETURN_IF_ERROR(layer_.Get(f.sizes, weights, std::move(tensors), true, &packed));
     return LaunchForward(Threads(context), *packed, f);
