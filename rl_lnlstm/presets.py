@@ -94,19 +94,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "std": "gsde",
         "sde_sample_freq": 8,
     },
-    # With entropy in the loss, the agent lands with sampled actions, but hovers with the most probable actions.
+    # With tanh, with fewer gradient steps, or with entropy in the loss, policies land with sampled actions, but some hover
+    # with the most probable actions.
     "LunarLanderNoVel-v3": {
         "total_timesteps": 1_000_000,
         "num_envs": 16,
         "num_steps": 256,
         "sequence_length": 64,
-        "learning_rate": 1e-3,
-        "gamma": 0.999,
-        "num_minibatches": 8,
-        "update_epochs": 4,
+        "learning_rate": 5e-4,
+        "gamma": 0.995,
+        "gae_lambda": 0.98,
+        "num_minibatches": 16,
+        "update_epochs": 10,
         "normalize_rewards": True,
         "units": 64,
         "shared_lstm": False,
+        "head_layers": (64, 64),
+        "activation": "relu",
     },
     "BipedalWalker-v3": {
         "total_timesteps": 1_000_000,
