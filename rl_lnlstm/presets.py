@@ -94,8 +94,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "std": "gsde",
         "sde_sample_freq": 8,
     },
-    # With fewer gradient steps, or with entropy in the loss, policies land with sampled actions, but some hover with the
-    # most probable actions. With tanh, returns are lower.
+    # With fewer gradient steps, or with entropy in the loss, policies land with sampled actions, but some hover with
+    # the most probable actions. With tanh, returns are lower.
     "LunarLanderNoVel-v3": {
         "total_timesteps": 1_000_000,
         "num_envs": 16,
