@@ -30,6 +30,7 @@ from rl_lnlstm.other_names import name_here
 
 AUTO = "auto"
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
+MINIBATCHES = 8  # with 5 epochs and a learning rate of 2e-3; see benchmarks/RESULTS.md
 SEQUENCE_LENGTH = 64  # updates take a fifth less time than with 128, and no less is learnt; see benchmarks/RESULTS.md
 FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
 
@@ -114,7 +115,7 @@ class PPOOptions:
     sequence_length: int | None = None
     """steps of backpropagation through time, a divisor of num_steps; None: 64 if that divides num_steps, otherwise
     num_steps, or less if there would be too few sequences for several minibatches"""
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-3
     """learning rate of Adam"""
     anneal_lr: bool = True
     """decrease the learning rate linearly to 0 over total_timesteps"""
@@ -123,9 +124,9 @@ class PPOOptions:
     gae_lambda: Fraction = 0.95
     """lambda of generalised advantage estimation"""
     num_minibatches: Count | None = None
-    """minibatches in an epoch; each consists of whole sequences; None: 4, or fewer if 4 does not divide the number of
+    """minibatches in an epoch; each consists of whole sequences; None: 8, or fewer if 8 does not divide the number of
     sequences"""
-    update_epochs: Count = 10
+    update_epochs: Count = 5
     """passes over each rollout"""
     clip_rewards: bool = False
     """learn from the sign of each reward only, as in Mnih et al. (2015); reports show the environment's own rewards"""
@@ -249,7 +250,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
         """`num_minibatches`, or its default."""
         if self.num_minibatches is not None:
             return self.num_minibatches
-        return _most_minibatches(self.num_envs * (self.num_steps // self.bptt_steps))
+        return _largest_divisor(self.num_envs * (self.num_steps // self.bptt_steps), MINIBATCHES)
 
     @property
     def fault_tolerance(self) -> dict[str, Any]:
@@ -257,8 +258,8 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
         return {"max_failures": self.max_env_failures, "timeout": self.env_timeout}
 
     def to_json(self) -> dict[str, Any]:
-        """The options as `config.json` holds them: with the length of sequences, whose default may change."""
-        return {**dataclasses.asdict(self), "sequence_length": self.bptt_steps}
+        """The options as `config.json` holds them: with the numbers that None stands for, which may change."""
+        return {**dataclasses.asdict(self), "sequence_length": self.bptt_steps, "num_minibatches": self.minibatches}
 
     @property
     def policy_options(self) -> dict[str, Any]:
@@ -273,13 +274,18 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
 
 def sequence_length_before(num_envs: int, num_steps: int, num_minibatches: int | None) -> int:
     """The default of `sequence_length` in earlier versions: whole rollouts, unless that is too few sequences."""
-    few = num_minibatches is None and _most_minibatches(num_envs) == 1
-    return num_steps // _most_minibatches(num_steps) if few else num_steps
+    few = num_minibatches is None and minibatches_before(num_envs) == 1
+    return num_steps // minibatches_before(num_steps) if few else num_steps
 
 
-def _most_minibatches(count: int) -> int:
-    """The largest number up to 4 that divides `count`."""
-    return next(number for number in (4, 3, 2, 1) if count % number == 0)
+def minibatches_before(sequences: int) -> int:
+    """The default of `num_minibatches` in earlier versions."""
+    return _largest_divisor(sequences, 4)
+
+
+def _largest_divisor(count: int, most: int) -> int:
+    """The largest number up to `most` that divides `count`."""
+    return next(number for number in range(most, 0, -1) if count % number == 0)
 
 
 def make_config(**options: Any) -> PPOConfig:

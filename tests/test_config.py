@@ -139,13 +139,13 @@ def test_minibatches_are_made_of_whole_sequences():
 @pytest.mark.parametrize(
     ("options", "minibatches", "length"),
     [
-        ({}, 4, 64),
+        ({}, 8, 64),
         ({"num_envs": 1}, 4, 32),
         ({"num_envs": 2}, 4, 64),
-        ({"num_envs": 3}, 3, 64),
-        ({"num_envs": 5}, 4, 32),
-        ({"num_envs": 6}, 4, 64),
-        ({"num_envs": 2, "num_steps": 256}, 4, 64),
+        ({"num_envs": 3}, 6, 64),
+        ({"num_envs": 5}, 5, 32),
+        ({"num_envs": 6}, 6, 64),
+        ({"num_envs": 2, "num_steps": 256}, 8, 64),
         ({"num_envs": 2, "num_steps": 100}, 2, 100),
         ({"num_envs": 1, "num_steps": 7}, 1, 7),
         ({"num_envs": 1, "sequence_length": 64}, 2, 64),

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
+from rl_lnlstm.commands.training_options import saved_options
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())
@@ -52,3 +53,19 @@ def test_a_run_is_resumed(tmp_path):
         assert {name: float(new[name]) for name in old} == pytest.approx(
             {name: float(old[name]) for name in old}, nan_ok=True
         )
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"num_envs": 8, "num_steps": 128, "sequence_length": 64}, (64, 4)),
+        ({"num_envs": 8, "num_steps": 128, "sequence_length": None}, (128, 4)),
+        ({"num_envs": 1, "num_steps": 128, "sequence_length": None}, (32, 4)),
+        ({"num_envs": 7, "num_steps": 7, "sequence_length": 7}, (7, 1)),
+    ],
+)
+def test_a_run_keeps_the_defaults_that_it_started_with(tmp_path, saved, expected):
+    config = json.loads((EARLIER / "run" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_minibatches": None, **saved}))
+    options = saved_options(tmp_path)
+    assert (options.sequence_length, options.num_minibatches) == expected

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rl_lnlstm.commands.parser import given_options, value_of
 from rl_lnlstm.commands.tuning_options import preset_options
-from rl_lnlstm.config import PPOConfig, check_types, sequence_length_before, upgraded
+from rl_lnlstm.config import PPOConfig, check_types, minibatches_before, sequence_length_before, upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, Index, NonNegative, from_json
@@ -97,6 +97,9 @@ def saved_options(run_dir: Path) -> TrainOptions:
     if saved_run.sequence_length is None:  # an earlier version saved it
         length = sequence_length_before(saved_run.num_envs, saved_run.num_steps, saved_run.num_minibatches)
         saved_run = dataclasses.replace(saved_run, sequence_length=length)
+    if saved_run.num_minibatches is None:
+        sequences = saved_run.num_envs * (saved_run.num_steps // saved_run.bptt_steps)
+        saved_run = dataclasses.replace(saved_run, num_minibatches=minibatches_before(sequences))
     return saved_run
 
 
