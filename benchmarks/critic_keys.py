@@ -2,7 +2,7 @@
 
     python benchmarks/critic_keys.py [--luck 0 1 4] [--seeds 3] [--frames 30000] [--record]
 
-The task is to recall a cue, while luck changes all rewards. Both train with normalised rewards and PPO's defaults.
+The task is to recall a cue, while luck changes all rewards. Both train with normalised rewards and the same options.
 Every second iteration, the policy is evaluated with its most probable actions and without luck, where the hidden state
 is missing. The task is learnt at the first of two evaluations in a row with a mean of at least 15 of 16.
 """
@@ -20,6 +20,7 @@ from measure import Table, Worker, record
 HIDDEN, SEEN = "hidden", "seen"
 CRITICS: dict[str, tuple[str, ...]] = {"sees what the actor sees": (), "sees the hidden state": (HIDDEN,)}
 THRESHOLD = 15.0
+PPO_OPTIONS: dict[str, Any] = {"learning_rate": 1e-3, "num_minibatches": 4, "update_epochs": 10}
 
 
 class Recall(gym.Env):
@@ -89,7 +90,8 @@ class Run:
                 scores.append(found.mean)
             return min([0.0, 0.0, *scores][-2:]) < THRESHOLD
 
-        with PPO("auto", lambda: make(luck, bool(critic_keys)), critic_keys=critic_keys, seed=seed) as ppo:
+        options = {**PPO_OPTIONS, "critic_keys": critic_keys, "seed": seed}
+        with PPO("auto", lambda: make(luck, bool(critic_keys)), **options) as ppo:
             ppo.learn(self._options.frames, callback=look)
         learnt = min(scores[-2:]) >= THRESHOLD
         return Result(frames[-2] if learnt else None, scores[-1])

@@ -69,6 +69,8 @@ class Run:
             num_envs=16,
             num_steps=num_steps,
             sequence_length=num_steps,
+            learning_rate=1e-3,
+            num_minibatches=4,
             update_epochs=4,
             gamma=0.99 if length <= 50 else 0.999,
             ent_coef=0.01,
