@@ -26,7 +26,7 @@ from rl_lnlstm.tuning.study import importances
 from tests.tuning.made_up import BASE, trial
 
 TRIALS = [
-    trial(4, 400.0, learning_rate=0.002),
+    trial(4, 400.0, learning_rate=0.003),
     trial(2, 300.0, gamma=0.9),
     trial(1, 350.0, "pruned", 500),
     trial(5, 20.0, "pruned", 250, shared_lstm=True),
@@ -50,7 +50,7 @@ def test_the_table_shows_what_differs_and_why_trials_failed():
         ["5", "20.0", "250", "pruned"],
         ["3", "-", "0", "failed"],
     ]
-    assert [row[4:] for row in rows][:2] == [["0.002", "0.99", "no"], ["0.001", "0.9", "no"]]
+    assert [row[4:] for row in rows][:2] == [["0.003", "0.99", "no"], ["0.002", "0.9", "no"]]
     assert "units" not in table(TRIALS), "it is the same in all trials"
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
 
