@@ -96,7 +96,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sde_sample_freq": 8,
     },
     # With fewer gradient steps, or with entropy in the loss, policies land with sampled actions, but some hover with
-    # the most probable actions. With tanh, returns are lower. Without target_kl, rounding decides which seeds fail.
+    # the most probable actions. With tanh, returns are lower. With a target_kl of 0.02, seeds differ less, but they are
+    # no better on average.
     "LunarLanderNoVel-v3": {
         "total_timesteps": 1_000_000,
         "num_envs": 16,
@@ -107,7 +108,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.98,
         "num_minibatches": 16,
         "update_epochs": 10,
-        "target_kl": 0.02,
         "normalize_rewards": True,
         "units": 64,
         "shared_lstm": False,
