@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from rl_lnlstm.runs.groups import Group, curve
 
@@ -22,7 +23,7 @@ def comparison_plot(groups: Sequence[Group]) -> Figure:
             axes.plot(found.frames, found.iqm, color=color, linestyle="--", linewidth=1.2, label="interquartile mean")
     environments = {str(run.config.get("env_id")) for group in groups for run in group.runs}
     axes.set(title=", ".join(sorted(environments)), xlabel="frames", ylabel="mean return of the last 100 episodes")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

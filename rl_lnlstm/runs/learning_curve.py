@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 
 def learning_curve(rows: list[dict[str, float]], title: str) -> Figure:
@@ -26,7 +27,7 @@ def learning_curve(rows: list[dict[str, float]], title: str) -> Figure:
     if np.isfinite(evaluations).any():
         axes.plot(frames, evaluations, "o", markersize=4, label="evaluation, most probable actions")
     axes.set(title=title, xlabel="frames", ylabel="return")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from rl_lnlstm.tuning.records import Trial
 from rl_lnlstm.tuning.results import NAMES, short
@@ -78,7 +78,7 @@ def _draw_curves(axes: Axes, trials: Sequence[Trial], finalists: Sequence[Trial]
                 label="best, again with another seed" if best else None,
             )
     axes.set(title="trials", xlabel="frames", ylabel="mean return of the last 100 episodes")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False, fontsize=8)
     _tidy(axes)
 
