@@ -27,11 +27,10 @@ from rl_lnlstm.option_types import (
     metadata,
 )
 from rl_lnlstm.other_names import name_here
+from rl_lnlstm.rollout_sizes import default_minibatches, default_sequence_length
 
 AUTO = "auto"
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
-MINIBATCHES = 8  # with 5 epochs and a learning rate of 2e-3; see benchmarks/RESULTS.md
-SEQUENCE_LENGTH = 64  # updates take a fifth less time than with 128, and no less is learnt; see benchmarks/RESULTS.md
 FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
 
 
@@ -124,8 +123,8 @@ class PPOOptions:
     gae_lambda: Fraction = 0.95
     """lambda of generalised advantage estimation"""
     num_minibatches: Count | None = None
-    """minibatches in an epoch; each consists of whole sequences; None: 8, or fewer if 8 does not divide the number of
-    sequences"""
+    """minibatches in an epoch; each consists of whole sequences; None: 8 if that divides the number of sequences,
+    otherwise its largest divisor below 8"""
     update_epochs: Count = 5
     """passes over each rollout"""
     clip_rewards: bool = False
@@ -212,12 +211,11 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
                 f"sequence_length must divide num_steps, got sequence_length={self.sequence_length} and "
                 f"num_steps={self.num_steps}"
             )
-        sequences = self.num_envs * (self.num_steps // self.bptt_steps)
-        if sequences % self.minibatches:
+        if self.num_sequences % self.minibatches:
             raise UserError(
                 f"num_minibatches must divide the number of sequences, because minibatches hold whole sequences: got "
-                f"num_minibatches={self.num_minibatches} for {sequences} sequences (num_envs={self.num_envs} times "
-                f"num_steps / sequence_length = {self.num_steps // self.bptt_steps})"
+                f"num_minibatches={self.num_minibatches} for {self.num_sequences} sequences (num_envs={self.num_envs} "
+                f"times num_steps / sequence_length = {self.num_steps // self.bptt_steps})"
             )
 
     def _check_workers(self) -> None:
@@ -242,15 +240,17 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
         """`sequence_length`, or its default."""
         if self.sequence_length is not None:
             return self.sequence_length
-        length = SEQUENCE_LENGTH if self.num_steps % SEQUENCE_LENGTH == 0 else self.num_steps
-        return min(length, sequence_length_before(self.num_envs, self.num_steps, self.num_minibatches))
+        return default_sequence_length(self.num_envs, self.num_steps, self.num_minibatches)
+
+    @property
+    def num_sequences(self) -> int:
+        """The number of sequences in a rollout."""
+        return self.num_envs * (self.num_steps // self.bptt_steps)
 
     @property
     def minibatches(self) -> int:
         """`num_minibatches`, or its default."""
-        if self.num_minibatches is not None:
-            return self.num_minibatches
-        return _largest_divisor(self.num_envs * (self.num_steps // self.bptt_steps), MINIBATCHES)
+        return default_minibatches(self.num_sequences) if self.num_minibatches is None else self.num_minibatches
 
     @property
     def fault_tolerance(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
         return {"max_failures": self.max_env_failures, "timeout": self.env_timeout}
 
     def to_json(self) -> dict[str, Any]:
-        """The options as `config.json` holds them: with the numbers that None stands for, which may change."""
+        """The options as `config.json` holds them: with numbers for None, because a later version may choose others."""
         return {**dataclasses.asdict(self), "sequence_length": self.bptt_steps, "num_minibatches": self.minibatches}
 
     @property
@@ -270,22 +270,6 @@ class PPOConfig(PPOOptions, PolicyOptions, EnvironmentOptions, WorkerOptions):
     def fixed(cls) -> frozenset[str]:
         """Names of the options that a resumed run cannot change."""
         return frozenset(name for name, hint in _hints(cls).items() if FIXED in metadata(hint))
-
-
-def sequence_length_before(num_envs: int, num_steps: int, num_minibatches: int | None) -> int:
-    """The default of `sequence_length` in earlier versions: whole rollouts, unless that is too few sequences."""
-    few = num_minibatches is None and minibatches_before(num_envs) == 1
-    return num_steps // minibatches_before(num_steps) if few else num_steps
-
-
-def minibatches_before(sequences: int) -> int:
-    """The default of `num_minibatches` in earlier versions."""
-    return _largest_divisor(sequences, 4)
-
-
-def _largest_divisor(count: int, most: int) -> int:
-    """The largest number up to `most` that divides `count`."""
-    return next(number for number in range(most, 0, -1) if count % number == 0)
 
 
 def make_config(**options: Any) -> PPOConfig:

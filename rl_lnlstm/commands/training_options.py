@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from rl_lnlstm.commands.parser import given_options, value_of
 from rl_lnlstm.commands.tuning_options import preset_options
-from rl_lnlstm.config import PPOConfig, check_types, minibatches_before, sequence_length_before, upgraded
+from rl_lnlstm.config import PPOConfig, check_types, upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, Index, NonNegative, from_json
+from rl_lnlstm.rollout_sizes import default_minibatches, minibatches_before, sequence_length_before
 from rl_lnlstm.runs.layout import CONFIG
 
 SIZES_OF_A_ROLLOUT = "num_envs", "num_steps", "sequence_length"
@@ -67,7 +68,11 @@ def train_defaults(arguments: Sequence[str]) -> TrainOptions:
     if resumed is not None:
         if file is not None:
             raise UserError("--resume continues with the options of the run: leave out --preset")
-        return saved_options(Path(resumed))
+        saved_run = saved_options(Path(resumed))
+        default = default_minibatches(saved_run.num_sequences)
+        if saved_run.num_minibatches == default and given_options(arguments, ["num_envs"]):
+            saved_run.num_minibatches = None  # it need not divide the sequences of other environments
+        return saved_run
     options = preset_options(arguments)
     given = given_options(arguments, SIZES_OF_A_ROLLOUT)
     if given:
@@ -98,8 +103,7 @@ def saved_options(run_dir: Path) -> TrainOptions:
         length = sequence_length_before(saved_run.num_envs, saved_run.num_steps, saved_run.num_minibatches)
         saved_run = dataclasses.replace(saved_run, sequence_length=length)
     if saved_run.num_minibatches is None:
-        sequences = saved_run.num_envs * (saved_run.num_steps // saved_run.bptt_steps)
-        saved_run = dataclasses.replace(saved_run, num_minibatches=minibatches_before(sequences))
+        saved_run = dataclasses.replace(saved_run, num_minibatches=minibatches_before(saved_run.num_sequences))
     return saved_run
 
 

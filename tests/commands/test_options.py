@@ -1,6 +1,7 @@
 """Parsing command lines, help texts and error messages."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -132,3 +133,13 @@ def test_a_presets_minibatches_adapt_to_another_rollout(num_envs):
     """CartPoleNoVel-v1's preset has 2, which does not divide the sequences of so many environments."""
     options = parse(["train", "--num-envs", num_envs])
     PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
+
+
+@pytest.mark.parametrize(("num_minibatches", "expected"), [(None, 6), (4, 4)])
+def test_minibatches_of_a_resumed_run_adapt_to_other_environments_if_nobody_chose_them(
+    num_minibatches, expected, tmp_path
+):
+    config = PPOConfig(num_envs=8, num_steps=128, num_minibatches=num_minibatches)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    assert parse(["train", "--resume", str(tmp_path)]).minibatches == (num_minibatches or 8)
+    assert parse(["train", "--resume", str(tmp_path), "--num-envs", "6"]).minibatches == expected
