@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # TensorFlow reads this when it is first imported. By default, it uses oneDNN only on processors with instructions for
-# neural networks. Other processors need 1.5 times as long for an update on images without it.
+# neural networks. On other processors, an update on images takes 1.5 times as long without oneDNN.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _EXPORTS = {
