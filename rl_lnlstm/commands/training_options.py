@@ -96,6 +96,8 @@ def saved_options(run_dir: Path) -> TrainOptions:
         raise UserError(f"{run_dir} is not a run directory to resume, {path.name}: {error}") from error
     try:
         check_types(options, TrainOptions)
+        names = {field.name for field in dataclasses.fields(PPOConfig)}
+        PPOConfig(**{name: value for name, value in options.items() if name in names})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     saved_run = TrainOptions(**{**options, "resume": run_dir, "run_dir": None})

@@ -21,8 +21,8 @@ def mean_of_valid(values: Any, valid: Any) -> Any:
 def normalized_advantages(advantages: Any, returns: Any, valid: Any) -> Any:
     """Shifts and scales advantages to mean 0 and standard deviation 1 over the valid transitions.
 
-    The divisor is at least 1% of the standard deviation of the returns. Advantages that vary less than that, for example
-    after cloning, are only the critic's errors, and no reason to change the policy.
+    The divisor is at least 1% of the standard deviation of the returns. Advantages that vary less than that, as they
+    may after cloning, are only the critic's errors, and no reason to change the policy.
     """
     centred, deviation = _centred(advantages, valid)
     _, of_returns = _centred(returns, valid)

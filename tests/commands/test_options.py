@@ -143,3 +143,12 @@ def test_minibatches_of_a_resumed_run_adapt_to_other_environments_if_nobody_chos
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
     assert parse(["train", "--resume", str(tmp_path)]).minibatches == (num_minibatches or 8)
     assert parse(["train", "--resume", str(tmp_path), "--num-envs", "6"]).minibatches == expected
+
+
+@pytest.mark.parametrize("value", [0, -3])
+@pytest.mark.parametrize("num_minibatches", [None, 8])
+def test_a_saved_sequence_length_that_is_impossible_is_refused(value, num_minibatches, tmp_path, capsys):
+    saved = {**PPOConfig().to_json(), "sequence_length": value, "num_minibatches": num_minibatches}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert f"sequence_length must divide num_steps, got sequence_length={value}" in capsys.readouterr().err
