@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,32 +12,48 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs.autoreset import Stepper
 from rl_lnlstm.envs.faults import environment_name
-from rl_lnlstm.envs.make_vec import make_vec
+from rl_lnlstm.envs.make_vec import make_vec, uses_vector_entry_point
+from rl_lnlstm.envs.registry import find_spec
+from rl_lnlstm.envs.wrappers import Wrapper
 from rl_lnlstm.errors import EnvironmentFailure, warn
 from rl_lnlstm.spaces import map_leaves
 
 
-def check_env(env: Any, **arguments: Any) -> None:
+def check_env(
+    env: Any,
+    *,
+    vectorization: str = "auto",
+    wrappers: Sequence[str | Wrapper] = (),
+    env_kwargs: Mapping[str, Any] | None = None,
+    mask_key: str | None = None,
+) -> None:
     """Makes an environment, resets it, takes one step with a random action, and checks what it returns.
 
-    A `VectorEnv`, and an id that has only a vector implementation, are not tried.
+    A `VectorEnv` is not tried, nor is an id whose vector implementation `make_vec` would use.
 
     Args:
         env: as for `make_vec`.
-        **arguments: of `make_vec`, apart from the number of environments and how they are vectorised.
+        vectorization, wrappers, env_kwargs, mask_key: as for `make_vec`.
 
     Raises:
         UserError: there is no such environment, or its spaces are not supported.
         EnvironmentFailure: the environment failed, or returned something that breaks Gymnasium's rules or does not fit
             its spaces. The message says what was returned and what was expected.
     """
-    if isinstance(env, VectorEnv) or (
-        isinstance(env, str) and env in gym.registry and not gym.registry[env].entry_point
+    source = find_spec(env) if isinstance(env, str) else env
+    if isinstance(env, VectorEnv) or uses_vector_entry_point(
+        source, vectorization, AutoresetMode.NEXT_STEP, wrappers, env_kwargs or {}
     ):
         return
     problems: list[str] = []
-    arguments["wrappers"] = [*arguments.get("wrappers", ()), lambda made: _Watch(made, problems)]
-    envs = make_vec(env, 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED, **arguments)
+    envs = make_vec(
+        env,
+        vectorization="sync",
+        autoreset_mode=AutoresetMode.DISABLED,
+        wrappers=[*wrappers, lambda made: _Watch(made, problems)],
+        env_kwargs=env_kwargs,
+        mask_key=mask_key,
+    )
     with contextlib.closing(envs):
         try:
             stepper = Stepper(envs, 0)

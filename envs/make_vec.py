@@ -124,17 +124,14 @@ def make_vec(
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
 
-    if vectorization == "auto":
-        own = not around and offers_vector_entry_point(source, mode, kwargs)
-        vectorization = "vector_entry_point" if own else "sync"
-    if vectorization == "vector_entry_point":
+    if uses_vector_entry_point(source, vectorization, mode, around, kwargs):
         vector_env = _from_vector_entry_point(source, name, int(num_envs), mode, around, kwargs)
-    elif vectorization in ("sync", "async"):
+    elif vectorization in ("auto", "sync", "async"):
         makers = [
             EnvMaker(source, numbering.named(name, index), kwargs, around, info_keys) for index in range(num_envs)
         ]
         vector_env = (
-            make_sync(makers, mode) if vectorization == "sync" else make_async(makers, name, mode, timeout, numbering)
+            make_async(makers, name, mode, timeout, numbering) if vectorization == "async" else make_sync(makers, mode)
         )
         if isinstance(source, EnvSpec):
             vector_env.spec = copy.deepcopy(source)
@@ -142,6 +139,19 @@ def make_vec(
     else:
         raise UserError(f"vectorization={vectorization!r}: expected 'auto', 'sync', 'async' or 'vector_entry_point'")
     return GuardedVectorEnv(vector_env, name, max_failures, info_keys, mask_key, numbering)
+
+
+def uses_vector_entry_point(
+    source: EnvSource,
+    vectorization: str,
+    mode: AutoresetMode,
+    wrappers: Sequence[str | Wrapper],
+    kwargs: Mapping[str, Any],
+) -> bool:
+    """Whether `make_vec` makes the vector implementation of an id with these arguments, and no single environments."""
+    if vectorization == "auto":
+        return not wrappers and offers_vector_entry_point(source, mode, kwargs)
+    return vectorization == "vector_entry_point"
 
 
 def take_snapshot(envs: VectorEnv) -> list[bytes]:

@@ -53,7 +53,11 @@ def train(options: TrainOptions, stop: Stop) -> int:
             check_is_free(run_dir, "run directory", OTHER_RUN)
             if options.check_env:
                 check_env(
-                    options.env_id, wrappers=options.wrappers, env_kwargs=options.env_kwargs, mask_key=options.mask_key
+                    options.env_id,
+                    vectorization=options.vectorization,
+                    wrappers=options.wrappers,
+                    env_kwargs=options.env_kwargs,
+                    mask_key=options.mask_key,
                 )
         else:
             resources.enter_context(locked(run_dir))

@@ -9,6 +9,8 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs.registry import find_spec
+from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.policies.critic_entries import is_part_of
 
@@ -33,24 +35,28 @@ def make_evaluation_envs(
         env: a Gymnasium id, or a function that makes an environment.
         num_envs: number of environments.
         vectorization: as for `make_vec`, except "auto". It means "sync", because the environments of a vector
-            implementation cannot be seeded one by one. If only the vector implementation has the observations of
-            `trained_on`, as with Atari, it is used.
+            implementation cannot be seeded one by one. If only the vector implementation takes the `env_kwargs`, or has
+            the observations of `trained_on`, as with Atari, it is used.
         trained_on: the policy's observation space.
         **options: other arguments of `make_vec`.
     """
-    spec = gym.registry.get(env) if isinstance(env, str) else None
-    chosen = vectorization
-    if vectorization == "auto":
-        chosen = "vector_entry_point" if spec is not None and spec.entry_point is None else "sync"
-    one_by_one = chosen != "vector_entry_point"
-    mode = AutoresetMode.DISABLED if one_by_one else AutoresetMode.NEXT_STEP
-    envs = make_vec(env, num_envs, vectorization=chosen, autoreset_mode=mode, **options)
-    # Entries that only the critic sees may be missing.
-    fits = trained_on is None or is_part_of(envs.single_observation_space, trained_on)
-    has_other = getattr(envs.spec, "vector_entry_point", None) is not None and not options.get("wrappers")
-    if fits or vectorization != "auto" or not one_by_one or not has_other:
-        return envs
-    envs.close()
+    spec = find_spec(env) if isinstance(env, str) else None
+    has_vector = spec is not None and spec.vector_entry_point is not None
+    if vectorization == "auto" and spec is not None and spec.entry_point is None:
+        vectorization = "vector_entry_point"
+    may_change = vectorization == "auto" and has_vector and not options.get("wrappers")
+    mode = AutoresetMode.NEXT_STEP if vectorization == "vector_entry_point" else AutoresetMode.DISABLED
+    chosen = "sync" if vectorization == "auto" else vectorization
+    try:
+        envs = make_vec(env, num_envs, vectorization=chosen, autoreset_mode=mode, **options)
+    except UserError:
+        if not (may_change and options.get("env_kwargs")):
+            raise
+    else:
+        # Entries that only the critic sees may be missing.
+        if not may_change or trained_on is None or is_part_of(envs.single_observation_space, trained_on):
+            return envs
+        envs.close()
     return make_evaluation_envs(env, num_envs, "vector_entry_point", **options)
 
 

@@ -78,6 +78,15 @@ def test_an_observation_out_of_bounds_is_a_warning():
         check_env(type("Mine", (Good,), {"observation": {"x": X + 5, "cue": 1}}))
 
 
+def test_what_only_a_vector_implementation_takes_is_not_tried_with_single_environments():
+    """ALE's vector implementation stacks frames, its single environments do not."""
+    pytest.importorskip("ale_py")
+    for vectorization in ("auto", "vector_entry_point"):
+        check_env("ALE/Pong-v5", vectorization=vectorization, env_kwargs={"stack_num": 1})
+    with pytest.raises(UserError, match=r"does not take env_kwargs.*stack_num"):
+        check_env("ALE/Pong-v5", vectorization="sync", env_kwargs={"stack_num": 1})
+
+
 class Breaking(Good):
     def step(self, action):
         return self.deeper()

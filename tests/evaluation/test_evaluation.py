@@ -127,10 +127,16 @@ def test_an_id_is_evaluated_in_what_has_the_policys_observations():
     """Atari's vector implementation stacks and resizes frames, its single environments do not."""
     pytest.importorskip("ale_py")
     frames = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    for trained_on, expected in ((frames, (4, 84, 84)), (None, (210, 160, 3))):
-        envs = make_evaluation_envs("ALE/Pong-v5", 1, trained_on=trained_on)
+    for trained_on, kwargs, expected in (
+        (frames, {}, (4, 84, 84)),
+        (None, {}, (210, 160, 3)),
+        (None, {"stack_num": 1}, (1, 84, 84)),  # which single environments do not take
+    ):
+        envs = make_evaluation_envs("ALE/Pong-v5", 1, trained_on=trained_on, env_kwargs=kwargs)
         assert envs.single_observation_space.shape == expected
         envs.close()
+    with pytest.raises(UserError, match=r"does not take env_kwargs.*no_such_argument"):
+        make_evaluation_envs("ALE/Pong-v5", 1, env_kwargs={"no_such_argument": 1})
 
 
 @pytest.mark.parametrize(
