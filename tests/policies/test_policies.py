@@ -25,7 +25,7 @@ from tests.policies.small_policy import (
 COMPILED = {
     "tanh": {},
     "relu, separate LSTM layers": {"activation": "relu", "shared_lstm": False, "units": 16},
-    "normalised, wide": {"normalize_observations": True, "encoder_layers": (40, 33), "head_layers": (64, 17)},
+    "normalised, wide": {"normalize_observations": True, "encoder_layers": (40, 33), "head_layers": (130, 17)},
     "no layers": {"encoder_layers": (), "head_layers": ()},
     "sigmoid": {"activation": "sigmoid"},
 }
@@ -134,10 +134,11 @@ def test_the_compiled_step_notices_every_change_of_the_weights():
     given = observations_of(OBSERVATIONS, 3), *np.ones((2, 3, policy.state_size), np.float32), np.zeros(3, bool), noise
     kernel = policy.network.lstm_layers[0].recurrent_kernel.value
     before = compiled(*given)[-1]
+    step = 0.1 * tf.eye(*kernel.shape)  # no constant: in a row of the kernel, that changes nothing
     changes = [
-        lambda: kernel.assign(kernel + 0.1),
-        tf.function(lambda: kernel.assign_add(0.1 * tf.ones_like(kernel)), jit_compile=True),
-        lambda: kernel.assign_sub(0.1 * tf.eye(*kernel.shape)),
+        lambda: kernel.assign(kernel + step),
+        tf.function(lambda: kernel.assign_add(step), jit_compile=True),
+        lambda: kernel.assign_sub(step),
         *[lambda: kernel.scatter_nd_add([[0, 1], [2, 3]], [0.5, -0.5])] * 3,  # changes the variable's memory in place
         lambda: kernel.assign(tf.eye(*kernel.shape)),
     ]

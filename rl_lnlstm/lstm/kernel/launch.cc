@@ -20,7 +20,7 @@ using tensorflow::errors::InvalidArgument;
 namespace {
 
 constexpr int64_t kBlocksOfAThread = 4, kRowsOfABlock = 16;
-constexpr double kWorkOfAThread = 4e6;  // multiplications, about 50 us, as long as waking a thread takes
+constexpr double kWorkOfAThread = 2.5e6;  // multiplications, about 70 us, as long as waking a thread takes
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
   std::memset(padded, 0, parts * width * sizeof(float));
