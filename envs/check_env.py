@@ -29,7 +29,7 @@ def check_env(
 ) -> None:
     """Makes an environment, resets it, takes one step with a random action, and checks what it returns.
 
-    A `VectorEnv` is not tried, nor is an id whose vector implementation `make_vec` would use.
+    It does not try a `VectorEnv`, or an id of which `make_vec` would use the vector implementation.
 
     Args:
         env: as for `make_vec`.

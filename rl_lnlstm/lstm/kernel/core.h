@@ -84,7 +84,7 @@ struct Core {
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
   // Adds to the gradients.
   void (*backward)(const Backward&, int64_t begin, int64_t end, const WeightGradients&, float* scratch);
-  // Reads rows of `x_row` floats, and writes rows of `y_row` floats with room for the outputs rounded up to kPad.
+  // Reads rows of `x_row` floats, and writes rows of `y_row` floats with room for the outputs rounded up to kPanel.
   void (*dense)(const Dense&, int64_t rows, const float* x, int64_t x_row, float* y, int64_t y_row);
 };
 
