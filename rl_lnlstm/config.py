@@ -127,6 +127,9 @@ class PPOOptions:
     otherwise its largest divisor below 8"""
     update_epochs: Count = 5
     """passes over each rollout"""
+    vtrace: bool = False
+    """before each pass over a rollout except the first, compute the advantages anew for the policy as it is then, with
+    V-trace"""
     clip_rewards: bool = False
     """learn from the sign of each reward only, as in Mnih et al. (2015); reports show the environment's own rewards"""
     norm_adv: bool = True

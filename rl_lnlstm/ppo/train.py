@@ -21,6 +21,7 @@ from rl_lnlstm.ppo.metrics import rollout_metrics
 from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.ppo.rollout import Rollout, cut_sequences
 from rl_lnlstm.ppo.trainer import Schedule, Trainer
+from rl_lnlstm.ppo.vtrace import Steps
 
 
 class PPO(Trainer):
@@ -135,7 +136,8 @@ class PPO(Trainer):
         sequences = cut_sequences(rollout, advantages, returns, config.bptt_steps)
         learning_rate = annealed(config.learning_rate, remaining, config.anneal_lr)
         clip_coef = annealed(config.clip_coef, remaining, config.anneal_clip)
-        losses = self._updater(sequences, learning_rate, clip_coef, self.iteration + 1)
+        steps = Steps.of(rollout, rewards)
+        losses = self._updater(sequences, steps, learning_rate, clip_coef, self.iteration + 1)
         # Only after the update, so that it normalises observations as acting did.
         self.policy.update_statistics(rollout.observations, rollout.valid)
         return {

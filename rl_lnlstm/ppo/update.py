@@ -15,6 +15,7 @@ from rl_lnlstm.ppo import loss
 from rl_lnlstm.ppo.adam import Adam
 from rl_lnlstm.ppo.protocols import LearningPolicy
 from rl_lnlstm.ppo.rollout import Sequences
+from rl_lnlstm.ppo.vtrace import Steps, cut, joined, vtrace
 from rl_lnlstm.spaces import map_arrays
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,17 @@ class Updater:
         self.function = tf.function(self._update, autograph=False, jit_compile=self.config.jit_compile and not slower)
 
     def __call__(
-        self, sequences: Sequences, learning_rate: float, clip_coef: float, iteration: int
+        self, sequences: Sequences, steps: Steps, learning_rate: float, clip_coef: float, iteration: int
     ) -> dict[str, float]:
-        """Takes all gradient steps on the sequences of a rollout, and returns the means of their metrics."""
+        """Takes all gradient steps on the sequences of a rollout, and returns the means of their metrics.
+
+        Args:
+            sequences: the rollout, with advantages and returns of the policy that acted.
+            steps: the same rollout before it was cut, for V-trace.
+            learning_rate: of Adam.
+            clip_coef: the clipping range.
+            iteration: its number, for warnings.
+        """
         config, count = self.config, len(sequences.valid)
         if self._watch.changed():
             self._check_variables()
@@ -63,7 +72,8 @@ class Updater:
         minibatches = minibatches.reshape(-1, count // config.minibatches)
         self.optimizer.learning_rate.assign(learning_rate)
         arguments = tf.constant(minibatches, tf.int32), tf.constant(clip_coef, tf.float32)
-        metrics, not_finite = self.function(map_arrays(tf.convert_to_tensor, sequences), *arguments)
+        rollout = map_arrays(tf.convert_to_tensor, (sequences, steps if config.vtrace else None))
+        metrics, not_finite = self.function(*rollout, *arguments)
         if compiles:
             self._watch.settle()
         skipped = int(metrics["skipped_steps"])
@@ -94,8 +104,12 @@ class Updater:
         message = "iteration %d: %d of %d gradient steps skipped, because these were not finite: %s"
         log.warning(message, iteration, skipped, steps, self.not_finite)
 
-    def _update(self, sequences: Sequences, minibatches: Any, clip_coef: Any) -> tuple[dict[str, Any], Any]:
+    def _update(
+        self, sequences: Sequences, steps: Steps | None, minibatches: Any, clip_coef: Any
+    ) -> tuple[dict[str, Any], Any]:
         """The loop over all gradient steps; `minibatches` holds indices of sequences, `[gradient steps, sequences]`.
+
+        With `steps`, advantages and returns are computed anew before each epoch after the first one.
 
         A step is skipped if its loss or gradient is not finite, or if its minibatch has no valid transition. It then
         changes no weight and is left out of the means. Returns the means, and for each of `TERMS` and each vector of
@@ -104,8 +118,12 @@ class Updater:
         variables = [variable.value for variable in self._trained]
         limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
 
-        def body(i: Any, _: Any, taken: Any, skipped: Any, not_finite: Any, *sums: Any) -> tuple[Any, ...]:
-            minibatch = map_arrays(lambda part: tf.gather(part, minibatches[i]), sequences)
+        def body(i: Any, _: Any, targets: Any, taken: Any, skipped: Any, not_finite: Any, *sums: Any) -> Any:
+            if steps is not None:
+                another_epoch = (i > 0) & (i % self.config.minibatches == 0)
+                targets = tf.cond(another_epoch, lambda: self._targets(sequences, steps), lambda: targets)
+            current = sequences._replace(advantages=targets[0], returns=targets[1])
+            minibatch = map_arrays(lambda part: tf.gather(part, minibatches[i]), current)
             with tf.GradientTape() as tape:
                 losses = self._losses(minibatch, clip_coef)
             # Gradients are zeros for weights that the loss does not depend on, for example in an unused layer.
@@ -122,26 +140,38 @@ class Updater:
             reported = [tf.where(wanted, losses[name], 0.0) for name in REPORTED]
             sums = tuple(total + value for total, value in zip(sums, reported, strict=True))
             taken, skipped = taken + tf.cast(wanted, tf.int32), skipped + tf.cast(~finite, tf.int32)
-            return i + 1, proceed, taken, skipped, not_finite, *sums
+            return i + 1, proceed, targets, taken, skipped, not_finite, *sums
 
         count = len(minibatches) if minibatches.shape[0] is None else minibatches.shape[0]
         nothing, sums = tf.zeros([len(TERMS) + len(self.optimizer.names)], tf.bool), [0.0] * len(REPORTED)
-        done, proceed, taken, skipped, not_finite, *sums = tf.while_loop(
-            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, 0, 0, nothing, *sums)
+        targets = sequences.advantages, sequences.returns
+        done, proceed, _, taken, skipped, not_finite, *sums = tf.while_loop(
+            lambda i, proceed, *_: (i < count) & proceed, body, (0, True, targets, 0, 0, nothing, *sums)
         )
         means = {name: total / tf.cast(taken, tf.float32) for name, total in zip(REPORTED, sums, strict=True)}
         means |= {"skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}
         return means, not_finite
 
-    def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
-        """The loss of Schulman et al. (2017), equation 9, over the valid transitions, and what to report about it."""
-        config, valid = self.config, batch.valid
+    def _targets(self, sequences: Sequences, steps: Steps) -> tuple[Any, Any]:
+        """Advantages and returns of the current policy."""
+        num_envs, length = steps.values.shape[1], sequences.valid.shape[1]
+        log_probs, _, values = (joined(column, num_envs) for column in self._evaluated(sequences))
+        advantages, returns = vtrace(steps, log_probs, values, self.config.gamma, self.config.gae_lambda)
+        return cut(advantages, length), cut(returns, length)
+
+    def _evaluated(self, batch: Sequences) -> tuple[Any, Any, Any]:
+        """Log-probabilities, entropies and values with the current weights, `[sequences, sequence_length]`."""
         given = {} if batch.action_masks is None else {"action_masks": batch.action_masks}
         if self.policy.previous_reward:
             given["rewards"] = batch.rewards
-        log_probs, entropies, values = self.policy.evaluate_actions(
+        return self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts, **given
         )
+
+    def _losses(self, batch: Sequences, clip_coef: Any) -> dict[str, Any]:
+        """The loss of Schulman et al. (2017), equation 9, over the valid transitions, and what to report about it."""
+        config, valid = self.config, batch.valid
+        log_probs, entropies, values = self._evaluated(batch)
         log_ratios = tf.where(valid > 0, log_probs - batch.log_probs, 0.0)
         advantages = (
             loss.normalized_advantages(batch.advantages, batch.returns, valid) if config.norm_adv else batch.advantages

@@ -25,8 +25,8 @@ class NumpyPPO:
         parts = np.split(flat, np.cumsum([each.size for each in weights.values()])[:-1])
         return {name: part.reshape(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
 
-    def advantages(self, rollout):
-        """Sums of discounted temporal differences within episodes, NaN where nothing happened."""
+    def rewards(self, rollout):
+        """The rewards to learn from."""
         config, rewards = self.config, rollout.rewards.astype(np.float64)
         if config.normalize_rewards:
             for t, env in np.ndindex(rewards.shape):
@@ -35,20 +35,32 @@ class NumpyPPO:
                     self.sums.append(self.running[env])
                     self.running[env] *= not rollout.episode_ends[t, env]
             rewards = np.clip(rewards / np.sqrt(np.var(self.sums) + 1e-8), -10, 10)
-        bootstraps = np.where(rollout.terminations, 0.0, rollout.next_values)
-        deltas = rewards + config.gamma * bootstraps - rollout.values
-        advantages = np.full(deltas.shape, np.nan)
+        return rewards
+
+    def advantages(self, rollout, rewards, values, ratios):
+        """Sums of discounted temporal differences within episodes, NaN where nothing happened.
+
+        They are generalised advantage estimates if all `ratios` are 1. Otherwise each later difference counts as much
+        as the actions that led to it are still as probable, as in V-trace.
+        """
+        config = self.config
+        advantages = np.full(rewards.shape, np.nan)
         for start, env in np.argwhere(rollout.valid):
             advantages[start, env], weight = 0.0, 1.0
-            for t in range(start, len(deltas)):
-                advantages[start, env] += weight * deltas[t, env]
-                weight *= config.gamma * config.gae_lambda
-                if rollout.episode_ends[t, env]:
+            for t in range(start, len(rewards)):
+                end = rollout.episode_ends[t, env]
+                following = rollout.next_values[t, env] if end or t == len(rewards) - 1 else values[t + 1, env]
+                target = rewards[t, env] + config.gamma * following * (not rollout.terminations[t, env])
+                if t > start:
+                    weight *= config.gamma * config.gae_lambda * min(ratios[t, env], 1)
+                advantages[start, env] += weight * (target - values[t, env])
+                if end:
                     break
         return advantages
 
-    def losses(self, flat, rollout, advantages, clip):
-        config, length = self.config, self.config.bptt_steps
+    def outputs(self, flat, rollout):
+        """Log-probabilities, entropies and values of the rollout with these weights."""
+        length = self.config.bptt_steps
         log_probs, entropies, values = np.empty((3, *rollout.rewards.shape))
         for piece in range(len(rollout.rewards) // length):
             steps = slice(piece * length, (piece + 1) * length)
@@ -64,8 +76,13 @@ class NumpyPPO:
                 actions = actions - self.policy.action_space.start
             log_probs[steps], entropies[steps] = run.log_probs(actions).T, run.entropies().T
             values[steps] = run.values.T
+        return log_probs, entropies, values
+
+    def losses(self, flat, rollout, advantages, returns, clip):
+        config = self.config
+        log_probs, entropies, values = self.outputs(flat, rollout)
         happened = rollout.valid
-        advantage, targets = advantages[happened], (advantages + rollout.values)[happened]
+        advantage, targets = advantages[happened], returns[happened]
         if config.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         log_ratio = (log_probs - rollout.log_probs)[happened]
@@ -88,13 +105,20 @@ class NumpyPPO:
 
     def update(self, weights, rollout, learning_rate, clip):
         """All epochs: the means of the losses over the steps taken or refused, the new weights, and the returns."""
-        config, advantages, history = self.config, self.advantages(rollout), []
+        config, rewards, history = self.config, self.rewards(rollout), []
+        values, ratios = rollout.values, np.ones_like(rewards)
+        returns_at_first = self.advantages(rollout, rewards, values, ratios) + values
 
         def loss(weights):
-            return self.losses(weights, rollout, advantages, clip)["loss"]
+            return self.losses(weights, rollout, advantages, returns, clip)["loss"]
 
         for _ in range(config.update_epochs):
-            history.append(self.losses(weights, rollout, advantages, clip))
+            if config.vtrace:
+                log_probs, _, values = self.outputs(weights, rollout)
+                ratios = np.exp(log_probs - rollout.log_probs)
+            advantages = self.advantages(rollout, rewards, values, ratios)
+            returns = values + np.minimum(ratios, 1) * advantages
+            history.append(self.losses(weights, rollout, advantages, returns, clip))
             if config.target_kl is not None and history[-1]["approx_kl"] > 1.5 * config.target_kl:
                 break
             gradient = central_differences(loss, weights)
@@ -102,7 +126,7 @@ class NumpyPPO:
             gradient *= min(1.0, config.max_grad_norm / self.gradient_norms[-1])
             weights = weights - self.adam(gradient, learning_rate)
         means = {name: np.mean([losses[name] for losses in history]) for name in LOSSES}
-        return means, weights, (advantages + rollout.values)[rollout.valid]
+        return means, weights, returns_at_first[rollout.valid]
 
     def adam(self, gradient, learning_rate):
         """Kingma and Ba (2015), section 2, in the efficient order of its last paragraph."""

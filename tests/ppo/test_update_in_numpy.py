@@ -32,6 +32,14 @@ UPDATES = {
         },
         {"mode": SAME_STEP, "action_space": gym.spaces.Discrete(2)},
     ),
+    # Each environment has two sequences, so that a mistake in their order shows.
+    "vtrace": (
+        {
+            **{"vtrace": True, "sequence_length": 3, "learning_rate": 0.02, "clip_coef": 0.05},
+            **{"normalize_rewards": True, **FEW},
+        },
+        {"mode": NEXT_STEP, "action_space": gym.spaces.Discrete(3)},
+    ),
 }
 
 
@@ -71,7 +79,8 @@ def test_the_update_is_that_of_the_papers(config, env, intercept):
     assert not clipped.any() if ppo.config.max_grad_norm == 100 else clipped.any()
 
 
-def test_transitions_that_never_happened_have_no_influence(intercept):
+@pytest.mark.parametrize("vtrace", [False, True])
+def test_transitions_that_never_happened_have_no_influence(intercept, vtrace):
     """Changing final observations, rewards at resets and all invalid entries gives bitwise the same training.
 
     Episodes terminate here, because a truncated episode uses its final observation.
@@ -92,10 +101,13 @@ def test_transitions_that_never_happened_have_no_influence(intercept):
         for name in ("log_probs", "values", "advantages", "returns"):
             column = getattr(sequences, name)
             replaced[name] = np.where(never, rng.normal(0, 10, never.shape).astype(column.dtype), column)
+        for column in (rollout.log_probs, rollout.values, rollout.next_values):
+            column[~rollout.valid] = rng.normal(0, 10, (~rollout.valid).sum())
         return sequences._replace(**replaced)
 
     def train(envs, see):
         config = {"update_epochs": 3, "num_minibatches": 2, "learning_rate": 0.01, "clip_vloss": True, "ent_coef": 0.1}
+        config["vtrace"] = vtrace
         intercept(see)
         ppo = tiny_ppo(envs, normalize_observations=True, normalize_rewards=True, **config)
         metrics = iterate(ppo, 3)
