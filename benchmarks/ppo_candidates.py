@@ -83,6 +83,7 @@ class Ours:
             num_envs=options.num_envs,
             num_steps=options.num_steps,
             update_epochs=options.update_epochs,
+            vtrace=False,  # as the others
             num_minibatches=options.num_minibatches,
             units=options.units,
             shared_lstm=True,

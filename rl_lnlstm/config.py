@@ -30,6 +30,7 @@ from rl_lnlstm.other_names import name_here
 from rl_lnlstm.rollout_sizes import default_minibatches, default_sequence_length
 
 AUTO = "auto"
+BEFORE = {"rescale_actions": False, "vtrace": False}  # what earlier versions did, which had no such options
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
 FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
 
@@ -127,7 +128,7 @@ class PPOOptions:
     otherwise its largest divisor below 8"""
     update_epochs: Count = 5
     """passes over each rollout"""
-    vtrace: bool = False
+    vtrace: bool = True
     """before each pass over a rollout except the first, compute the advantages anew for the policy as it is then, with
     V-trace"""
     clip_rewards: bool = False

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rl_lnlstm.config import WorkerOptions, make_config, upgraded
+from rl_lnlstm.config import BEFORE, PPOOptions, WorkerOptions, make_config, upgraded
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json, replacing_file
 from rl_lnlstm.option_types import from_json
@@ -27,6 +27,7 @@ _ATARI: dict[str, Any] = {
     "sequence_length": 128,
     "num_minibatches": 4,
     "update_epochs": 4,
+    "vtrace": False,
     "clip_rewards": True,
     "learning_rate": 2.5e-4,
     "clip_coef": 0.1,
@@ -50,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.95,
         "num_minibatches": 4,
         "update_epochs": 5,
+        "vtrace": False,
         "normalize_observations": True,
         "normalize_rewards": True,
         "units": 64,
@@ -66,6 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.95,
         "num_minibatches": 8,
         "update_epochs": 10,
+        "vtrace": False,
         "anneal_clip": True,
         "normalize_rewards": True,
         "units": 64,
@@ -87,6 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.9,
         "num_minibatches": 8,
         "update_epochs": 5,
+        "vtrace": False,
         "normalize_observations": True,
         "normalize_rewards": True,
         "units": 32,
@@ -108,6 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.98,
         "num_minibatches": 16,
         "update_epochs": 10,
+        "vtrace": False,
         "normalize_rewards": True,
         "units": 64,
         "shared_lstm": False,
@@ -123,6 +128,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-4,
         "num_minibatches": 16,
         "update_epochs": 10,
+        "vtrace": False,
         "target_kl": 0.02,
         "normalize_observations": True,
         "normalize_rewards": True,
@@ -140,6 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "num_minibatches": 4,
         "update_epochs": 4,
+        "vtrace": False,
         "normalize_observations": True,
         "normalize_rewards": True,
         "units": 64,
@@ -155,6 +162,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "num_minibatches": 8,
         "update_epochs": 4,
+        "vtrace": False,
         "ent_coef": 0.01,
         "normalize_rewards": False,
         "units": 64,
@@ -170,6 +178,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "num_minibatches": 32,
         "update_epochs": 10,
+        "vtrace": False,
         "normalize_observations": True,
         "normalize_rewards": True,
         "units": 64,
@@ -187,6 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "num_minibatches": 32,
         "update_epochs": 10,
+        "vtrace": False,
         "normalize_rewards": True,
         "shared_lstm": True,
         "log_std_init": -2.0,
@@ -203,6 +213,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "num_minibatches": 4,
         "update_epochs": 4,
+        "vtrace": False,
         "ent_coef": 0.01,
         "normalize_rewards": False,
         "shared_lstm": True,
@@ -216,6 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 0.0,
         "num_minibatches": 4,
         "update_epochs": 10,
+        "vtrace": False,
         "normalize_rewards": False,
         "shared_lstm": True,
     },
@@ -242,6 +254,8 @@ def read_preset(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else printable(error)
         raise UserError(f"preset {path} cannot be read: {reason}") from error
+    if {field.name for field in dataclasses.fields(PPOOptions)} <= content.keys() | BEFORE.keys():
+        content = {**BEFORE, **content}  # with all other options, it is from an earlier version of rl-lnlstm tune
     try:
         make_config(**content)
     except UserError as error:

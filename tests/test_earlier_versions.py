@@ -5,6 +5,7 @@ weights, and `expected.json` holds the values and the most probable actions that
 """
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import tensorflow as tf
 from gymnasium.vector.utils import batch_space
 
-from rl_lnlstm import load_policy
+from rl_lnlstm import PPOConfig, load_policy
 from rl_lnlstm.commands import main
 from rl_lnlstm.commands.training_options import saved_options
+from rl_lnlstm.presets import read_preset, write_preset
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())
@@ -69,3 +71,15 @@ def test_a_run_keeps_the_defaults_that_it_started_with(tmp_path, saved, expected
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_minibatches": None, **saved}))
     options = saved_options(tmp_path)
     assert (options.sequence_length, options.num_minibatches) == expected
+    assert not options.vtrace
+
+
+def test_a_tuned_preset_keeps_the_algorithm_that_it_was_tuned_for(tmp_path):
+    path, short = tmp_path / "preset.json", tmp_path / "short.json"
+    options = dataclasses.asdict(PPOConfig())
+    write_preset(path, {name: value for name, value in options.items() if name != "vtrace"})
+    assert read_preset(path)["vtrace"] is False
+    write_preset(path, options)
+    assert read_preset(path)["vtrace"] is True
+    write_preset(short, {"learning_rate": 1e-3})  # nothing says that an earlier version wrote it
+    assert read_preset(short) == {"learning_rate": 1e-3}

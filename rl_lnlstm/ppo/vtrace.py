@@ -52,13 +52,17 @@ def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: 
     values = tf.where(steps.valid, values, steps.values)
     following = tf.concat([values[1:], steps.next_values[-1:]], 0)
     following = tf.where(steps.episode_ends, steps.next_values, following)
-    deltas = steps.rewards + gamma * tf.where(steps.terminations, 0.0, following) - values
-    next_ratios = tf.concat([ratios[1:], tf.ones_like(ratios[:1])], 0)
-    carry = tf.where(steps.episode_ends, 0.0, gamma * gae_lambda * next_ratios)
-    advantages = tf.scan(
-        lambda after, step: step[0] + step[1] * after, (deltas, carry), tf.zeros_like(deltas[0]), reverse=True
+    following = tf.where(steps.terminations, 0.0, following)
+    deltas = steps.rewards + gamma * following - values
+    carry = tf.where(steps.episode_ends, 0.0, gamma * gae_lambda)
+    corrections = tf.scan(  # v_s - V(s), by the recursion in remark 1
+        lambda after, step: step[2] * (step[0] + step[1] * after),
+        (deltas, carry, ratios),
+        tf.zeros_like(deltas[0]),
+        reverse=True,
     )
-    return advantages, values + ratios * advantages
+    after = tf.concat([corrections[1:], tf.zeros_like(corrections[:1])], 0)
+    return deltas + carry * after, values + corrections
 
 
 def joined(column: Any, num_envs: int) -> Any:
