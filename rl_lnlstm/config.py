@@ -30,7 +30,7 @@ from rl_lnlstm.other_names import name_here
 from rl_lnlstm.rollout_sizes import default_minibatches, default_sequence_length
 
 AUTO = "auto"
-BEFORE = {"rescale_actions": False, "vtrace": False}  # what earlier versions did, which had no such options
+BEFORE = {"rescale_actions": False, "vtrace": False}  # what versions without these options did
 PolicyClass = typing.TypeVar("PolicyClass", bound=type)
 FIXED = "fixed"  # marks an option that a resumed run must not change, because it would become a different run
 
@@ -129,8 +129,8 @@ class PPOOptions:
     update_epochs: Count = 5
     """passes over each rollout"""
     vtrace: bool = True
-    """before each pass over a rollout except the first, compute the advantages anew for the policy as it is then, with
-    V-trace"""
+    """before each pass except the first, compute the advantages again with the current policy, by V-trace (Espeholt et
+    al. 2018)"""
     clip_rewards: bool = False
     """learn from the sign of each reward only, as in Mnih et al. (2015); reports show the environment's own rewards"""
     norm_adv: bool = True

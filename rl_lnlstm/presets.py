@@ -16,8 +16,8 @@ from rl_lnlstm.files import read_json, replacing_file
 from rl_lnlstm.option_types import from_json
 
 # As CleanRL's ppo_atari_lstm.py: single frames, so the LSTM must remember where things move. But they are normalised.
-# With four stacked frames, Pong improved after 30,000 frames with normalisation. Without normalisation, there was no
-# progress after 280,000 frames, and half of the first layer's units were dead.
+# With four stacked frames and normalisation, Pong improved after 30,000 frames. Without normalisation, it had not
+# improved after 280,000 frames, and half of the first layer's units had died.
 _ATARI: dict[str, Any] = {
     "env_kwargs": {"stack_num": 1},
     "total_timesteps": 10_000_000,

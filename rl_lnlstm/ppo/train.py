@@ -136,7 +136,7 @@ class PPO(Trainer):
         sequences = cut_sequences(rollout, advantages, returns, config.bptt_steps)
         learning_rate = annealed(config.learning_rate, remaining, config.anneal_lr)
         clip_coef = annealed(config.clip_coef, remaining, config.anneal_clip)
-        steps = Steps.of(rollout, rewards)
+        steps = Steps.of(rollout, rewards) if config.vtrace else None
         losses = self._updater(sequences, steps, learning_rate, clip_coef, self.iteration + 1)
         # Only after the update, so that it normalises observations as acting did.
         self.policy.update_statistics(rollout.observations, rollout.valid)

@@ -52,13 +52,13 @@ class Updater:
         self.function = tf.function(self._update, autograph=False, jit_compile=self.config.jit_compile and not slower)
 
     def __call__(
-        self, sequences: Sequences, steps: Steps, learning_rate: float, clip_coef: float, iteration: int
+        self, sequences: Sequences, steps: Steps | None, learning_rate: float, clip_coef: float, iteration: int
     ) -> dict[str, float]:
         """Takes all gradient steps on the sequences of a rollout, and returns the means of their metrics.
 
         Args:
             sequences: the rollout, with advantages and returns of the policy that acted.
-            steps: the same rollout before it was cut, for V-trace.
+            steps: the same rollout before it was cut, for V-trace; None: without V-trace.
             learning_rate: of Adam.
             clip_coef: the clipping range.
             iteration: its number, for warnings.
@@ -72,7 +72,7 @@ class Updater:
         minibatches = minibatches.reshape(-1, count // config.minibatches)
         self.optimizer.learning_rate.assign(learning_rate)
         arguments = tf.constant(minibatches, tf.int32), tf.constant(clip_coef, tf.float32)
-        rollout = map_arrays(tf.convert_to_tensor, (sequences, steps if config.vtrace else None))
+        rollout = map_arrays(tf.convert_to_tensor, (sequences, steps))
         metrics, not_finite = self.function(*rollout, *arguments)
         if compiles:
             self._watch.settle()
@@ -109,7 +109,7 @@ class Updater:
     ) -> tuple[dict[str, Any], Any]:
         """The loop over all gradient steps; `minibatches` holds indices of sequences, `[gradient steps, sequences]`.
 
-        With `steps`, advantages and returns are computed anew before each epoch after the first one.
+        With `steps`, V-trace computes advantages and returns again before each epoch except the first.
 
         A step is skipped if its loss or gradient is not finite, or if its minibatch has no valid transition. It then
         changes no weight and is left out of the means. Returns the means, and for each of `TERMS` and each vector of

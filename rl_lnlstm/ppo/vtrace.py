@@ -66,12 +66,12 @@ def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: 
 
 
 def joined(column: Any, num_envs: int) -> Any:
-    """The inverse of `cut_sequences` for one column: `[sequences, length]` to `[num_steps, num_envs]`."""
+    """Joins what `cut_sequences` has cut: one column `[sequences, length]` becomes `[num_steps, num_envs]` again."""
     length = column.shape[1]
     return tf.reshape(tf.transpose(tf.reshape(column, [-1, num_envs, length]), [0, 2, 1]), [-1, num_envs])
 
 
 def cut(column: Any, length: int) -> Any:
-    """The inverse of `joined`."""
+    """Cuts one column as `cut_sequences` does, but in a graph: `[num_steps, num_envs]` to `[sequences, length]`."""
     num_envs = column.shape[1]
     return tf.reshape(tf.transpose(tf.reshape(column, [-1, length, num_envs]), [0, 2, 1]), [-1, length])

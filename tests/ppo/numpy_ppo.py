@@ -106,8 +106,8 @@ class NumpyPPO:
     def update(self, weights, rollout, learning_rate, clip):
         """All epochs: the means of the losses over the steps taken or refused, the new weights, and the returns."""
         config, rewards, history = self.config, self.rewards(rollout), []
-        values, ratios = rollout.values, np.ones_like(rewards)
-        returns_at_first = self.advantages(rollout, rewards, values, ratios) + values
+        advantages = self.advantages(rollout, rewards, rollout.values, np.ones_like(rewards))
+        returns = first_returns = advantages + rollout.values
 
         def loss(weights):
             return self.losses(weights, rollout, advantages, returns, clip)["loss"]
@@ -116,8 +116,8 @@ class NumpyPPO:
             if config.vtrace:
                 log_probs, _, values = self.outputs(weights, rollout)
                 ratios = np.exp(log_probs - rollout.log_probs)
-            advantages = self.advantages(rollout, rewards, values, ratios)
-            returns = values + np.minimum(ratios, 1) * advantages
+                advantages = self.advantages(rollout, rewards, values, ratios)
+                returns = values + np.minimum(ratios, 1) * advantages
             history.append(self.losses(weights, rollout, advantages, returns, clip))
             if config.target_kl is not None and history[-1]["approx_kl"] > 1.5 * config.target_kl:
                 break
@@ -126,7 +126,7 @@ class NumpyPPO:
             gradient *= min(1.0, config.max_grad_norm / self.gradient_norms[-1])
             weights = weights - self.adam(gradient, learning_rate)
         means = {name: np.mean([losses[name] for losses in history]) for name in LOSSES}
-        return means, weights, returns_at_first[rollout.valid]
+        return means, weights, first_returns[rollout.valid]
 
     def adam(self, gradient, learning_rate):
         """Kingma and Ba (2015), section 2, in the efficient order of its last paragraph."""

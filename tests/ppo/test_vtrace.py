@@ -19,7 +19,7 @@ def recorded(seed, num_steps=23, num_envs=5, end_probability=0.2):
 
 
 def current(seed, shape):
-    """Log-probabilities and values of a policy that has become another one."""
+    """Random log-probabilities and values, as if the policy had changed since it acted."""
     return np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float32)
 
 
