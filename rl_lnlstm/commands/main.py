@@ -22,6 +22,7 @@ from rl_lnlstm.commands.options import (
     ReportOptions,
     parse,
 )
+from rl_lnlstm.commands.program_cache import use_program_cache
 from rl_lnlstm.commands.seeds import train_seeds
 from rl_lnlstm.commands.signals import Stop, signals
 from rl_lnlstm.commands.training_options import TrainOptions
@@ -72,6 +73,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         with stop.at_once():
             return plot(options) if isinstance(options, PlotOptions) else compare(options)
     import_tensorflow_quietly()
+    use_program_cache()
     # Import here, because these modules import TensorFlow.
     from rl_lnlstm.commands.card import card
     from rl_lnlstm.commands.evaluate import evaluate

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from rl_lnlstm.cache import CacheError
 from rl_lnlstm.lstm.kernel.build import BuildError
 
 
@@ -12,7 +13,7 @@ from rl_lnlstm.lstm.kernel.build import BuildError
 def test_a_cache_that_others_may_write_to_is_refused(mode, project):
     project.cache.mkdir()
     project.cache.chmod(mode)
-    with pytest.raises(BuildError, match="others may write"):
+    with pytest.raises(CacheError, match="others may write"):
         project.build()
     assert not project.compiled
 
@@ -20,14 +21,14 @@ def test_a_cache_that_others_may_write_to_is_refused(mode, project):
 def test_a_built_library_is_refused_once_others_may_write_to_it(project):
     folder = project.build().parent
     folder.chmod(0o777)
-    with pytest.raises(BuildError, match="others may write"):
+    with pytest.raises(CacheError, match="others may write"):
         project.build()
 
 
 def test_another_users_cache_is_refused(project, monkeypatch):
     project.build()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(BuildError, match="belongs to another user"):
+    with pytest.raises(CacheError, match="belongs to another user"):
         project.build()
 
 
@@ -71,7 +72,7 @@ def test_a_cache_under_a_folder_that_others_may_write_to_is_refused(mode, above,
     try:
         if mode == 0o775 and os.geteuid() != 0:
             return  # the group may be of this user alone
-        with pytest.raises(BuildError, match=rf"others may write to {place} .*chmod go-w"):
+        with pytest.raises(CacheError, match=rf"others may write to {place} .*chmod go-w"):
             project.build()
     finally:
         place.chmod(0o700)
@@ -92,5 +93,5 @@ def test_a_link_to_a_folder_that_others_may_write_to_is_refused(project):
     place.chmod(0o777)
     (project.folder / "link").symlink_to(place)
     project.cache = project.folder / "link" / "cache"
-    with pytest.raises(BuildError, match="others may write"):
+    with pytest.raises(CacheError, match="others may write"):
         project.build()

@@ -17,6 +17,7 @@ from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
+from rl_lnlstm.cache import CacheError
 from rl_lnlstm.lstm.equations import State, Tensor, Weights, centre
 from rl_lnlstm.lstm.kernel.build import BuildError, library
 from rl_lnlstm.lstm.portable import is_portable
@@ -57,7 +58,7 @@ def _loaded() -> tuple[Any, Any]:
             # operation. `tf.init_scope` does not leave a plain `tf.Graph`.
             with concurrent.futures.ThreadPoolExecutor(1) as thread:
                 thread.submit(module.rl_lnlstm_use_threads).result()
-    except (BuildError, tf.errors.NotFoundError) as error:
+    except (BuildError, CacheError, tf.errors.NotFoundError) as error:
         LOGGER.warning("backend: while_loop, because the kernel cannot be built: %s", error)
         return None, None
     LOGGER.info("backend: kernel, %s", built)

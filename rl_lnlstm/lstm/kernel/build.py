@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
 import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rl_lnlstm.cache import cache_folder, digest_of, is_unchanged, key_of, private_folder
 from rl_lnlstm.errors import UserError
 
 LOGGER = logging.getLogger("rl_lnlstm")
 SOURCES = Path(__file__).parent
 LIBRARY = "rl_lnlstm_kernel.so"
 LOCK = "lock"  # a file: locked while a process builds; contains the digest of the library
-WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-ANOTHER_CACHE = "set RL_LNLSTM_CACHE to a folder that only you can write to"
 FLAGS = ("-O3", "-fPIC", "-std=c++17", "-DNDEBUG", "-fno-math-errno", "-w")
 
 
@@ -41,15 +38,15 @@ class Unit(NamedTuple):
 def library(force: bool = False) -> Path:
     """The shared library of the operations. It is built if this user's cache does not contain it.
 
-    The cache is `$RL_LNLSTM_CACHE`, or `rl_lnlstm` in `$XDG_CACHE_HOME` or in `~/.cache`. `$CXX` names the compiler,
-    `$RL_LNLSTM_CXXFLAGS` adds flags, for example for a sanitizer.
+    The cache is `cache_folder()`. `$CXX` names the compiler, `$RL_LNLSTM_CXXFLAGS` adds flags, for example for a
+    sanitizer.
 
     Args:
         force: build again even if the cache contains the library.
 
     Raises:
-        BuildError: there is neither a compiler nor a library in the cache, the compiler fails, or other users may write
-            to the cache.
+        BuildError: there is neither a compiler nor a library in the cache, or the compiler fails.
+        CacheError: other users may write to the cache.
     """
     import tensorflow as tf
 
@@ -70,7 +67,7 @@ def library(force: bool = False) -> Path:
     included = [path for pattern in ("*.h", "*.inc", "*.cc") for path in SOURCES.rglob(pattern)]
     link = (*tf.sysconfig.get_link_flags(), *[f"-l:{xla.name}"] * xla.exists(), *extra)
     units = [Unit(unit.source, (*FLAGS, *unit.flags, *extra)) for unit in units]
-    return build(units, included, link, _cache(), tf.__version__, force)
+    return build(units, included, link, cache_folder(), tf.__version__, force)
 
 
 def build(
@@ -82,7 +79,7 @@ def build(
     compiler, a library that another compiler built from the same sources is used.
 
     Raises:
-        BuildError: as `library` does.
+        BuildError, CacheError: as `library` does.
     """
     try:
         import fcntl  # Windows does not have it, but must be able to import the package
@@ -94,7 +91,7 @@ def build(
     try:
         if compiler is None:
             return _built_by_any_compiler(cache, sources)
-        folder = _private(_private(cache) / f"{sources}-{_compiler_key(compiler)}")
+        folder = private_folder(private_folder(cache) / f"{sources}-{_compiler_key(compiler)}")
         path = folder / LIBRARY
         if not force and _is_whole(folder):  # needs no lock, so the cache may be read-only
             return path
@@ -108,7 +105,7 @@ def build(
                 LOGGER.warning("compiling the CPU kernel: once, about 20 s")
                 built = _compile(units, link, compiler, Path(temporary))
                 built.chmod(0o700)
-                digest = _digest(built)
+                digest = digest_of(built)
                 if path.is_dir():
                     shutil.rmtree(path)
                 os.replace(built, path)
@@ -128,24 +125,12 @@ def _built_by_any_compiler(cache: Path, sources: str) -> Path:
             "before with the same sources, TensorFlow and flags"
         )
     newest = max(built, key=lambda folder: (folder / LIBRARY).stat().st_mtime)
-    return _private(_private(cache) / newest.name) / LIBRARY
+    return private_folder(private_folder(cache) / newest.name) / LIBRARY
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the library is undamaged: its digest matches the lock file, and other users cannot write to it."""
-    path = folder / LIBRARY
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & WRITABLE_BY_OTHERS:
-            return False
-        return _digest(path) == (folder / LOCK).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Whether the library is undamaged: the lock file contains its digest."""
+    return is_unchanged(folder / LIBRARY, folder / LOCK)
 
 
 def _source_key(units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], version: str) -> str:
@@ -156,16 +141,12 @@ def _source_key(units: Sequence[Unit], included: Sequence[Path], link: Sequence[
     except OSError as error:
         raise BuildError(f"the kernel's sources cannot be read: {error}") from None
     flags = [f"{unit.source.name} {shlex.join(unit.flags)}" for unit in units]
-    return _hash([version, platform.machine(), *link, *texts, *flags])
+    return key_of([version, platform.machine(), *link, *texts, *flags])
 
 
 def _compiler_key(compiler: Sequence[str]) -> str:
     """A key of the compiler and its version."""
-    return _hash([*compiler, _run_all([[*compiler, "--version"]])[0]])
-
-
-def _hash(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return key_of([*compiler, _run_all([[*compiler, "--version"]])[0]])
 
 
 def _compile(units: Sequence[Unit], link: Sequence[str], compiler: Sequence[str], folder: Path) -> Path:
@@ -179,54 +160,6 @@ def _compile(units: Sequence[Unit], link: Sequence[str], compiler: Sequence[str]
     built = folder / LIBRARY
     _run_all([[*compiler, "-shared", *objects, *link, "-o", str(built)]])
     return built
-
-
-def _cache() -> Path:
-    own, users = os.environ.get("RL_LNLSTM_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(own).absolute() if own else Path(users or Path.home() / ".cache").absolute() / "rl_lnlstm"
-    except RuntimeError as error:  # the user has no home directory
-        raise BuildError(f"no place for the kernel's cache: {error}; set RL_LNLSTM_CACHE") from None
-
-
-def _private(folder: Path) -> Path:
-    """Makes the folder if it is missing, and checks that no other user may write to it, because its code is run.
-
-    Anybody who may write to a folder above could replace it. So these folders must belong to this user or to root, and
-    must not be writable for others. Sticky folders like /tmp are fine, because users can rename only their own files in
-    them.
-    """
-    # Make each folder separately. With `parents=True`, the umask would set the mode of those above.
-    for place in (*reversed(folder.parents), folder):
-        place.mkdir(mode=0o700, exist_ok=True)
-        status = place.stat()
-        is_above = place != folder
-        if status.st_uid != os.geteuid() and not (is_above and status.st_uid == 0):
-            raise BuildError(
-                f"the kernel's cache {folder} is not used, because {place} belongs to another user (its number is "
-                f"{status.st_uid}): {ANOTHER_CACHE}"
-            )
-        is_open = status.st_mode & WRITABLE_BY_OTHERS and not (is_above and status.st_mode & stat.S_ISVTX)
-        if is_open and not (is_above and _only_by_own_group(status)):
-            raise BuildError(
-                f"the kernel's cache {folder} is not used, because others may write to {place} (its mode is "
-                f"{stat.S_IMODE(status.st_mode):o}): run `chmod go-w {shlex.quote(str(place))}`, or {ANOTHER_CACHE}"
-            )
-    return folder
-
-
-def _only_by_own_group(status: os.stat_result) -> bool:
-    """Whether only the user's own group may write. Many systems make such a group for each user (not for root)."""
-    import grp
-    import pwd
-
-    if status.st_mode & stat.S_IWOTH or os.geteuid() == 0:
-        return False
-    try:
-        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(status.st_gid)
-    except KeyError:
-        return False
-    return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _compiler() -> list[str] | None:

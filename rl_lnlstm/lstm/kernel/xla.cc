@@ -1,10 +1,6 @@
 // The layer's operations under XLA on CPUs. They become custom calls for known sizes.
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "launch.h"
@@ -27,12 +23,12 @@ class Client;
 #include "tensorflow/compiler/tf2xla/xla_op_registry.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
-#include "xla/service/custom_call_target_registry.h"
-
-struct XlaCustomCallStatus_;
+#include "xla/ffi/api/ffi.h"
 
 namespace rl_lnlstm {
 namespace {
+
+namespace ffi = xla::ffi;
 
 // XLA gives custom calls no threads, so they use the threads that RlLnlstm>UseThreads found.
 ThreadPool* threads = nullptr;
@@ -50,76 +46,67 @@ class UseThreadsOp : public tensorflow::OpKernel {
   }
 };
 
-struct Call {
-  Sizes sizes;
-  int masked, keep;
-};
-
-std::string Text(const Call& call) {
-  const Sizes& s = call.sizes;
-  char text[160];
-  std::snprintf(text, sizeof text, "%lld %lld %lld %lld %d %d %d", static_cast<long long>(s.time),
-                static_cast<long long>(s.batch), static_cast<long long>(s.features), static_cast<long long>(s.units),
-                s.time_major, call.masked, call.keep);
-  return text;
+// The data of a custom call's input or output.
+float* In(const ffi::RemainingArgs& inputs, size_t i) {
+  return static_cast<float*>(inputs.get<ffi::AnyBuffer>(i)->untyped_data());
+}
+float* Out(const ffi::RemainingRets& outputs, size_t i) {
+  return static_cast<float*>((*outputs.get<ffi::AnyBuffer>(i))->untyped_data());
 }
 
-// Parses what `Text` writes.
-Call Parse(const char* text, size_t size) {
-  long long time, batch, features, units;
-  int time_major;
-  Call call{};
-  std::sscanf(std::string(text, size).c_str(), "%lld %lld %lld %lld %d %d %d", &time, &batch, &features, &units,
-              &time_major, &call.masked, &call.keep);
-  call.sizes = {time, batch, features, units, time_major != 0};
-  return call;
+Sizes SizesOf(const ffi::RemainingArgs& in, bool time_major) {
+  const auto inputs = in.get<ffi::AnyBuffer>(0)->dimensions(), c0 = in.get<ffi::AnyBuffer>(3)->dimensions();
+  return {inputs[time_major ? 0 : 1], inputs[time_major ? 1 : 0], inputs[2], c0[1], time_major};
 }
 
-// A custom call cannot return an error.
-void NanUnless(const absl::Status& status, float* data, int64_t size) {
-  if (!status.ok()) std::fill(data, data + size, NAN);
+ffi::Error ErrorOf(const absl::Status& status) {  // both have the same codes
+  return ffi::Error(static_cast<XLA_FFI_Error_Code>(status.code()), std::string(status.message()));
 }
 
-// Inputs and outputs are the same as for RlLnlstm>Forward, and below for RlLnlstm>Backward.
-void CallForward(void* out, const void** in, const char* text, size_t size, XlaCustomCallStatus_*) {
-  const Call call = Parse(text, size);
-  const auto input = [&](int i) { return static_cast<const float*>(in[i]); };
-  const auto output = [&](int i) { return static_cast<float*>(static_cast<void**>(out)[i]); };
-  const auto kept = [&](int i) { return call.keep ? output(i) : nullptr; };
+// Inputs, outputs and attributes are the same as for RlLnlstm>Forward, and below for RlLnlstm>Backward.
+ffi::Error CallForward(bool keep, bool masked, bool time_major, ffi::RemainingArgs in, ffi::RemainingRets out) {
+  const auto kept = [&](int i) { return keep ? Out(out, i) : nullptr; };
   Forward f{};
-  f.sizes = call.sizes;
-  f.inputs = input(0), f.masks = call.masked ? input(1) : nullptr, f.h0 = input(2), f.c0 = input(3);
-  const Weights weights{input(4), input(5), input(6), input(7), input(8), input(9), input(10)};
-  f.outputs = output(0), f.h = output(1), f.c = output(2);
+  f.sizes = SizesOf(in, time_major);
+  f.inputs = In(in, 0), f.masks = masked ? In(in, 1) : nullptr, f.h0 = In(in, 2), f.c0 = In(in, 3);
+  const Weights weights{In(in, 4), In(in, 5), In(in, 6), In(in, 7), In(in, 8), In(in, 9), In(in, 10)};
+  f.outputs = Out(out, 0), f.h = Out(out, 1), f.c = Out(out, 2);
   f.x_hat = kept(3), f.r_hat = kept(4), f.cells = kept(5);
   f.x_scale = kept(6), f.r_scale = kept(7), f.c_scale = kept(8);
-  NanUnless(LaunchForward(threads, weights, f), f.outputs, f.sizes.steps() * f.sizes.units);
+  return ErrorOf(LaunchForward(threads, weights, f));
 }
 
-void CallBackward(void* out, const void** in, const char* text, size_t size, XlaCustomCallStatus_*) {
-  const Call call = Parse(text, size);
-  const auto input = [&](int i) { return static_cast<const float*>(in[i]); };
-  const auto output = [&](int i) { return static_cast<float*>(static_cast<void**>(out)[i]); };
+ffi::Error CallBackward(bool masked, bool time_major, ffi::RemainingArgs in, ffi::RemainingRets out) {
   Backward b{};
-  b.sizes = call.sizes;
-  b.inputs = input(0), b.masks = call.masked ? input(1) : nullptr, b.h0 = input(2), b.c0 = input(3);
-  const Weights weights{nullptr, input(4), input(5), input(6), input(7), input(8), input(9)};
-  b.outputs = input(10), b.x_hat = input(11), b.r_hat = input(12), b.cells = input(13);
-  b.x_scale = input(14), b.r_scale = input(15), b.c_scale = input(16);
-  b.d_outputs = input(17), b.d_h = input(18), b.d_c = input(19);
-  b.d_product = output(0), b.d_h0 = output(1), b.d_c0 = output(2);
-  NanUnless(LaunchBackward(threads, weights, b, {output(3), output(4), output(5), output(6), output(7), output(8),
-                                                 output(9)}),
-            b.d_product, b.sizes.steps() * 4 * b.sizes.width());
+  b.sizes = SizesOf(in, time_major);
+  b.inputs = In(in, 0), b.masks = masked ? In(in, 1) : nullptr, b.h0 = In(in, 2), b.c0 = In(in, 3);
+  const Weights weights{nullptr, In(in, 4), In(in, 5), In(in, 6), In(in, 7), In(in, 8), In(in, 9)};
+  b.outputs = In(in, 10), b.x_hat = In(in, 11), b.r_hat = In(in, 12), b.cells = In(in, 13);
+  b.x_scale = In(in, 14), b.r_scale = In(in, 15), b.c_scale = In(in, 16);
+  b.d_outputs = In(in, 17), b.d_h = In(in, 18), b.d_c = In(in, 19);
+  b.d_product = Out(out, 0), b.d_h0 = Out(out, 1), b.d_c0 = Out(out, 2);
+  return ErrorOf(LaunchBackward(threads, weights, b, {Out(out, 3), Out(out, 4), Out(out, 5), Out(out, 6), Out(out, 7),
+                                                      Out(out, 8), Out(out, 9)}));
 }
+
+XLA_FFI_DEFINE_HANDLER(kForward, CallForward,
+                       ffi::Ffi::Bind().Attr<bool>("keep").Attr<bool>("masked").Attr<bool>("time_major")
+                           .RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER(kBackward, CallBackward,
+                       ffi::Ffi::Bind().Attr<bool>("masked").Attr<bool>("time_major").RemainingArgs().RemainingRets());
+XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), "rl_lnlstm_forward", "Host", kForward);
+XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), "rl_lnlstm_backward", "Host", kBackward);
 
 using tensorflow::TensorShape;
 using tensorflow::XlaOpKernelContext;
 using tensorflow::errors::InvalidArgument;
 
-// Adds the custom call that replaces the operation. `shapes` are the shapes of inputs and outputs.
-void Emit(XlaOpKernelContext* context, const char* target, const Call& call, const std::vector<TensorShape>& in,
-          const std::vector<TensorShape>& out) {
+const char* Bool(bool value) { return value ? "true" : "false"; }
+
+// Adds the custom call that replaces the operation. `attributes` are those of the call, as a dictionary of MLIR; `in`
+// and `out` are the shapes of inputs and outputs.
+void Emit(XlaOpKernelContext* context, const char* target, const std::string& attributes,
+          const std::vector<TensorShape>& in, const std::vector<TensorShape>& out) {
   std::vector<xla::XlaOp> operands;
   for (int i = 0; i < context->num_inputs(); ++i) {
     OP_REQUIRES(context, context->InputShape(i) == in[i],
@@ -131,9 +118,9 @@ void Emit(XlaOpKernelContext* context, const char* target, const Call& call, con
   for (const TensorShape& shape : out)
     shapes.push_back(xla::ShapeUtil::MakeShape(xla::F32, shape.dim_sizes()));
   const xla::XlaOp results = xla::CustomCall(
-      context->builder(), target, operands, xla::ShapeUtil::MakeTupleShape(shapes), Text(call),
+      context->builder(), target, operands, xla::ShapeUtil::MakeTupleShape(shapes), attributes,
       /*has_side_effect=*/false, {}, nullptr, xla::CustomCallSchedule::SCHEDULE_NONE,
-      xla::CustomCallApiVersion::API_VERSION_STATUS_RETURNING_UNIFIED);
+      xla::CustomCallApiVersion::API_VERSION_TYPED_FFI);
   for (size_t i = 0; i < out.size(); ++i) context->SetOutput(i, xla::GetTupleElement(results, i));
 }
 
@@ -156,7 +143,8 @@ class XlaForwardOp : public tensorflow::XlaOpKernel {
     const int64_t units = sizes.units, width = sizes.width(), kept = keep_ ? outer : 0;
     const TensorShape state = Shape({sizes.batch, units}), gain = Shape({4 * units}), cell = Shape({units});
     const TensorShape gates = Shape({kept, inner, 4 * width}), numbers = Shape({kept, inner});
-    Emit(context, "rl_lnlstm_forward", {sizes, masked_, keep_},
+    Emit(context, "rl_lnlstm_forward",
+         absl::StrCat("{keep = ", Bool(keep_), ", masked = ", Bool(masked_), ", time_major = ", Bool(time_major_), "}"),
          {inputs, masked_ ? Shape({outer, inner}) : Shape({0, 0}), state, state, Shape({sizes.features, 4 * units}),
           Shape({units, 4 * units}), gain, gain, gain, cell, cell},
          {Shape({outer, inner, units}), state, state, gates, gates, Shape({kept, inner, width}), numbers, numbers,
@@ -186,7 +174,8 @@ class XlaBackwardOp : public tensorflow::XlaOpKernel {
     const TensorShape kernel = Shape({features, 4 * units}), recurrent_kernel = Shape({units, 4 * units});
     const TensorShape gates = Shape({outer, inner, 4 * width}), numbers = Shape({outer, inner});
     const TensorShape cells = Shape({outer, inner, width}), outputs = Shape({outer, inner, units});
-    Emit(context, "rl_lnlstm_backward", {sizes, masked_, true},
+    Emit(context, "rl_lnlstm_backward",
+         absl::StrCat("{masked = ", Bool(masked_), ", time_major = ", Bool(time_major_), "}"),
          {inputs, masked_ ? numbers : Shape({0, 0}), state, state, recurrent_kernel, gain, gain, gain, cell, cell,
           outputs, gates, gates, cells, numbers, numbers, numbers, outputs, state, state},
          {gates, state, state, kernel, recurrent_kernel, gain, gain, gain, cell, cell});
@@ -207,8 +196,5 @@ REGISTER_OP("RlLnlstm>UseThreads")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::ScalarShape);
 REGISTER_KERNEL_BUILDER(Name("RlLnlstm>UseThreads").Device(tensorflow::DEVICE_CPU), UseThreadsOp);
-
-XLA_REGISTER_CUSTOM_CALL_TARGET_WITH_SYM("rl_lnlstm_forward", CallForward, "Host");
-XLA_REGISTER_CUSTOM_CALL_TARGET_WITH_SYM("rl_lnlstm_backward", CallBackward, "Host");
 
 }  // namespace rl_lnlstm

@@ -1,0 +1,99 @@
+"""Keeps the programs that XLA compiled, so that a command starts faster when it is run again.
+
+TensorFlow can save XLA's programs in a folder, and read them in later processes. But it fails if a program there is
+damaged, or if it cannot write. And it does not notice that a program was compiled for another processor. So each
+process gets a folder of its own, with checked programs. When it ends, its new programs are moved to the cache.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.metadata
+import logging
+import os
+import platform
+import shlex
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from rl_lnlstm.cache import CacheError, cache_folder, digest_of, key_of, private_folder
+
+LOGGER = logging.getLogger("rl_lnlstm")
+FLAGS = "TF_XLA_FLAGS"  # an environment variable. TensorFlow reads it when it compiles the first program
+FOLDER, DEVICES = "--tf_xla_persistent_cache_directory=", "--tf_xla_persistent_cache_device_types="
+OTHERS = "XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS"  # they may change what XLA compiles
+KEPT = 32  # programs in a folder, of 1 to 2 MB each
+ROOM = 16 << 20  # bytes that must be free
+PROCESS = "process-"  # the prefix of a process's own folder
+LEFT_BEHIND = 7 * 24 * 3600  # seconds: older folders of processes are removed
+
+
+@functools.cache
+def use_program_cache() -> None:
+    """Lets TensorFlow use XLA's programs of earlier processes. Call it before XLA compiles the first program.
+
+    The cache has a folder for each TensorFlow, processor, number of cores and set of flags. If it cannot be used, XLA
+    compiles everything again.
+    """
+    try:
+        cache = cache_folder()
+        given = shlex.split(os.environ.get(FLAGS, ""))
+        flags = [flag for flag in given if not flag.startswith((f"{FOLDER}{cache}", DEVICES))]
+        if any(flag.startswith(FOLDER) for flag in flags):
+            return  # the user has a folder for it
+        folder = private_folder(private_folder(cache) / f"xla-{_key(flags)}")
+        own = Path(tempfile.mkdtemp(prefix=PROCESS, dir=folder))
+        atexit.register(_keep_new_programs, own)
+        with tempfile.TemporaryFile(dir=own) as file:
+            file.write(bytes(ROOM))
+        _link_programs(folder, own)
+    except (CacheError, OSError, ValueError) as error:
+        LOGGER.info("XLA's programs are not kept: %s", error)
+        return
+    os.environ[FLAGS] = shlex.join([*flags, f"{FOLDER}{own}", f"{DEVICES}CPU"])
+
+
+def _key(flags: list[str]) -> str:
+    """A key of everything that changes XLA's programs, except what they compute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    others = [os.environ.get(name, "") for name in OTHERS]
+    return key_of([importlib.metadata.version("tensorflow"), _processor(), str(cores), *flags, *others])
+
+
+def _processor() -> str:
+    """The processor's name and its instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    fields = "vendor_id", "cpu family", "model", "flags", "CPU", "Features"  # the last two on ARM
+    return "\n".join(line for line in lines if line.startswith(fields))
+
+
+def _link_programs(folder: Path, own: Path) -> None:
+    """Links the newest programs of the cache into a process's own folder. Removes other ones, and damaged ones.
+
+    The name of a program in the cache ends with the digest of its content.
+    """
+    linked = 0
+    entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]
+    for modified, path in sorted(entries, reverse=True):
+        if path.name.startswith(PROCESS):
+            if modified < time.time() - LEFT_BEHIND:
+                shutil.rmtree(path, ignore_errors=True)
+        elif linked < KEPT and path.suffix == f".{digest_of(path)}" and not (own / path.stem).exists():
+            os.link(path, own / path.stem)
+            linked += 1
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _keep_new_programs(own: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in own.glob("*.pb"):
+            os.replace(path, own.with_name(f"{path.name}.{digest_of(path)}"))
+    shutil.rmtree(own, ignore_errors=True)
