@@ -23,12 +23,14 @@ class Client;
 #include "tensorflow/compiler/tf2xla/xla_op_registry.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
-#include "xla/ffi/api/ffi.h"
+#include "xla/ffi/api/c_api.h"
+
+namespace xla::ffi {
+const XLA_FFI_Api* GetXlaFfiApi();  // the header that declares it includes much else
+}
 
 namespace rl_lnlstm {
 namespace {
-
-namespace ffi = xla::ffi;
 
 // XLA gives custom calls no threads, so they use the threads that RlLnlstm>UseThreads found.
 ThreadPool* threads = nullptr;
@@ -46,56 +48,92 @@ class UseThreadsOp : public tensorflow::OpKernel {
   }
 };
 
-// The data of a custom call's input or output.
-float* In(const ffi::RemainingArgs& inputs, size_t i) {
-  return static_cast<float*>(inputs.get<ffi::AnyBuffer>(i)->untyped_data());
-}
-float* Out(const ffi::RemainingRets& outputs, size_t i) {
-  return static_cast<float*>((*outputs.get<ffi::AnyBuffer>(i))->untyped_data());
-}
+// A call of XLA's foreign function interface, as C structures, because the header for C++ is only in newer packages.
+class Call {
+ public:
+  explicit Call(XLA_FFI_CallFrame* frame) : frame_(*frame) {}
 
-Sizes SizesOf(const ffi::RemainingArgs& in, bool time_major) {
-  const auto inputs = in.get<ffi::AnyBuffer>(0)->dimensions(), c0 = in.get<ffi::AnyBuffer>(3)->dimensions();
-  return {inputs[time_major ? 0 : 1], inputs[time_major ? 1 : 0], inputs[2], c0[1], time_major};
-}
+  // Whether XLA only asks for the version of the interface. If so, answers.
+  bool AnswersVersion() const {
+    const XLA_FFI_Extension_Base* extension = frame_.extension_start;
+    if (extension == nullptr || extension->type != XLA_FFI_Extension_Metadata) return false;
+    auto* metadata = reinterpret_cast<const XLA_FFI_Metadata_Extension*>(extension)->metadata;
+    metadata->api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
+    return true;
+  }
 
-ffi::Error ErrorOf(const absl::Status& status) {  // both have the same codes
-  return ffi::Error(static_cast<XLA_FFI_Error_Code>(status.code()), std::string(status.message()));
-}
+  float* input(int64_t i) const { return Data(frame_.args.args[i]); }
+  float* output(int64_t i) const { return Data(frame_.rets.rets[i]); }
 
-// Inputs, outputs and attributes are the same as for RlLnlstm>Forward, and below for RlLnlstm>Backward.
-ffi::Error CallForward(bool keep, bool masked, bool time_major, ffi::RemainingArgs in, ffi::RemainingRets out) {
-  const auto kept = [&](int i) { return keep ? Out(out, i) : nullptr; };
+  // A bool attribute. They are in alphabetical order.
+  bool attribute(int64_t i) const {
+    return *static_cast<bool*>(static_cast<XLA_FFI_Scalar*>(frame_.attrs.attrs[i])->value);
+  }
+
+  Sizes sizes(bool time_major) const {
+    const int64_t *inputs = Buffer(frame_.args.args[0])->dims, *c0 = Buffer(frame_.args.args[3])->dims;
+    return {inputs[time_major ? 0 : 1], inputs[time_major ? 1 : 0], inputs[2], c0[1], time_major};
+  }
+
+  // What the function returns to XLA.
+  XLA_FFI_Error* Result(const absl::Status& status) const {
+    if (status.ok()) return nullptr;
+    const std::string message(status.message());
+    XLA_FFI_Error_Create_Args error{XLA_FFI_Error_Create_Args_STRUCT_SIZE, nullptr, message.c_str(),
+                                    static_cast<XLA_FFI_Error_Code>(status.code())};  // both have the same codes
+    return frame_.api->XLA_FFI_Error_Create(&error);
+  }
+
+ private:
+  static XLA_FFI_Buffer* Buffer(void* buffer) { return static_cast<XLA_FFI_Buffer*>(buffer); }
+  static float* Data(void* buffer) { return static_cast<float*>(Buffer(buffer)->data); }
+
+  const XLA_FFI_CallFrame& frame_;
+};
+
+// Inputs and outputs are the same as for RlLnlstm>Forward. The attributes are keep, masked and time_major.
+XLA_FFI_Error* CallForward(XLA_FFI_CallFrame* frame) {
+  const Call call(frame);
+  if (call.AnswersVersion()) return nullptr;
+  const auto input = [&](int i) { return call.input(i); };
+  const auto kept = [&](int i) { return call.attribute(0) ? call.output(i) : nullptr; };
   Forward f{};
-  f.sizes = SizesOf(in, time_major);
-  f.inputs = In(in, 0), f.masks = masked ? In(in, 1) : nullptr, f.h0 = In(in, 2), f.c0 = In(in, 3);
-  const Weights weights{In(in, 4), In(in, 5), In(in, 6), In(in, 7), In(in, 8), In(in, 9), In(in, 10)};
-  f.outputs = Out(out, 0), f.h = Out(out, 1), f.c = Out(out, 2);
+  f.sizes = call.sizes(call.attribute(2));
+  f.inputs = input(0), f.masks = call.attribute(1) ? input(1) : nullptr, f.h0 = input(2), f.c0 = input(3);
+  const Weights weights{input(4), input(5), input(6), input(7), input(8), input(9), input(10)};
+  f.outputs = call.output(0), f.h = call.output(1), f.c = call.output(2);
   f.x_hat = kept(3), f.r_hat = kept(4), f.cells = kept(5);
   f.x_scale = kept(6), f.r_scale = kept(7), f.c_scale = kept(8);
-  return ErrorOf(LaunchForward(threads, weights, f));
+  return call.Result(LaunchForward(threads, weights, f));
 }
 
-ffi::Error CallBackward(bool masked, bool time_major, ffi::RemainingArgs in, ffi::RemainingRets out) {
+// Inputs and outputs are the same as for RlLnlstm>Backward. The attributes are masked and time_major.
+XLA_FFI_Error* CallBackward(XLA_FFI_CallFrame* frame) {
+  const Call call(frame);
+  if (call.AnswersVersion()) return nullptr;
+  const auto input = [&](int i) { return call.input(i); };
+  const auto output = [&](int i) { return call.output(i); };
   Backward b{};
-  b.sizes = SizesOf(in, time_major);
-  b.inputs = In(in, 0), b.masks = masked ? In(in, 1) : nullptr, b.h0 = In(in, 2), b.c0 = In(in, 3);
-  const Weights weights{nullptr, In(in, 4), In(in, 5), In(in, 6), In(in, 7), In(in, 8), In(in, 9)};
-  b.outputs = In(in, 10), b.x_hat = In(in, 11), b.r_hat = In(in, 12), b.cells = In(in, 13);
-  b.x_scale = In(in, 14), b.r_scale = In(in, 15), b.c_scale = In(in, 16);
-  b.d_outputs = In(in, 17), b.d_h = In(in, 18), b.d_c = In(in, 19);
-  b.d_product = Out(out, 0), b.d_h0 = Out(out, 1), b.d_c0 = Out(out, 2);
-  return ErrorOf(LaunchBackward(threads, weights, b, {Out(out, 3), Out(out, 4), Out(out, 5), Out(out, 6), Out(out, 7),
-                                                      Out(out, 8), Out(out, 9)}));
+  b.sizes = call.sizes(call.attribute(1));
+  b.inputs = input(0), b.masks = call.attribute(0) ? input(1) : nullptr, b.h0 = input(2), b.c0 = input(3);
+  const Weights weights{nullptr, input(4), input(5), input(6), input(7), input(8), input(9)};
+  b.outputs = input(10), b.x_hat = input(11), b.r_hat = input(12), b.cells = input(13);
+  b.x_scale = input(14), b.r_scale = input(15), b.c_scale = input(16);
+  b.d_outputs = input(17), b.d_h = input(18), b.d_c = input(19);
+  b.d_product = output(0), b.d_h0 = output(1), b.d_c0 = output(2);
+  return call.Result(LaunchBackward(threads, weights, b, {output(3), output(4), output(5), output(6), output(7),
+                                                          output(8), output(9)}));
 }
 
-XLA_FFI_DEFINE_HANDLER(kForward, CallForward,
-                       ffi::Ffi::Bind().Attr<bool>("keep").Attr<bool>("masked").Attr<bool>("time_major")
-                           .RemainingArgs().RemainingRets());
-XLA_FFI_DEFINE_HANDLER(kBackward, CallBackward,
-                       ffi::Ffi::Bind().Attr<bool>("masked").Attr<bool>("time_major").RemainingArgs().RemainingRets());
-XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), "rl_lnlstm_forward", "Host", kForward);
-XLA_FFI_REGISTER_HANDLER(XLA_FFI_GetApi(), "rl_lnlstm_backward", "Host", kBackward);
+bool Register(std::string name, XLA_FFI_Handler* function) {
+  const std::string platform = "Host";
+  XLA_FFI_Handler_Register_Args registration{XLA_FFI_Handler_Register_Args_STRUCT_SIZE};
+  registration.name = {name.data(), name.size()};
+  registration.platform = {platform.data(), platform.size()};
+  registration.bundle.execute = function;
+  return xla::ffi::GetXlaFfiApi()->XLA_FFI_Handler_Register(&registration) == nullptr;
+}
+const bool registered = Register("rl_lnlstm_forward", CallForward) && Register("rl_lnlstm_backward", CallBackward);
 
 using tensorflow::TensorShape;
 using tensorflow::XlaOpKernelContext;
