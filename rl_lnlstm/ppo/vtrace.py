@@ -31,10 +31,10 @@ class Steps(NamedTuple):
 def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: float) -> tuple[Any, Any]:
     """Advantages and returns of the current policy.
 
-    Returns are v_s of equation 1 in the paper, with rho-bar = c-bar = 1 and lambda as in its remark 2. The advantage of
-    an action is its reward, plus what follows by V-trace, minus the value. It leaves out the probability ratio of the
-    action itself, because PPO's objective multiplies by this ratio. While the policy is the one that acted, both are
-    those of `generalized_advantages`.
+    The advantage of an action is its reward, plus what follows by V-trace, minus the value: v_s of equation 1 in the
+    paper, with rho-bar = c-bar = 1 and lambda as in its remark 2, is used from the next step on. The probability ratio
+    of the action itself is left out, because PPO's objective multiplies by this ratio. Returns are the values plus the
+    advantages. While the policy is the one that acted, both are those of `generalized_advantages`.
 
     Args:
         steps: what the earlier policy did. Steps that are not valid keep their recorded values.
@@ -55,14 +55,15 @@ def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: 
     following = tf.where(steps.terminations, 0.0, following)
     deltas = steps.rewards + gamma * following - values
     carry = tf.where(steps.episode_ends, 0.0, gamma * gae_lambda)
-    corrections = tf.scan(  # v_s - V(s), by the recursion in remark 1
-        lambda after, step: step[2] * (step[0] + step[1] * after),
-        (deltas, carry, ratios),
+    following_ratios = tf.concat([ratios[1:], tf.ones_like(ratios[:1])], 0)
+    # By the recursion in remark 1: the advantage of an action, times its ratio, is v_s - V(s).
+    advantages = tf.scan(
+        lambda after, step: step[0] + step[1] * (step[2] * after),
+        (deltas, carry, following_ratios),
         tf.zeros_like(deltas[0]),
         reverse=True,
     )
-    after = tf.concat([corrections[1:], tf.zeros_like(corrections[:1])], 0)
-    return deltas + carry * after, values + corrections
+    return advantages, values + advantages
 
 
 def joined(column: Any, num_envs: int) -> Any:

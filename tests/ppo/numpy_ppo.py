@@ -117,7 +117,7 @@ class NumpyPPO:
                 log_probs, _, values = self.outputs(weights, rollout)
                 ratios = np.exp(log_probs - rollout.log_probs)
                 advantages = self.advantages(rollout, rewards, values, ratios)
-                returns = values + np.minimum(ratios, 1) * advantages
+                returns = values + advantages
             history.append(self.losses(weights, rollout, advantages, returns, clip))
             if config.target_kl is not None and history[-1]["approx_kl"] > 1.5 * config.target_kl:
                 break
