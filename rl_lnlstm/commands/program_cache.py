@@ -10,11 +10,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib.metadata
 import logging
 import os
 import platform
-import shlex
+import re
 import shutil
 import tempfile
 import time
@@ -24,7 +23,7 @@ from rl_lnlstm.cache import CacheError, cache_folder, digest_of, key_of, private
 
 LOGGER = logging.getLogger("rl_lnlstm")
 FLAGS = "TF_XLA_FLAGS"  # an environment variable. TensorFlow reads it when it compiles the first program
-FOLDER, DEVICES = "--tf_xla_persistent_cache_directory=", "--tf_xla_persistent_cache_device_types="
+FOLDER, ON_CPUS = "--tf_xla_persistent_cache_directory=", "--tf_xla_persistent_cache_device_types=CPU"
 OTHERS = "XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "TF_ENABLE_ONEDNN_OPTS"  # they may change what XLA compiles
 KEPT = 32  # programs in a folder, of 1 to 2 MB each
 ROOM = 16 << 20  # bytes that must be free
@@ -39,12 +38,16 @@ def use_program_cache() -> None:
     The cache has a folder for each TensorFlow, processor, number of cores and set of flags. If it cannot be used, XLA
     compiles everything again.
     """
+    if os.name != "posix":
+        return  # there is no check that a folder is private
     try:
-        cache = cache_folder()
-        given = shlex.split(os.environ.get(FLAGS, ""))
-        flags = [flag for flag in given if not flag.startswith((f"{FOLDER}{cache}", DEVICES))]
-        if any(flag.startswith(FOLDER) for flag in flags):
+        cache = Path(os.path.realpath(cache_folder()))  # so that changing a link later has no effect
+        # A process that we started inherits our flags.
+        flags = re.sub(f"{FOLDER}'{re.escape(str(cache))}[^']*' {ON_CPUS}", "", os.environ.get(FLAGS, "")).strip()
+        if FOLDER in flags:
             return  # the user has a folder for it
+        if "'" in str(cache):
+            raise CacheError(f"TensorFlow cannot read a flag with the path {cache}")
         folder = private_folder(private_folder(cache) / f"xla-{_key(flags)}")
         own = Path(tempfile.mkdtemp(prefix=PROCESS, dir=folder))
         atexit.register(_keep_new_programs, own)
@@ -54,14 +57,16 @@ def use_program_cache() -> None:
     except (CacheError, OSError, ValueError) as error:
         LOGGER.info("XLA's programs are not kept: %s", error)
         return
-    os.environ[FLAGS] = shlex.join([*flags, f"{FOLDER}{own}", f"{DEVICES}CPU"])
+    os.environ[FLAGS] = f"{flags} {FOLDER}'{own}' {ON_CPUS}"
 
 
-def _key(flags: list[str]) -> str:
+def _key(flags: str) -> str:
     """A key of everything that changes XLA's programs, except what they compute."""
+    import tensorflow as tf
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     others = [os.environ.get(name, "") for name in OTHERS]
-    return key_of([importlib.metadata.version("tensorflow"), _processor(), str(cores), *flags, *others])
+    return key_of([tf.version.VERSION, tf.version.GIT_VERSION, _processor(), str(cores), flags, *others])
 
 
 def _processor() -> str:

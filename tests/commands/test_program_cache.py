@@ -35,7 +35,7 @@ print(gradient(tf.random.stateless_normal([4, 8, 16], [3, 4])).numpy().tobytes()
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    path = tmp_path / "cache"
+    path = tmp_path / "a cache"
     monkeypatch.setenv("RL_LNLSTM_CACHE", str(path))
     monkeypatch.setenv(FLAGS, "--tf_xla_clustering_debug")  # removed after the test, whatever a process sets
     return path
@@ -51,7 +51,8 @@ def process(cache, monkeypatch):
         def __call__(self):
             use_program_cache.cache_clear()
             use_program_cache()
-            return Path(next(flag for flag in given() if flag.startswith(FOLDER)).removeprefix(FOLDER))
+            [flag] = [flag for flag in given() if flag.startswith(FOLDER)]
+            return Path(flag.removeprefix(FOLDER))
 
         def end(self):
             for function, *arguments in ends:
@@ -201,3 +202,10 @@ def test_without_a_cache_programs_are_compiled_as_before(useless_cache, told, ca
     use_program_cache.cache_clear()
     assert os.environ[FLAGS] == before
     assert "programs are not kept" in told()[-1]
+
+
+def test_a_process_that_this_one_starts_has_a_folder_of_its_own(process):
+    first, flags = process(), given()
+    second = process()
+    assert first != second
+    assert len(given()) == len(flags)
