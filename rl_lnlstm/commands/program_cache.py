@@ -44,8 +44,8 @@ def use_program_cache() -> None:
         cache = Path(os.path.realpath(cache_folder()))  # so that changing a link later has no effect
         # A process that we started inherits our flags.
         flags = re.sub(f"{FOLDER}'{re.escape(str(cache))}[^']*' {ON_CPUS}", "", os.environ.get(FLAGS, "")).strip()
-        if FOLDER in flags:
-            return  # the user has a folder for it
+        if FOLDER in flags or (flags and not flags.startswith("-")):
+            return  # the user has a folder for it, or a file with flags
         if "'" in str(cache):
             raise CacheError(f"TensorFlow cannot read a flag with the path {cache}")
         folder = private_folder(private_folder(cache) / f"xla-{_key(flags)}")

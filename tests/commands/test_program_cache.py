@@ -171,8 +171,8 @@ def test_programs_for_another_processor_or_number_of_cores_are_not_used(process,
     assert len(folders) == 3
 
 
-def test_a_folder_of_the_users_own_is_left_alone(cache, monkeypatch):
-    mine = "--tf_xla_persistent_cache_directory=/mine"
+@pytest.mark.parametrize("mine", ["--tf_xla_persistent_cache_directory=/mine", "/a/file/with/flags"])
+def test_a_folder_or_a_file_of_the_users_own_is_left_alone(mine, cache, monkeypatch):
     monkeypatch.setenv(FLAGS, mine)
     use_program_cache.cache_clear()
     use_program_cache()
