@@ -29,7 +29,7 @@ POLL = 0.005  # seconds
 @dataclasses.dataclass
 class Options:
     env_id: str = "CartPole-v1"
-    """Gymnasium id of the environment; trained with the default options"""
+    """Gymnasium id of the environment; the options of the training are the defaults"""
     rounds: int = 5
     """number of times that everything is measured"""
     record: bool = False

@@ -39,17 +39,6 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_unchanged(path: Path, digest: Path) -> bool:
-    """Whether a file has the digest that the file `digest` contains, and only this user can write to it."""
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & WRITABLE_BY_OTHERS:
-            return False
-        return digest_of(path) == digest.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-
-
 def private_folder(folder: Path) -> Path:
     """Makes the folder if it is missing, and checks that no other user may write to it, because its code is run.
 

@@ -73,7 +73,6 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
         with stop.at_once():
             return plot(options) if isinstance(options, PlotOptions) else compare(options)
     import_tensorflow_quietly()
-    use_program_cache()
     # Import here, because these modules import TensorFlow.
     from rl_lnlstm.commands.card import card
     from rl_lnlstm.commands.evaluate import evaluate
@@ -91,6 +90,7 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
     }
     with _current_folder_importable():
         if isinstance(options, TrainOptions):
+            use_program_cache()
             return train(options, stop)
         if type(options) in commands:
             with stop.at_once():

@@ -1,4 +1,4 @@
-"""Keeps the programs that XLA compiled, so that a command starts faster when it is run again.
+"""Keeps the programs that XLA compiled, so that the same training starts faster the next time.
 
 TensorFlow can save XLA's programs in a folder, and read them in later processes. But it fails if a program there is
 damaged, or if it cannot write. And it does not notice that a program was compiled for another processor. So each
@@ -82,7 +82,7 @@ def _processor() -> str:
 def _link_programs(folder: Path, own: Path) -> None:
     """Links the newest programs of the cache into a process's own folder. Removes other ones, and damaged ones.
 
-    The name of a program in the cache ends with the digest of its content.
+    In the cache, a program's file name ends with a digest of the file's content.
     """
     linked = 0
     entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]

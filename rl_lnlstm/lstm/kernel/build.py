@@ -8,13 +8,14 @@ import platform
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rl_lnlstm.cache import cache_folder, digest_of, is_unchanged, key_of, private_folder
+from rl_lnlstm.cache import WRITABLE_BY_OTHERS, cache_folder, digest_of, key_of, private_folder
 from rl_lnlstm.errors import UserError
 
 LOGGER = logging.getLogger("rl_lnlstm")
@@ -129,8 +130,15 @@ def _built_by_any_compiler(cache: Path, sources: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the library is undamaged: the lock file contains its digest."""
-    return is_unchanged(folder / LIBRARY, folder / LOCK)
+    """Whether the library is undamaged: its digest is that in the lock file, and other users cannot write to it."""
+    path = folder / LIBRARY
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & WRITABLE_BY_OTHERS:
+            return False
+        return digest_of(path) == (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def _source_key(units: Sequence[Unit], included: Sequence[Path], link: Sequence[str], version: str) -> str:
