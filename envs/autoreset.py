@@ -113,6 +113,11 @@ class Stepper:
         """The number of frames so far in each running episode, `[num_envs]`."""
         return self._lengths.copy()
 
+    @property
+    def returns(self) -> np.ndarray:
+        """The return so far of each running episode, `[num_envs]`, as in `Episode.episode_return`."""
+        return self._returns.copy()
+
     def get_state(self) -> dict[str, Any]:
         """Returns all state except the environments, for `set_state`."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}

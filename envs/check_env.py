@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rl_lnlstm.envs.action_masks import mask_sizes
 from rl_lnlstm.envs.autoreset import Stepper
 from rl_lnlstm.envs.faults import environment_name
 from rl_lnlstm.envs.make_vec import make_vec, uses_vector_entry_point
@@ -115,7 +116,7 @@ def _warn_if_outside(envs: VectorEnv, observations: Any) -> None:
         if isinstance(leaf, gym.spaces.Box):
             outside = (part[0] < leaf.low) | (part[0] > leaf.high)
             if outside.any():
-                where = tuple(int(index[0]) for index in np.nonzero(outside))
+                where = tuple(np.argwhere(outside)[0].tolist())
                 bounds = f"{leaf.low[where]:g} to {leaf.high[where]:g}"
                 got = f"{environment_name(envs)} returned {part[0][where]:g} in an observation"
                 warn(f"{got}, which is outside the bounds of its space, {bounds}")
@@ -124,13 +125,13 @@ def _warn_if_outside(envs: VectorEnv, observations: Any) -> None:
 
 
 def _sample(envs: VectorEnv, masks: np.ndarray | None) -> Any:
-    """A random legal action for the single environment."""
-    space = envs.single_action_space
-    space.seed(0)
-    if masks is None:
+    """A legal action for the single environment: random, or the first one that the masks allow."""
+    space: Any = envs.single_action_space
+    sizes = None if masks is None else mask_sizes(space)
+    if masks is None or sizes is None:
+        space.seed(0)
         action = space.sample()
     else:
-        sizes = np.atleast_1d(getattr(space, "nvec", getattr(space, "n", 0)))
-        parts = tuple(part.astype(np.int8) for part in np.split(masks[0], np.cumsum(sizes)[:-1]))
-        action = space.sample(mask=parts[0] if len(parts) == 1 else parts)
+        first = [part.argmax() for part in np.split(masks[0], np.cumsum(sizes)[:-1])]
+        action = (np.reshape(first, space.shape) + getattr(space, "start", 0)).astype(space.dtype)
     return map_leaves(lambda _, part: np.asarray(part)[np.newaxis], space, action)

@@ -12,7 +12,9 @@ from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import warn
 from rl_lnlstm.spaces import flatten, leaves
 
-SUSPICIOUS = 3  # episodes in a row whose last observation equals the first one of the next episode
+# Episodes in a row whose last observation equals the first one of the next episode. In an environment with few
+# different observations, this can be chance.
+SUSPICIOUS = 20
 
 
 class FinalObservations:

@@ -51,9 +51,11 @@ def _refuse(layer: Any, name: str) -> None:
 
 def _is_running_mean(value: Any) -> bool:
     """Whether an object looks like `RunningMeanStd` of Gymnasium, Stable-Baselines3 and similar code."""
-    return type(value).__name__ == "RunningMeanStd" or all(
-        hasattr(value, attribute) for attribute in ("mean", "var", "count", "update")
-    )
+    if type(value).__name__ == "RunningMeanStd":
+        return True
+    # They are methods in a DataFrame of pandas.
+    values = [getattr(value, attribute, None) for attribute in ("mean", "var", "count")]
+    return hasattr(value, "update") and not any(found is None or callable(found) for found in values)
 
 
 def _message(name: str, what: str, advice: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -119,7 +120,7 @@ def make_vec(
     around = tuple(wrapper_from_name(wrapper) if isinstance(wrapper, str) else wrapper for wrapper in wrappers)
     numbering = numbering or Numbering(0, int(num_envs))
     source = find_spec(env) if isinstance(env, str) else env
-    name = source.id if isinstance(source, EnvSpec) else getattr(env, "__name__", type(env).__name__)
+    name = _name_of(source)
     kwargs = dict(env_kwargs or {})
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
@@ -139,6 +140,26 @@ def make_vec(
     else:
         raise UserError(f"vectorization={vectorization!r}: expected 'auto', 'sync', 'async' or 'vector_entry_point'")
     return GuardedVectorEnv(vector_env, name, max_failures, info_keys, mask_key, numbering)
+
+
+class HandedIn:
+    """A function object that returns an environment which other code made, and has the name of that environment."""
+
+    def __init__(self, env: gym.Env) -> None:
+        self.env, self.__name__ = env, type(env.unwrapped).__name__
+
+    def __call__(self) -> gym.Env:
+        """Returns the same environment each time."""
+        return self.env
+
+
+def _name_of(source: EnvSource) -> str:
+    """The name of the environments in messages."""
+    if isinstance(source, EnvSpec):
+        return source.id
+    while isinstance(source, functools.partial):
+        source = source.func
+    return getattr(source, "__name__", type(source).__name__)
 
 
 def uses_vector_entry_point(

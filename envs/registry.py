@@ -85,7 +85,8 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         raise UserError(f"{what} needs a package that is not installed: {hint}") from error
     except Exception as error:
         text = str(error)
-        if isinstance(error, TypeError) and ("unexpected keyword argument" in text or "takes no arguments" in text):
+        refused = "unexpected keyword argument" in text or "takes no arguments" in text
+        if kwargs and refused and isinstance(error, TypeError):
             if "render_mode" in kwargs and ("argument 'render_mode'" in text or len(kwargs) == 1):
                 raise UserError(
                     f"{what} does not take render_mode={kwargs['render_mode']!r}, which videos need: give its "

@@ -20,7 +20,7 @@ from rl_lnlstm.envs.registry import EnvSource, construction, portable, portable_
 from rl_lnlstm.envs.scores import warn_of_lives
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,12 @@ class RestartingSyncVectorEnv(SyncVectorEnv):
 
 def make_sync(makers: Sequence[Callable[[], gym.Env]], mode: AutoresetMode) -> VectorEnv:
     """Makes environments that are stepped one after the other in this process."""
-    vector_env = RestartingSyncVectorEnv(makers, autoreset_mode=mode)
+    try:
+        vector_env = RestartingSyncVectorEnv(makers, autoreset_mode=mode)
+    except EnvironmentFailure:  # which is a RuntimeError too
+        raise
+    except RuntimeError as error:
+        raise UserError(f"env: all environments must have the same spaces: {error}") from error
     if len({id(env.unwrapped) for env in vector_env.envs}) < len(makers):
         raise UserError(
             "env: expected a function that makes a new environment at each call, but it returned the same one twice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 import weakref
 from typing import Any
 
@@ -45,8 +46,10 @@ def uses_of(env: VectorEnv) -> Uses:
     own = getattr(env, "__dict__", {})
     uses = next((own[name].uses for name in names if isinstance(own.get(name), _Counted)), Uses())
     for name in names:
-        # Leave a method alone that other code put into the object, and objects without attributes of their own.
-        if name not in own and callable(getattr(type(env), name, None)):
+        # Leave a method alone that other code put into the object, and objects without attributes of their own. A copy
+        # has the method of its class as an attribute; see `_Counted.__reduce__`.
+        method = getattr(type(env), name, None)
+        if callable(method) and (name not in own or own[name] == types.MethodType(method, env)):
             with contextlib.suppress(AttributeError, TypeError):
                 setattr(env, name, _Counted(env, name, uses))
     return uses

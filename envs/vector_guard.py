@@ -216,7 +216,7 @@ class GuardedVectorEnv(VectorWrapper):
             attributes = snapshot.from_bytes(parts[0])
             vars(self.env).clear()
             vars(self.env).update(attributes)
-            self._uses = uses_of(self.env.unwrapped)
+            self._uses, self._score = uses_of(self.env.unwrapped), find_vector_score(self.env)
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]

@@ -25,11 +25,9 @@ def wrapper_from_name(text: str) -> Wrapper:
     args, kwargs = _arguments(parenthesis + rest, text) if parenthesis else ([], {})
     try:
         module = importlib.import_module(module_name or "gymnasium.wrappers")
+        wrapper = getattr(module, name, None)  # which may import another module
     except Exception as error:
-        raise UserError(
-            f"wrapper {text!r}: module {module_name!r} cannot be imported, {type(error).__name__}: {error}"
-        ) from error
-    wrapper = getattr(module, name, None)
+        raise UserError(f"wrapper {text!r} cannot be imported, {type(error).__name__}: {error}") from error
     if not callable(wrapper):
         raise UserError(f"wrapper {text!r}: {module.__name__} has no {name!r}; expected {FORM}")
     return functools.partial(_wrap, wrapper, text, args, kwargs)

@@ -32,6 +32,7 @@ class Parts(NamedTuple):
     weights: list[Any]
     exploration: dict[str, Any]
     values: Any  # of some test observations; a copy must compute the same
+    trained: dict[str, Any]  # where it was trained, and whether with action masks
 
 
 def parts_of(policy: Any) -> Parts:
@@ -48,6 +49,7 @@ def parts_of(policy: Any) -> Parts:
         policy.get_weights(),
         copy.deepcopy(policy.exploration.get_state()),
         _values(policy),
+        {name: getattr(policy, name) for name in ("env_id", "uses_action_masks")},
     )
 
 
@@ -72,6 +74,8 @@ def rebuilt(parts: Parts) -> Any:
             "encoder returns all arguments of its constructor, and that the policy's constructor keeps its own"
         )
     policy.exploration.set_state(parts.exploration)
+    for name, value in parts.trained.items():
+        setattr(policy, name, value)
     return policy
 
 

@@ -136,7 +136,7 @@ def convolutions(
         )
     network = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
     layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
-    if _is_symbols(space):
+    if _is_symbols(space) and not _has_statistics(space, normalized):
         # So few pixels are symbols, and the distance between two symbols means nothing.
         rows, columns, channels = image_size(space.shape or ())
         initializer = keras.initializers.RandomNormal(stddev=1.0, seed=next(seeds))
@@ -201,7 +201,11 @@ def _is_symbols(image: gym.Space) -> bool:
 
 
 def _bytes_to_fractions(space: gym.Space, normalized: bool) -> list[keras.layers.Layer]:
-    return [keras.layers.Rescaling(1 / 255)] if _is_bytes(space) and not normalized else []
+    return [keras.layers.Rescaling(1 / 255)] if _is_bytes(space) and not _has_statistics(space, normalized) else []
+
+
+def _has_statistics(space: gym.Space, normalized: bool) -> bool:
+    return normalized and running_statistics(space) is not None
 
 
 def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 import os
 import zipfile
@@ -32,7 +33,7 @@ from rl_lnlstm.policies.saving import (
     read_headers,
     weight_names,
 )
-from rl_lnlstm.spaces import Budget, space_from_json
+from rl_lnlstm.spaces_json import Budget, space_from_json
 
 ARRAYS_OF_DENSE, ARRAYS_OF_LSTM = 2, len(Weights._fields)
 MAX_REPLACED = 100  # attempts to open a policy that keeps being replaced
@@ -79,7 +80,7 @@ def load_policy(
             spaces = [space_from_json(description[name], budget) for name in ("observation_space", "action_space")]
             if arguments.get("std") == "gsde" and not has_box(spaces[1]):
                 arguments["std"] = "free"  # earlier versions ignored it
-            build = functools.partial(built, *spaces, **arguments)
+            build = functools.partial(built, *spaces, **options_taken(built, arguments))
             _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
             policy = build()
             policy.set_weights([read_array(archive, name) for name in weight_names(policy)])
@@ -93,6 +94,13 @@ def load_policy(
             f"{folder} contains no policy that can be loaded, {type(error).__name__}: {printable(error)}"
         ) from error
     return policy
+
+
+def options_taken(policy_class: Callable[..., RecurrentPolicy], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the constructor takes. A policy class of the user's own need not take all."""
+    parameters = inspect.signature(policy_class).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if takes_all or name in parameters}
 
 
 def _class_of(name: Any, policy_class: type[RecurrentPolicy] | None) -> type[RecurrentPolicy]:

@@ -62,7 +62,7 @@ class RunningStatistics(keras.layers.Layer):
         self.built = True
 
     def update(self, batch: np.ndarray) -> None:
-        """Updates the statistics with `batch`, `[n, *shape]`. Values whose squares overflow are left out."""
+        """Updates the statistics with `batch`, `[n, *shape]`. Pieces of it whose squares overflow are left out."""
         if not len(batch):
             return
         mean, variance, count = self.mean.numpy(), self.variance.numpy(), float(self.count.numpy())

@@ -20,8 +20,8 @@ import numpy as np
 
 from rl_lnlstm.config import upgraded
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import folder_path, open_regular, replacing_folder
-from rl_lnlstm.spaces import space_to_json
+from rl_lnlstm.files import folder_path, is_empty_folder, open_regular, replacing_folder
+from rl_lnlstm.spaces_json import space_to_json
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.npz"
@@ -59,7 +59,7 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
             f"a policy's spaces and options must be described in {MAX_DESCRIPTION:,} bytes to be saved, got "
             f"{len(text):,}; a Box with the same bounds for all components takes few"
         )
-    if target.exists() and not (target / DESCRIPTION).is_file():
+    if target.exists() and not (target / DESCRIPTION).is_file() and not is_empty_folder(target):
         raise UserError(f"a policy is saved as a folder, and {target} is something else: name another path")
     with replacing_folder(target) as folder:
         (folder / DESCRIPTION).write_bytes(text)

@@ -55,6 +55,20 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
+def losing_messages() -> Iterator[None]:
+    """A context manager in which a message that cannot be printed is lost, for example because the disk is full.
+
+    A closed pipe still raises `BrokenPipeError`.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
+@contextlib.contextmanager
 def run_warnings_to(receive: Callable[[str], None], action: Literal["default", "always"] = "always") -> Iterator[None]:
     """A context manager that passes the messages of `RunWarning`s to a function instead of printing them.
 

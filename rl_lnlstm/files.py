@@ -26,12 +26,27 @@ def folder_path(path: Any) -> Path:
     return Path(path)
 
 
+def is_empty_folder(path: Path) -> bool:
+    """Whether `path` is a folder without anything in it."""
+    return path.is_dir() and not any(path.iterdir())
+
+
 def check_is_free(path: Path, what: str, flag: str) -> None:
     """Raises `UserError` unless the folder `path`, given by `flag`, is new or empty."""
-    if path.is_file():
-        raise UserError(f"{what} {path} is a file: name a new directory with {flag}")
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{what} {path} already holds a run or other files: name a new one with {flag}")
+    try:
+        if path.is_file():
+            raise UserError(f"{what} {path} is a file: name a new directory with {flag}")
+        if path.is_dir() and not is_empty_folder(path):
+            raise UserError(f"{what} {path} already holds a run or other files: name a new one with {flag}")
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read, {error.strerror}: name a new one with {flag}") from error
+
+
+def check_writable(path: Path, what: str, flag: str) -> None:
+    """Raises `UserError` if the file `path`, given by `flag`, cannot be written. Call it before long work."""
+    folder = next((parent for parent in path.absolute().parents if os.path.exists(parent)), path)
+    if os.path.isdir(path) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        raise UserError(f"{what} cannot be written to {path}: name another file with {flag}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import pytest
 from gymnasium import spaces
 
 from rl_lnlstm import UserError
-from rl_lnlstm.spaces import batch_of, categories, flatten, map_leaves, space_from_json, space_to_json, unflatten
+from rl_lnlstm.spaces import batch_of, categories, check_observation_space, flatten, map_leaves, unflatten
+from rl_lnlstm.spaces_json import space_from_json, space_to_json
 from tests.any_space import OBSERVATION_SPACES
 
 SPACES = {
@@ -77,6 +78,8 @@ def test_what_cannot_be_written():
         space_to_json(spaces.Tuple([spaces.Text(3)]))
     with pytest.raises(UserError, match="must be strings to be saved, got 3"):
         space_to_json(spaces.Dict([(3, spaces.Discrete(2))]))
+    with pytest.raises(UserError, match=r"observation space\['a'\] must have names as keys, got \[3\]"):
+        check_observation_space(spaces.Dict({"a": spaces.Dict([(3, spaces.Discrete(2))])}))
 
 
 @pytest.mark.parametrize("kind", OBSERVATION_SPACES)

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from rl_lnlstm.errors import RunFailure, UserError, printable
+from rl_lnlstm.errors import RunFailure, UserError, losing_messages, printable
 
 MOST_CHARACTERS = 10_000  # the longest message
 
@@ -18,7 +18,8 @@ messages = Console(stderr=True, highlight=False)
 
 def tell(message: str) -> None:
     """Prints a message on standard error, safely (see `printable`), and without breaking its lines."""
-    messages.print(printable(message, MOST_CHARACTERS), markup=False, soft_wrap=True)
+    with losing_messages():
+        messages.print(printable(message, MOST_CHARACTERS), markup=False, soft_wrap=True)
 
 
 def output(text: str) -> None:
@@ -58,7 +59,9 @@ def import_tensorflow_quietly() -> None:
         import rl_lnlstm.lstm.layer  # noqa: F401
     except ImportError as error:
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        raise UserError(f"the backend of Keras must be TensorFlow, got KERAS_BACKEND={backend}: {error}") from error
+        if backend != "tensorflow":
+            raise UserError(f"the backend of Keras must be TensorFlow, got KERAS_BACKEND={backend}: {error}") from error
+        raise UserError(f"a package that is needed cannot be imported: {error}") from error
     finally:
         gc.enable()
         gc.freeze()

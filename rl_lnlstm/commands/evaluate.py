@@ -15,7 +15,7 @@ from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
-from rl_lnlstm.files import check_is_free
+from rl_lnlstm.files import check_is_free, check_writable
 from rl_lnlstm.policies.loading import load_policy
 
 FPS = 30  # pictures per second of a video, if the environment does not specify it
@@ -32,10 +32,12 @@ def evaluate(options: EvaluateOptions) -> int:
     environment = trained_in(options, policy.env_id)
     if options.record is not None:
         check_is_free(options.record, "folder", "--record")
+    if options.csv is not None:
+        check_writable(options.csv, "the episodes", "--csv")
     if options.episode_seeds is None:
-        seeds = seeds_of_episodes(options.seed, options.episodes)
+        seed, seeds = options.seed, seeds_of_episodes(options.seed, options.episodes)
     else:
-        seeds = list(options.episode_seeds)
+        seed, seeds = None, list(options.episode_seeds)
     make_envs = environment_maker(options, environment, policy.observation_space)
     envs = make_envs(min(options.num_envs, len(seeds)), options.video is not None)
     with contextlib.ExitStack() as resources:
@@ -44,21 +46,17 @@ def evaluate(options: EvaluateOptions) -> int:
         if options.video is not None:
             video = VideoRecorder(options.video, float(envs.metadata.get("render_fps", FPS)))
             resources.callback(video.close)
-        plan = plan_for(envs, seeds, options.seed)
+        plan = plan_for(envs, seeds, seed)
         runner = EpisodeRunner(
             policy, envs, plan, options.deterministic, options.max_steps, options.record is not None, video
         )
-        result = gathered(
-            _saved(runner, options.record),
-            options.deterministic,
-            options.seed if options.episode_seeds is None else None,
-        )
+        result = gathered(_saved(runner, options.record), options.deterministic, seed)
+    output(json.dumps({"env_id": environment["env_id"], **result.to_dict()}) if options.json else str(result))
     if options.csv is not None:
         result.save_csv(options.csv)
     for what, path in (("videos", options.video), ("recorded episodes", options.record), ("episodes", options.csv)):
         if path is not None:
             tell(f"{what} are in {path}")
-    output(json.dumps({"env_id": environment["env_id"], **result.to_dict()}) if options.json else str(result))
     return 0
 
 

@@ -54,8 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             stop.signal = stop.signal or signal.SIGINT
-        except SystemExit as exit_of_parser:  # after help, or after the parser printed an error
-            code = int(exit_of_parser.code or 0)
+        except SystemExit as ended:  # of the parser, after help or an error; or of the user's code
+            if isinstance(ended.code, str):
+                tell(f"error: {ended.code}")
+            code = EXIT_FAILURE if isinstance(ended.code, str) else int(ended.code or 0)
     return code if stop.signal is None else 128 + stop.signal
 
 

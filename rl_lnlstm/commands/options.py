@@ -46,7 +46,8 @@ class EpisodesOptions:
     """the entry of a Dict observation that is the action mask; None: as in training"""
     vectorization: Literal["auto", "sync", "vector_entry_point"] | None = None
     """sync: one environment after the other; vector_entry_point: the vector implementation of the id, whose episodes
-    cannot be seeded one by one; None: sync"""
+    cannot be seeded one by one; None or auto: sync, or the vector implementation if only that has the observations of
+    the policy, as for Atari"""
     num_envs: Count = 8
     """number of environments that are stepped together; the episodes do not depend on it"""
     max_steps: Count | None = None
@@ -132,7 +133,7 @@ class ImportSb2Options:
     run_dir: Annotated[Path, tyro.conf.Positional]
     """new folder for the policy"""
     env_id: str | None = None
-    """environment, whose spaces the policy then has; None: the spaces that the file tells, with rounded bounds"""
+    """environment, whose spaces the policy then has; None: the spaces that the file describes, with rounded bounds"""
     env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """keyword arguments for the environment"""
     wrappers: tuple[str, ...] = ()
@@ -140,7 +141,7 @@ class ImportSb2Options:
     vecnormalize: Path | None = None
     """file that VecNormalize.save wrote: its statistics become part of the policy"""
     activation: str | None = None
-    """activation of the dense layers; None: what the file tells, or tanh"""
+    """activation of the dense layers; None: as in the file, or tanh"""
 
 
 @dataclasses.dataclass(kw_only=True)

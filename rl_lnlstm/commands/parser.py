@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl_lnlstm.commands.words import normalised
+from rl_lnlstm.commands.words import normalised, without_exponent
 
 WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -140,11 +141,22 @@ def _word(hint: Any) -> str | None:
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
     """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it."""
+    found = None
     for position, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag in (option, option.replace("-", "_").replace("__", "--", 1)):
-            return value or next(iter(arguments[position + 1 :]), "")
-    return None
+            found = value or next(iter(arguments[position + 1 :]), "")
+    return found  # the last one counts
+
+
+def numbers_of(arguments: Sequence[str], names: Iterable[str]) -> dict[str, int]:
+    """The values of these options, where a command line sets them to integers."""
+    numbers = {}
+    for name in names:
+        value = value_of(arguments, f"--{name.replace('_', '-')}")
+        with contextlib.suppress(ValueError):
+            numbers[name] = int(without_exponent(value or ""))
+    return numbers
 
 
 def given_options(arguments: Sequence[str], names: Collection[str]) -> frozenset[str]:

@@ -80,21 +80,26 @@ def _processor() -> str:
 
 
 def _link_programs(folder: Path, own: Path) -> None:
-    """Links the newest programs of the cache into a process's own folder. Removes other ones, and damaged ones.
+    """Links the programs that were used last into a process's own folder. Removes other ones, and damaged ones.
 
     In the cache, a program's file name ends with a digest of the file's content.
     """
-    linked = 0
-    entries = [(path.stat().st_mtime, path) for path in folder.iterdir()]
-    for modified, path in sorted(entries, reverse=True):
+    linked, entries = 0, []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it at any time
+            entries.append((path.stat().st_mtime, path))
+    for used, path in sorted(entries, reverse=True):
         if path.name.startswith(PROCESS):
-            if modified < time.time() - LEFT_BEHIND:
+            if used < time.time() - LEFT_BEHIND:
                 shutil.rmtree(path, ignore_errors=True)
-        elif linked < KEPT and path.suffix == f".{digest_of(path)}" and not (own / path.stem).exists():
-            os.link(path, own / path.stem)
-            linked += 1
-        else:
-            path.unlink(missing_ok=True)
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if linked < KEPT and path.suffix == f".{digest_of(path)}" and not (own / path.stem).exists():
+                os.link(path, own / path.stem)
+                os.utime(path)
+                linked += 1
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _keep_new_programs(own: Path) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import ReportOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import replacing_file
+from rl_lnlstm.files import check_writable, replacing_file
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.runs.layout import REPORT
 
@@ -30,7 +27,7 @@ def report(options: ReportOptions) -> int:
 
     path = options.run_dir / REPORT if options.out is None else options.out
     policy = load_policy(options.run_dir)
-    _check_writable(path)
+    check_writable(path, "the report", "--out")
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
 
@@ -57,10 +54,3 @@ def report(options: ReportOptions) -> int:
     tell("the report is in")
     output(str(path))
     return 0
-
-
-def _check_writable(path: Path) -> None:
-    """Raises `UserError` before the work, and not after it, if the file cannot be written."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"the report cannot be written to {path}: name another file with --out")

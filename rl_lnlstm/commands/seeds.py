@@ -20,6 +20,7 @@ from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.runs.groups import read_group, score, score_name
 from rl_lnlstm.runs.layout import default_run_dir
+from rl_lnlstm.runs.lock import locked
 
 POLL = 0.1  # seconds
 
@@ -46,10 +47,19 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
         raise UserError(f"--seeds must be different, got {' '.join(map(str, options.seeds))}")
     folder = options.run_dir or default_run_dir(options.env_id, "seeds")
     check_is_free(folder, "folder", "--run-dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    shared = without(arguments, "seeds", "parallel", "seed", "run-dir")
-    runs = _Runs(folder, shared, options.parallel > 1)
-    waiting = list(options.seeds)
+    with locked(folder):
+        check_is_free(folder, "folder", "--run-dir")  # again: another process may have begun runs there
+        codes = _train(folder, options, without(arguments, "seeds", "parallel", "seed", "run-dir"), stop)
+    failed = next((128 - code if code < 0 else code for code in codes if code), 0)  # below 0: minus a signal
+    if not failed and not stop.requested:
+        _report(folder)
+    tell(f"next: {shlex.join(['rl-lnlstm', 'plot', str(folder)])}")
+    return failed
+
+
+def _train(folder: Path, options: TrainOptions, shared: Sequence[str], stop: Stop) -> list[int]:
+    """Runs a process for each seed, and returns their exit codes."""
+    runs, waiting = _Runs(folder, shared, options.parallel > 1), list(options.seeds)
     try:
         while runs.running or (waiting and not stop.requested):
             while waiting and len(runs.running) < options.parallel and not stop.requested:
@@ -58,14 +68,10 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
                 runs.stop(stop.signal)
             runs.poll()
             time.sleep(POLL)
-    except KeyboardInterrupt:  # at the second Ctrl-C, the runs stop at once too
+    except BaseException:  # the second Ctrl-C stops the runs at once; if a run cannot be started, the others end too
         runs.stop(signal.SIGINT, again=True)
         raise
-    failed = next((code for code in runs.codes if code), 0)
-    if not failed and not stop.requested:
-        _report(folder)
-    tell(f"next: {shlex.join(['rl-lnlstm', 'plot', str(folder)])}")
-    return failed
+    return runs.codes
 
 
 def _report(folder: Path) -> None:
@@ -100,9 +106,12 @@ class _Runs:
         command += ["--seed", str(seed), "--run-dir", str(run_dir)]
         tell(f"seed {seed}: {run_dir}" + (f", messages in {log}" if self.logged else ""))
         with contextlib.ExitStack() as files:
-            to = files.enter_context(log.open("w")) if self.logged else None
-            # Start a new session. Otherwise Ctrl-C would reach the run twice, from the terminal and from `stop`.
-            self.running[seed] = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+            try:
+                to = files.enter_context(log.open("w")) if self.logged else None
+                # Start a new session. Otherwise Ctrl-C would reach the run twice, from the terminal and from `stop`.
+                self.running[seed] = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+            except OSError as error:
+                raise UserError(f"the run with seed {seed} cannot be started: {error}") from error
 
     def stop(self, number: int, again: bool = False) -> None:
         """Sends a signal to the runs, but only once."""

@@ -1,4 +1,4 @@
-"""Ctrl-C (SIGINT) and SIGTERM: both end a run after its iteration, and SIGTERM has a deadline."""
+"""Ctrl-C (SIGINT), SIGTERM and SIGHUP end a run after its iteration. SIGTERM has a deadline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from rl_lnlstm.commands.console import messages
+from rl_lnlstm.commands.console import tell
 
 GRACE = 8.0  # seconds from SIGTERM to the end of the process; many schedulers kill after 10
 
@@ -39,7 +39,7 @@ class Stop:
         again, self.signal = self.requested, self.signal or number
         if again or not self._deferred:
             raise KeyboardInterrupt
-        messages.print("stopping after this iteration; press Ctrl-C again to stop at once")
+        tell("stopping after this iteration; press Ctrl-C again to stop at once")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -55,12 +55,19 @@ class Stop:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Stop]:
-    """A context manager that gives a `Stop`, which receives SIGINT and SIGTERM inside the block."""
+    """A context manager that gives a `Stop`, which receives SIGINT, SIGTERM and SIGHUP inside the block.
+
+    Under `nohup`, SIGHUP stays ignored.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals only to the main thread
         yield stop
         return
-    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # a terminal that closes; Windows has none
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        numbers.append(hangup)
+    before = {number: signal.signal(number, stop.note) for number in numbers}
     with _deadline():
         try:
             yield stop

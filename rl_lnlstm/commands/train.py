@@ -138,6 +138,8 @@ def _resume(
         tell("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
     ppo.load_checkpoint(state, options.total_timesteps, options.env_snapshot)
     run = RunDirectory(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
+    if not ppo.finished:
+        (run_dir / RESULTS).unlink(missing_ok=True)  # of a policy that is about to change
     left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
     tell(f"resumed after {ppo.num_timesteps:,} frames in {run_dir}: {left}")
     return run
@@ -153,7 +155,7 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
     refused = changes.keys() & PPOConfig.fixed()
     if refused:
         listed = ", ".join(changes[name] for name in sorted(refused))
-        raise UserError(f"a resumed run cannot change its network or its environments: {listed}")
+        raise UserError(f"a resumed run cannot change these options: {listed}")
     if "pretrain" in changes:
         raise UserError(f"pretraining is done before the first frame, and cannot be changed: {changes['pretrain']}")
     if changes:

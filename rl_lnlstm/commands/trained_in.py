@@ -65,7 +65,9 @@ def needs_naming(config: Mapping[str, Any]) -> list[str]:
     """Those of the options "env_id" and "wrappers" that must be on the command line, because they import or write."""
 
     def is_untrusted(name: str, value: str) -> bool:
-        named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:" if name == "wrappers" else "")
+        named = value
+        if name == "wrappers":
+            named = value.partition("(")[0].strip().removeprefix("gymnasium.wrappers:")
         return ":" in named or named == "RecordVideo" or len(value) > MAX_NAME
 
     values = {"env_id": [config.get("env_id") or ""], "wrappers": config.get("wrappers", ())}

@@ -16,8 +16,6 @@ from rl_lnlstm.option_types import Count, Index, NonNegative, from_json
 from rl_lnlstm.rollout_sizes import default_minibatches, minibatches_before, sequence_length_before
 from rl_lnlstm.runs.layout import CONFIG
 
-SIZES_OF_A_ROLLOUT = "num_envs", "num_steps", "sequence_length"
-
 
 @dataclasses.dataclass(kw_only=True)
 class TrainOptions(PPOConfig):
@@ -73,13 +71,7 @@ def train_defaults(arguments: Sequence[str]) -> TrainOptions:
         if saved_run.num_minibatches == default and given_options(arguments, ["num_envs"]):
             saved_run.num_minibatches = None  # it need not divide the sequences of other environments
         return saved_run
-    options = preset_options(arguments)
-    given = given_options(arguments, SIZES_OF_A_ROLLOUT)
-    if given:
-        options.pop("num_minibatches", None)  # the preset's number need not divide the sequences of another rollout
-    if "num_steps" in given:
-        options.pop("sequence_length", None)  # nor need its length divide other steps
-    return TrainOptions(**options)
+    return TrainOptions(**preset_options(arguments))
 
 
 def saved_options(run_dir: Path) -> TrainOptions:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_lnlstm.commands.parser import given_options, value_of
+from rl_lnlstm.commands.parser import numbers_of, value_of
 from rl_lnlstm.config import BEFORE, PPOConfig, check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json
@@ -55,8 +55,21 @@ def preset_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The options of the preset that a command line chooses: with --preset, or with --env-id."""
     file, env_id = value_of(arguments, "--preset"), value_of(arguments, "--env-id")
     if file is not None:
-        return read_preset(Path(file))
-    return preset(PPOConfig.env_id if env_id is None else env_id)
+        return _fitting(read_preset(Path(file)), arguments)
+    return _fitting(preset(PPOConfig.env_id if env_id is None else env_id), arguments)
+
+
+def _fitting(options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The options of a preset, except sizes that do not divide those that the command line sets."""
+    options, given = dict(options), numbers_of(arguments, SIZES)
+    length = options.get("sequence_length")
+    if length is not None and given.get("num_steps", length) % length:
+        del options["sequence_length"]
+    try:
+        PPOConfig(**{**options, **given})
+    except UserError:
+        options.pop("num_minibatches", None)  # if that does not help, `parse` tells what is wrong
+    return options
 
 
 def tune_defaults(arguments: Sequence[str]) -> TuneOptions:
@@ -67,11 +80,7 @@ def tune_defaults(arguments: Sequence[str]) -> TuneOptions:
             if value_of(arguments, flag) is not None:
                 raise UserError(f"--resume continues the sweep in its own folder: leave out {flag}")
         return read_sweep(Path(resumed)).options
-    options = preset_options(arguments)
-    if given_options(arguments, SIZES):  # the preset's numbers need not divide those that were given
-        options.pop("sequence_length", None)
-        options.pop("num_minibatches", None)
-    return TuneOptions(**options)
+    return TuneOptions(**preset_options(arguments))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _values(flag: str, words: Sequence[str], hint: Any) -> list[str]:
     if not words and not _is_switch(hint) and tuple not in kinds:
         raise UserError(f"{flag} needs a value")
     whole = int in kinds and float not in kinds
-    words = [_without_exponent(word) if whole else word for word in words]
+    words = [without_exponent(word) if whole else word for word in words]
     if Path not in kinds and words:
         read = [_read(word, kinds) for word in words]
         checked(flag, tuple(read) if tuple in kinds and read != [None] else read[0], hint)
@@ -120,7 +120,8 @@ def _pairs(flag: str, words: Sequence[str]) -> list[str]:
     return result
 
 
-def _without_exponent(word: str) -> str:
+def without_exponent(word: str) -> str:
+    """The digits of an integer that was written like 1e5; other words stay as they are."""
     if re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", word) and float(word).is_integer():
         return str(int(float(word)))
     return word

@@ -61,7 +61,18 @@ def make_evaluation_envs(
 
 
 def plan_for(envs: VectorEnv, seeds: Sequence[int], seed: int | None) -> InOrder | EvenlySpread:
-    """The plan for these seeds. Environments can be seeded one by one if they are in mode DISABLED."""
+    """The plan for these seeds. Environments can be seeded one by one if they are in mode DISABLED.
+
+    Args:
+        envs: the environments.
+        seeds: a seed for each episode.
+        seed: from which `seeds` were derived. None: the user chose them.
+
+    Raises:
+        UserError: the user chose the seeds, and the environments cannot be seeded one by one.
+    """
     if envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
         return InOrder(seeds, envs.num_envs)
+    if seed is None:
+        raise UserError("episode_seeds: the environment has only a vector implementation, which is seeded as a whole")
     return EvenlySpread(len(seeds), envs.num_envs, seed)

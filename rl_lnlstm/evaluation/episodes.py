@@ -12,12 +12,12 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.envs.autoreset import Episode, Stepper
 from rl_lnlstm.envs.faults import environment_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
-from rl_lnlstm.evaluation.video import FrameRecorder
+from rl_lnlstm.evaluation.video import FrameRecorder, rgb
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies.critic_entries import accepts, lacks_critic_entries
 from rl_lnlstm.spaces import map_leaves
@@ -91,19 +91,14 @@ class EpisodeRunner:
             Recorder(envs.single_observation_space, envs.single_action_space, envs.num_envs) if record else None
         )
         if video is not None and isinstance(plan, InOrder):
-            plan.before_reset = self._add_last_pictures
+            plan.before_reset = self._before_reset
         self._stepper = plan.start(envs)
         self._actor = _Actor(policy, self._stepper, plan, deterministic)
-        self._lengths, self._returns = np.zeros(envs.num_envs, int), np.zeros(envs.num_envs)
         self._aborted = np.zeros(envs.num_envs, int)  # in a row
 
     def __iter__(self) -> Iterator[EvaluatedEpisode]:
-        while (self.plan.numbers >= 0).any() or self._begin_again():
+        while (self.plan.numbers >= 0).any() or self.plan.begin_again(self._stepper):
             yield from self._advance()
-
-    def _begin_again(self) -> bool:
-        self._lengths[:], self._returns[:] = 0, 0.0
-        return self.plan.begin_again(self._stepper)
 
     def _advance(self) -> Iterator[EvaluatedEpisode]:
         """Steps all environments once, and yields the episodes that ended."""
@@ -115,8 +110,6 @@ class EpisodeRunner:
         actions = self._actor.act()
         step = self._stepper.step(actions)
         self._actor.rewarded(step.rewards)
-        self._lengths += step.valid
-        self._returns += step.rewards
         if self._recorder is not None:
             self._recorder.add(step.valid & running, {**before, "actions": actions, "rewards": step.rewards})
         if step.aborted is not None and step.aborted.any():
@@ -125,23 +118,23 @@ class EpisodeRunner:
         for episode in step.episodes:
             index = episode.environment
             if running[index]:
-                self._returns[index], self._lengths[index] = episode.episode_return, episode.length
                 outcome = Outcome(bool(step.terminations[index]), bool(step.truncations[index]))
-                yield self._finished(index, int(numbers[index]), seeds[index], final, outcome)
+                yield self._finished(episode, int(numbers[index]), seeds[index], final, outcome)
                 self.plan.ended(index)
-            self._forget(index)
+            self._aborted[index] = 0
         if self._limit is not None:
-            yield from self._cut((self._lengths >= self._limit) & (self.plan.numbers >= 0))
+            yield from self._cut((self._stepper.lengths >= self._limit) & (self.plan.numbers >= 0))
 
     def _finished(
-        self, index: int, number: int, seed: int | None, final_observations: Any, outcome: Outcome, cut: bool = False
+        self, episode: Episode, number: int, seed: int | None, final: Any, outcome: Outcome, cut: bool = False
     ) -> EvaluatedEpisode:
         if self.video is not None:
-            self.video.end(number, float(self._returns[index]))
-        arrays = {} if self._recorder is None else self._recorder.take(index, final_observations, outcome)
+            self.video.end(number, episode.episode_return)
+        recorder = self._recorder
+        arrays = {} if recorder is None else recorder.take(episode.environment, final, outcome)
         if arrays and seed is not None:
             arrays["seed"] = np.asarray(seed)
-        return EvaluatedEpisode(number, seed, float(self._returns[index]), int(self._lengths[index]), cut, arrays)
+        return EvaluatedEpisode(number, seed, episode.episode_return, episode.length, cut, arrays)
 
     def _cut(self, rows: np.ndarray) -> Iterator[EvaluatedEpisode]:
         """Ends the episodes that have reached the limit of steps."""
@@ -152,11 +145,14 @@ class EpisodeRunner:
             "its environment has no time limit, which you can add with gymnasium.wrappers.TimeLimit (--wrappers "
             "'TimeLimit(1000)'); max_steps (--max-steps) allows longer episodes"
         )
+        lengths, returns = self._stepper.lengths, self._stepper.returns
+        self._add_last_pictures(rows, lengths)
         for index in np.flatnonzero(rows).tolist():
+            episode = Episode(index, float(returns[index]), int(lengths[index]))
             number, seed = int(self.plan.numbers[index]), self.plan.seeds[index]
-            yield self._finished(index, number, seed, self._stepper.observations, Outcome(False, True), cut=True)
+            yield self._finished(episode, number, seed, self._stepper.observations, Outcome(False, True), cut=True)
             self.plan.ended(index)
-            self._forget(index)
+            self._aborted[index] = 0
         self.plan.give_up(self._stepper, rows, again=False)
 
     def _abort(self, rows: np.ndarray) -> None:
@@ -167,15 +163,11 @@ class EpisodeRunner:
         for index in np.flatnonzero(rows).tolist():
             if self.video is not None and self.plan.numbers[index] >= 0:
                 self.video.drop(int(self.plan.numbers[index]))
-            self._lengths[index], self._returns[index] = 0, 0.0
         if self._aborted.max() >= MOST_ABORTED:
             raise EnvironmentFailure(
                 f"{environment_name(self.envs)} failed in {MOST_ABORTED} episodes in a row, and finished none"
             )
         self.plan.give_up(self._stepper, rows, again=True)
-
-    def _forget(self, index: int) -> None:
-        self._lengths[index], self._returns[index], self._aborted[index] = 0, 0.0, 0
 
     def _add_pictures(self, rows: np.ndarray, video: FrameRecorder) -> None:
         """Adds the pictures before a step to the videos."""
@@ -183,20 +175,24 @@ class EpisodeRunner:
         if pictures is None or pictures[0] is None:
             raise UserError(f"{environment_name(self.envs)} returns no pictures with render_mode='rgb_array'")
         opinions = self._actor.opinions() if video.captioned else [[]] * len(rows)
+        lengths, returns = self._stepper.lengths, self._stepper.returns
         for index in np.flatnonzero(rows).tolist():
-            seed, step, episode_return = self.plan.seeds[index], self._lengths[index], self._returns[index]
+            seed, step, episode_return = self.plan.seeds[index], lengths[index], returns[index]
             caption = [f"seed {seed}   step {step}   return {episode_return:.6g}", *opinions[index]]
-            video.add(int(self.plan.numbers[index]), seed, pictures[index], caption)
+            video.add(int(self.plan.numbers[index]), seed, rgb(pictures[index]), caption)
 
-    def _add_last_pictures(self, rows: np.ndarray) -> None:
-        """Adds the last pictures of episodes to the videos, before their environments are reset."""
+    def _before_reset(self, ended: np.ndarray) -> None:
+        self._add_last_pictures(ended, self._stepper.lengths + 1)  # the stepper has not counted this step yet
+
+    def _add_last_pictures(self, rows: np.ndarray, lengths: np.ndarray) -> None:
+        """Adds the last pictures of episodes of these lengths to the videos, before their environments are reset."""
         if self.video is None:
             return
         pictures: Any = self.envs.render()
         for index in np.flatnonzero(rows & (self.plan.numbers >= 0)).tolist():
             seed = self.plan.seeds[index]
-            caption = [f"seed {seed}   step {self._lengths[index] + 1}   end of the episode"]
-            self.video.add(int(self.plan.numbers[index]), seed, pictures[index], caption)
+            caption = [f"seed {seed}   step {lengths[index]}   end of the episode"]
+            self.video.add(int(self.plan.numbers[index]), seed, rgb(pictures[index]), caption)
 
 
 class _Actor:

@@ -11,10 +11,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, PredictingPolicy
-from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder, Plan
+from rl_lnlstm.evaluation.plans import EvenlySpread, Plan
 from rl_lnlstm.evaluation.record import EpisodeArrays
 from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, Index, checked
@@ -191,13 +192,13 @@ def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: in
 
 
 def acting(policy: Any) -> Any:
-    """The policy of a `PPO`; any other policy itself.
+    """The best policy of a `PPO`, which `PPO.predict` asks as well; any other policy itself.
 
     Raises:
         UserError: it is no policy.
     """
     owned = getattr(policy, "policy", None)
-    acts = owned if isinstance(owned, RecurrentPolicy) else policy
+    acts = getattr(policy, "best_policy", owned) if isinstance(owned, RecurrentPolicy) else policy
     if missing := [name for name in ("predict", "observation_space", "action_space") if not hasattr(acts, name)]:
         raise UserError(
             f"policy must have predict, observation_space and action_space: {acts!r:.80} has no {missing[0]}"
@@ -241,14 +242,11 @@ def prepared(
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
     if borrowed:
-        envs = make_vec(lambda: env, 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
+        envs = make_vec(HandedIn(env), 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
     else:
         envs = make_evaluation_envs(env, min(num_envs, count), trained_on=getattr(policy, "observation_space", None))
     try:
-        plan = plan_for(envs, seeds, seed)
-        if episode_seeds is not None and not isinstance(plan, InOrder):
-            raise UserError(f"episode_seeds: {env} has only a vector implementation, which is seeded as a whole")
-        yield Prepared(envs, plan, seed)
+        yield Prepared(envs, plan_for(envs, seeds, seed), seed)
     finally:
         if not borrowed:
             envs.close()

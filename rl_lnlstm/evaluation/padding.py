@@ -120,6 +120,8 @@ def length_of(episode: EpisodeArrays, number: int) -> int:
     """
     if missing := [name for name in ("rewards", "terminated", "truncated") if name not in episode]:
         raise UserError(f"episode {number} is not one of record_episodes: it has no {missing[0]}")
+    if single := [name for name, array in episode.items() if _kind(name) not in WHOLE and not np.ndim(array)]:
+        raise UserError(f"episode {number}: {single[0]} must be an array with a row for each step, got a single value")
     steps = {name: len(array) for name, array in episode.items() if _kind(name) not in WHOLE}
     if len(set(steps.values())) != 1 or not steps["rewards"]:
         raise UserError(f"episode {number}: its arrays must have the same number of steps, at least 1, got {steps}")

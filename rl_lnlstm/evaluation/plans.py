@@ -60,8 +60,8 @@ class InOrder:
         self.generators = [_sampling(seed) for seed in self.seeds]
         self._next = num_envs
         self._attempts = np.zeros(num_envs, int)  # failures in the current episode
-        self._again = np.zeros(num_envs, bool)
-        self.before_reset: Callable[[np.ndarray], None] | None = None  # called with the rows that begin new episodes
+        self._given_up, self._again = np.zeros((2, num_envs), bool)
+        self.before_reset: Callable[[np.ndarray], None] | None = None  # called with the rows that ended by themselves
 
     def start(self, envs: VectorEnv) -> Stepper:
         """Resets each environment with the seed of its episode."""
@@ -72,7 +72,7 @@ class InOrder:
 
     def give_up(self, stepper: Stepper, rows: np.ndarray, again: bool) -> None:
         """Begins new episodes where `rows` is true. With `again`, the same episode numbers with other seeds."""
-        self._again = rows & again
+        self._given_up, self._again = rows, rows & again
         stepper.begin_episodes(rows)
 
     def begin_again(self, stepper: Stepper) -> bool:
@@ -82,7 +82,8 @@ class InOrder:
     def _begin(self, rows: np.ndarray) -> list[int]:
         """Assigns the next episodes where `rows` is true, and returns the seeds of all environments."""
         if self.before_reset is not None:
-            self.before_reset(rows)
+            self.before_reset(rows & ~self._given_up)
+        self._given_up = np.zeros_like(rows)
         for index in np.flatnonzero(rows):
             if self._again[index]:
                 self._attempts[index] += 1
@@ -112,8 +113,8 @@ class EvenlySpread:
     def __init__(self, n_eval_episodes: int, num_envs: int, seed: int | None = None) -> None:
         self._seed = seed
         self._left = np.array([(n_eval_episodes + index) // num_envs for index in range(num_envs)])
+        self._next = np.arange(num_envs)[::-1].copy()  # numbers; the last environments have the largest shares
         self._waiting = np.zeros(num_envs, bool)  # in an episode that was cut
-        self._ended = 0
         self.numbers = self._numbers()
         self.seeds = [None] * num_envs
         self.generators: None = None
@@ -123,9 +124,9 @@ class EvenlySpread:
         return Stepper(envs, self._seed)
 
     def ended(self, index: int) -> None:
-        """Numbers episodes in the order in which they end."""
+        """Gives the environment its next episode, if it has one left."""
         self._left[index] -= 1
-        self._ended += 1
+        self._next[index] += len(self._next)
         self.numbers = self._numbers()
 
     def give_up(self, stepper: Stepper, rows: np.ndarray, again: bool) -> None:
@@ -147,7 +148,7 @@ class EvenlySpread:
         return True
 
     def _numbers(self) -> np.ndarray:
-        return np.where((self._left > 0) & ~self._waiting, self._ended, -1)
+        return np.where((self._left > 0) & ~self._waiting, self._next, -1)
 
 
 def _sampling(seed: int) -> np.random.Generator:

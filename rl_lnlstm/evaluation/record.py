@@ -67,7 +67,7 @@ class Recorder:
         }
 
     def drop(self, aborted: np.ndarray) -> None:
-        """Drops the unfinished episodes where `rows` `[num_envs]` is true."""
+        """Drops the unfinished episodes where `aborted` `[num_envs]` is true."""
         self._steps = [[] if dropped else steps for dropped, steps in zip(aborted, self._steps, strict=True)]
 
     def _columns(self, parts: Mapping[str, Any]) -> EpisodeArrays:

@@ -81,11 +81,14 @@ class VideoRecorder:
             caption: lines of text below the picture, at most 3.
         """
         picture = captioned(picture, caption)
-        if number not in self._films:
-            path = self.folder / f".episode-{number:05d}.mp4"
-            height, width, _ = picture.shape
-            self._films[number] = _Film(path, seed, self._writer(str(path), (width, height), self._fps))
-        self._films[number].writer.write_frame(picture)
+        try:
+            if number not in self._films:
+                path = self.folder / f".episode-{number:05d}.mp4"
+                height, width, _ = picture.shape
+                self._films[number] = _Film(path, seed, self._writer(str(path), (width, height), self._fps))
+            self._films[number].writer.write_frame(picture)
+        except OSError as error:
+            raise UserError(f"videos cannot be written to {self.folder}: {error}") from error
 
     def end(self, number: int, episode_return: float) -> None:
         """Ends the video of an episode, and gives the file its name."""
@@ -106,6 +109,22 @@ class VideoRecorder:
         """Deletes the videos of episodes that have not ended."""
         for number in list(self._films):
             self.drop(number)
+
+
+def rgb(picture: Any) -> np.ndarray:
+    """A picture of an environment as RGB, `[height, width, 3]` uint8. Transparency is left out.
+
+    Raises:
+        UserError: it is no picture: another shape, fractions, or numbers outside 0 to 255.
+    """
+    array = np.asarray(picture)
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
+        raise UserError(f"render() must return RGB [height, width, 3], got shape {list(array.shape)}")
+    with np.errstate(invalid="ignore"):
+        pixels = array[..., :3].astype(np.uint8)
+    if not np.array_equal(pixels, array[..., :3]):
+        raise UserError(f"render() must return whole numbers from 0 to 255, got others in an array of {array.dtype}")
+    return pixels
 
 
 def captioned(picture: np.ndarray, lines: list[str]) -> np.ndarray:

@@ -26,7 +26,7 @@ def sent(head: Any, actions: Any, name: str) -> dict[str, Tensor]:
         return _joined(sent(part, own, entry_name(name, key)) for key, part, own in entries)
     space = head.space
     if isinstance(head, GaussianHead):
-        low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
+        low, high = _bounds(space)
         centre, half = (part.astype(np.float32).ravel() for part in _scale(head))
         scaled = centre + half * tf.clip_by_value(actions, -1.0, 1.0)
         actions = tf.where(head.rescaled.ravel(), scaled, actions) if head.rescaled.any() else actions
@@ -39,6 +39,13 @@ def sent(head: Any, actions: Any, name: str) -> dict[str, Tensor]:
         actions = tf.reshape(actions, tf.concat([leading, space.shape], 0))
         actions.set_shape([*known, *space.shape])
     return {name: actions}
+
+
+def _bounds(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds in float32, `[size]`. They are rounded inwards, because actions outside the space would be refused."""
+    low, high = space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
+    low = np.where(low < space.low.ravel(), np.nextafter(low, np.float32(np.inf)), low)
+    return low, np.where(high > space.high.ravel(), np.nextafter(high, np.float32(-np.inf)), high)
 
 
 def last_action(head: Any, actions: Any) -> Tensor:

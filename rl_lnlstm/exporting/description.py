@@ -14,7 +14,7 @@ from rl_lnlstm.exporting.graph import Graph
 from rl_lnlstm.exporting.signature import MEANINGS, exported_state_size
 from rl_lnlstm.policies.distributions import Bernoulli, Categorical, MultiCategorical
 from rl_lnlstm.policies.heads import CompositeHead
-from rl_lnlstm.spaces import space_to_json
+from rl_lnlstm.spaces_json import space_to_json
 
 KEY = "rl_lnlstm"  # the description's key in ONNX and TFLite
 FORMAT = 1

@@ -11,7 +11,7 @@ from rl_lnlstm.exporting.description import describe
 from rl_lnlstm.exporting.formats import WRITERS, check_packages
 from rl_lnlstm.exporting.graph import trace
 from rl_lnlstm.exporting.verification import STEPS, largest_difference
-from rl_lnlstm.files import replacing_file, replacing_folder
+from rl_lnlstm.files import is_empty_folder, replacing_file, replacing_folder
 from rl_lnlstm.policies import RecurrentPolicy
 
 Format = Literal["onnx", "tflite", "saved_model"]
@@ -66,7 +66,8 @@ def export(
         were compared.
 
     Raises:
-        UserError: the format is unknown, a package is missing, or a part of the policy cannot be exported.
+        UserError: the format is unknown, a package is missing, a part of the policy cannot be exported, or the file
+            cannot be written.
         RunFailure: the model does not run, or differs from the policy by more than 1e-5. Then nothing is written.
     """
     target = Path(path)
@@ -76,29 +77,31 @@ def export(
         raise UserError(f"batch must be an integer of at least 1 or None, got {batch!r}")
     if not isinstance(policy, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy, got {type(policy).__name__}")
-    _check_target(target, format)
+    try:
+        _check_target(target, format)
+    except OSError as error:
+        raise UserError(f"the model cannot be written to {target}: {error}") from error
     check_packages(format)
     masks = policy.uses_action_masks if action_masks is None else action_masks
     graph = trace(policy, batch, sequence, masks, float64=format != "tflite")
     replacing = replacing_folder if format == "saved_model" else replacing_file
-    with replacing(target) as temporary:
-        WRITERS[format](graph, describe(policy, graph), temporary)
-        difference = largest_difference(policy, graph, format, temporary, batch or BATCH)
-        if not difference <= TOLERANCE:
-            raise RunFailure(
-                f"the exported policy differs from the policy by {difference:.1e} within {STEPS:,} steps, more than "
-                f"{TOLERANCE:.0e}: it was not written"
-            )
+    try:
+        with replacing(target) as temporary:
+            WRITERS[format](graph, describe(policy, graph), temporary)
+            difference = largest_difference(policy, graph, format, temporary, batch or BATCH)
+            if not difference <= TOLERANCE:
+                raise RunFailure(
+                    f"the exported policy differs from the policy by {difference:.1e} within {STEPS:,} steps, more "
+                    f"than {TOLERANCE:.0e}: it was not written"
+                )
+    except OSError as error:
+        raise UserError(f"the model cannot be written to {target}: {error}") from error
     return Exported(target, difference, STEPS)
 
 
 def _check_target(target: Path, format: str) -> None:
     if format == "saved_model":
-        if target.exists() and not (target / "saved_model.pb").is_file() and not _is_empty(target):
+        if target.exists() and not (target / "saved_model.pb").is_file() and not is_empty_folder(target):
             raise UserError(f"a SavedModel is a folder, and {target} is something else: name another path")
     elif target.is_dir():
         raise UserError(f"{format} is written to a file, and {target} is a folder: name a file")
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

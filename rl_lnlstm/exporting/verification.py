@@ -152,7 +152,7 @@ def _played(file_format: str, path: Path, inputs: Arrays, sequence: bool) -> Arr
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
-            raise RunFailure(f"the exported policy was written, but does not run: {lines[-1]}")
+            raise RunFailure(f"the exported policy does not run, and was not written: {lines[-1]}")
         with np.load(outputs) as arrays:
             return dict(arrays)
 

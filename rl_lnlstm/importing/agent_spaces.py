@@ -16,7 +16,8 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.importing.agent import Described
 from rl_lnlstm.importing.layout import Layout
 from rl_lnlstm.policies.encoders import image_size
-from rl_lnlstm.spaces import Budget, space_from_json, width
+from rl_lnlstm.spaces import width
+from rl_lnlstm.spaces_json import Budget, space_from_json
 
 KINDS = ("Box", "Discrete", "MultiBinary", "MultiDiscrete")
 ATARI = (84, 84)  # the usual size of an image, if only the weights say anything
@@ -126,7 +127,7 @@ def _alike(one: gym.Space, other: gym.Space, images: bool) -> bool:
 
 
 def _space_in_file(found: Described, what: str, size: int | None) -> gym.Space | None:
-    """The space that a file tells about; None if it does not tell enough. A `size` that it does not tell is given."""
+    """The space that a file describes; None if it does not say enough. `size` is used if the file has no size."""
     if found.kind not in KINDS:
         raise UserError(f"the agent's {what} space is a {found.kind}, expected {' or '.join(KINDS)}")
     description: dict[str, Any] = {"type": found.kind}

@@ -54,12 +54,12 @@ def import_sb2(
     Args:
         agent: the zip that `model.save` of Stable-Baselines 2 wrote, or an old pickle without code in it.
         run_dir: a new folder to write a run directory to; None to only return the policy.
-        env_id: the environment, whose spaces the policy then has. None: the spaces that the file tells, with bounds
-            that are rounded.
+        env_id: the environment, whose spaces the policy then has. None: the spaces that the file describes, with
+            bounds that are rounded.
         vecnormalize: the file that `VecNormalize.save` wrote.
         wrappers, env_kwargs: wrappers and keyword arguments of the environment, as for `PPO`.
         observation_space, action_space: the spaces, if they are neither those of `env_id` nor those in the file.
-        activation: the activation of the dense layers; None: what the file tells, or tanh.
+        activation: the activation of the dense layers; None: as in the file, or tanh.
 
     Returns:
         The policy. It has a shared LSTM and `rescale_actions=False`.

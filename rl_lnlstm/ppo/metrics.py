@@ -15,16 +15,19 @@ def rollout_metrics(episodes: Collection[Episode], info_keys: Iterable[str]) -> 
 
     Args:
         episodes: the episodes. Without any, all metrics are NaN.
-        info_keys: the infos to average.
+        info_keys: the infos to average. If one is a dict of numbers, there is a metric `rollout/KEY/INNER` for each.
     """
     returns = [episode.episode_return for episode in episodes]
+    infos = [episode.info for episode in episodes]
+    inner = {key: sorted({name for info in infos for name in info if name.startswith(f"{key}/")}) for key in info_keys}
     return {
         "rollout/ep_rew_mean": _mean(returns),
         "rollout/ep_rew_std": float(np.std(returns)) if returns else float("nan"),
         "rollout/ep_len_mean": _mean([episode.length for episode in episodes]),
         **{
-            f"rollout/{key}": _mean([episode.info[key] for episode in episodes if key in episode.info])
+            f"rollout/{name}": _mean([info[name] for info in infos if name in info])
             for key in info_keys
+            for name in inner[key] or [key]
         },
     }
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.evaluate import acting
 from rl_lnlstm.evaluation.record import EpisodeArrays, load_episodes
 from rl_lnlstm.option_types import Count, Fraction, Index, NonNegative, Positive, checked
 from rl_lnlstm.policies import RecurrentPolicy
@@ -95,7 +94,7 @@ def pretrain(
     """
     given = locals()
     options = {name: checked(name, given[name], hint) for name, hint in OPTIONS.items()}
-    config, owner = getattr(policy, "config", None), acting(policy)
+    config, owner = getattr(policy, "config", None), getattr(policy, "policy", policy)
     if not isinstance(owner, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy or a PPO, got {type(policy).__name__}")
     if gamma is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
@@ -14,10 +12,12 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.faults import Numbering
+from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
+from rl_lnlstm.policies.loading import options_taken
 from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
@@ -92,7 +92,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
                 f"vectorization is {config.vectorization!r}, but an environment object can only be stepped in this "
                 "process: give its id or a function that makes one"
             )
-        env = functools.partial(_identity, env)
+        env = HandedIn(env)
         tolerance = {**tolerance, "max_failures": 0}  # a failed environment object cannot be replaced
     return make_vec(
         env,
@@ -157,13 +157,10 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     asked = {name: options[name] for name in options if name in set(given) and options[name] is not None}
     if options["encoder_layers"] is None:
         del options["encoder_layers"]  # the default; policies with a given encoder do not accept this option
-    parameters = inspect.signature(policy_class).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for name in asked:
-            if name not in parameters and name != "seed":
-                raise UserError(f"{name}: {policy_class.__name__} does not take this option")
-        options = {name: value for name, value in options.items() if name in parameters}
-    made = policy_class(observation_space, envs.single_action_space, **options)
+    taken = options_taken(policy_class, options)
+    if refused := asked.keys() - taken.keys() - {"seed"}:
+        raise UserError(f"{min(refused)}: {policy_class.__name__} does not take this option")
+    made = policy_class(observation_space, envs.single_action_space, **taken)
     check_agreement(made, asked)
     return made
 
@@ -177,7 +174,3 @@ def check_agreement(policy: RecurrentPolicy, options: dict[str, Any]) -> None:
                 f"{name} is {wanted!r}, but the given policy has {has!r}: leave the option out, or build the policy "
                 "with it"
             )
-
-
-def _identity(env: gym.Env) -> gym.Env:
-    return env

@@ -37,7 +37,7 @@ from rl_lnlstm.ppo.setup import (
 )
 from rl_lnlstm.ppo.update import Updater
 from rl_lnlstm.seeding import derived_seed
-from rl_lnlstm.spaces import space_to_json
+from rl_lnlstm.spaces_json import space_to_json
 
 EPISODES_IN_MEAN = 100
 ENDLESS = 10_000  # steps of each environment without the end of an episode, after which a warning is due
@@ -139,7 +139,8 @@ class Trainer(Agent):
         if not self.between_iterations:
             if not self._interrupted:
                 raise UserError(
-                    f"a checkpoint is written between iterations, but iteration {self.iteration + 1} has begun"
+                    f"a checkpoint is written between iterations, but iteration {self.iteration + 1} has begun; if it "
+                    "failed, call learn or load_checkpoint first"
                 )
             self._begin_new_episodes()
         training = self._collector.get_state()

@@ -129,6 +129,7 @@ def write_card(
     with contextlib.closing(make_envs(min(num_envs, n_episodes), False)) as envs:
         plan = plan_for(envs, seeds, seed)
         result = gathered(EpisodeRunner(policy, envs, plan, deterministic, max_steps), deterministic, seed)
+    check_is_free(folder, "folder", "FOLDER")  # again: the evaluation may have taken long
     try:
         with replacing_folder(folder) as new:
             policy.save(new / POLICY)
@@ -143,7 +144,7 @@ def write_card(
                     write(new / name)
                 except (UserError, RunFailure) as error:
                     progress(f"without {name}: {error}")
-            (new / README).write_text(_card(policy, environment, result, new), encoding="utf-8")
+            (new / README).write_text(_card(policy, environment, result, new, max_steps), encoding="utf-8")
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written: {error}") from error
     return result
@@ -177,7 +178,9 @@ def _folder_beside(path: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _card(policy: RecurrentPolicy, environment: Mapping[str, Any], result: Evaluation, folder: Path) -> str:
+def _card(
+    policy: RecurrentPolicy, environment: Mapping[str, Any], result: Evaluation, folder: Path, max_steps: int | None
+) -> str:
     digits = decimals(result.returns)
     score = f"{result.mean:.{digits}f} +/- {result.std:.{digits}f}"
     env_id, name = _plain(environment["env_id"]), type(policy).__name__
@@ -187,10 +190,12 @@ def _card(policy: RecurrentPolicy, environment: Mapping[str, Any], result: Evalu
         "interquartile mean": f"{result.iqm:.{digits}f}, 95% confidence {iqm.low:.{digits}f} to {iqm.high:.{digits}f}",
         "episodes": f"{len(result.returns)}, seed {result.seed}",
         "mean length": f"{result.mean_length:,.0f} frames",
+        **({"cut at the limit of steps": f"{sum(result.cut)} episodes"} if any(result.cut) else {}),
         "actions": "the most probable" if result.deterministic else "sampled",
     }
     command = [LIBRARY, "evaluate", "FOLDER", "--env-id", env_id, "--episodes", str(len(result.returns))]
     command += ["--seed", str(result.seed)] + ([] if result.deterministic else ["--no-deterministic"])
+    command += [] if max_steps is None else ["--max-steps", str(max_steps)]
     if environment.get("wrappers"):
         command += ["--wrappers", *map(_plain, environment["wrappers"])]
     metadata = {"tags": [env_id, *TAGS], "library": LIBRARY, "policy": name, "env_id": env_id, "score": score}

@@ -36,7 +36,7 @@ class PictureRecorder:
     def add(self, number: int, seed: int | None, picture: np.ndarray, caption: list[str]) -> None:
         """Takes the next picture of an episode, RGB `[height, width, 3]` uint8."""
         if self._seen[number] in self._wanted[number]:
-            self.pictures[number].append(_encoded(Image.fromarray(np.asarray(picture)[..., :3]), SIDE))
+            self.pictures[number].append(_encoded(Image.fromarray(picture), SIDE))
         self._seen[number] += 1
 
     def end(self, number: int, episode_return: float) -> None:

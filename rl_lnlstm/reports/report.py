@@ -17,6 +17,7 @@ from rl_lnlstm.evaluation.environments import MakeEnvs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
+from rl_lnlstm.evaluation.video import rgb
 from rl_lnlstm.files import read_regular
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.reports.memory_use import MAX_LAG, measured
@@ -151,8 +152,7 @@ def _rendering(make_envs: MakeEnvs, num_envs: int) -> VectorEnv | None:
     try:
         envs.reset(seed=0)
         pictures: Any = envs.render()
-        shapes = [np.shape(picture) for picture in pictures]
-        if all(len(shape) == 3 and shape[2] in (3, 4) for shape in shapes):
+        if [rgb(picture) for picture in pictures]:
             return envs
     except Exception:  # any error of the environment means that it has no pictures
         pass

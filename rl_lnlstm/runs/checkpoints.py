@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.errors import UserError, warn
+from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo.callbacks import Callback, Metrics
 from rl_lnlstm.ppo.checkpoint_files import TrainingState, read
 from rl_lnlstm.ppo.train import PPO
@@ -135,6 +136,7 @@ class CheckpointCallback(Callback):
         env_snapshot: bool = True,
     ) -> None:
         self.folder = Path(folder)
+        checked("keep", keep, Count)
         self._options = interval, minutes, keep, env_snapshot
         self._checkpoints: Checkpoints | None = None
 
@@ -145,6 +147,11 @@ class CheckpointCallback(Callback):
     def __call__(self, metrics: Metrics) -> bool:
         """Writes a checkpoint if one is due."""
         return self._checkpoints is None or self._checkpoints(metrics)
+
+    def on_training_end(self) -> None:
+        """Writes a checkpoint of the last iteration, even if another callback ended the training."""
+        if self._checkpoints is not None and self._checkpoints.ppo.between_iterations:
+            self._checkpoints.save()
 
 
 def _name(iteration: int) -> str:

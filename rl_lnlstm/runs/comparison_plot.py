@@ -16,8 +16,9 @@ def comparison_plot(groups: Sequence[Group]) -> Figure:
     axes = figure.add_subplot()
     for index, group in enumerate(groups):
         found, color = curve(group), f"C{index}"
+        name = f" {group.name}" if group.name.startswith("_") else group.name  # matplotlib leaves out such labels
         runs = f"{len(group.runs)} run" + "s" * (len(group.runs) > 1)
-        axes.plot(found.frames, found.mean, color=color, linewidth=1.8, label=f"{group.name}, {runs}: mean")
+        axes.plot(found.frames, found.mean, color=color, linewidth=1.8, label=f"{name}, {runs}: mean")
         if len(group.runs) > 1:
             axes.fill_between(found.frames, found.low, found.high, color=color, alpha=0.2, linewidth=0)
             axes.plot(found.frames, found.iqm, color=color, linestyle="--", linewidth=1.2, label="interquartile mean")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rl_lnlstm.evaluation.evaluate import evaluate
 from rl_lnlstm.evaluation.result import Evaluation
+from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
 
 
@@ -15,7 +16,8 @@ class EvalCallback(Callback):
     """Evaluates the policy while `PPO.learn` trains it, and saves the best one.
 
     It adds `eval/mean_reward` to the metrics, where later callbacks see it. Every evaluation runs the same episodes.
-    Evaluations do not change the training.
+    Evaluations do not change the training, unless they sample actions in a `VectorEnv`. A new `EvalCallback` does not
+    know the best mean of earlier ones, also not after `load_checkpoint`.
 
     Args:
         env: the environment, as for `evaluate`. Do not pass the training environments.
@@ -42,7 +44,7 @@ class EvalCallback(Callback):
         num_envs: int = 1,
         max_steps: int | None = None,
     ) -> None:
-        self.env, self.interval, self.n_eval_episodes = env, interval, n_eval_episodes
+        self.env, self.interval, self.n_eval_episodes = env, checked("interval", interval, Count), n_eval_episodes
         self.deterministic, self.seed = deterministic, seed
         self.best_path = None if best_path is None else Path(best_path)
         self._options: dict[str, Any] = {"num_envs": num_envs, "max_steps": max_steps}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl_lnlstm.errors import UserError, printable
+from rl_lnlstm.errors import UserError, printable, warn
 from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, interquartile_mean, mean
 from rl_lnlstm.files import read_json, read_regular
 from rl_lnlstm.runs.layout import CONFIG, METRICS, RESULTS
@@ -68,12 +69,24 @@ def read_group(path: Path) -> Group:
     """Reads the run in a directory, or all runs in its subdirectories.
 
     Raises:
-        UserError: there is no run, or one cannot be read.
+        UserError: there is no run, one cannot be read, or they are runs in different environments.
     """
-    found = [path] if (path / CONFIG).is_file() else sorted(inner.parent for inner in path.glob(f"*/{CONFIG}"))
+    try:
+        found = [path] if (path / CONFIG).is_file() else sorted(inner.parent for inner in path.glob(f"*/{CONFIG}"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not found:
         raise UserError(f"{path} is not a run directory, and contains none")
-    return Group(path.name or str(path), [read_run(run) for run in found])
+    runs = [read_run(run) for run in found]
+    if len(environments := sorted({printable(run.config.get("env_id")) for run in runs})) > 1:
+        raise UserError(
+            f"{path} contains runs in different environments, {', '.join(environments)}: name folders whose runs "
+            "differ only in their seeds"
+        )
+    names = {name for run in runs for name in run.config} - {"seed"}
+    if differing := sorted(name for name in names if len(_values(runs, name)) > 1):
+        warn(f"the runs in {path} are compared as one group, although they differ in {', '.join(differing)}")
+    return Group(path.name or str(path), runs)
 
 
 def read_run(path: Path) -> Run:
@@ -93,7 +106,7 @@ def read_run(path: Path) -> Run:
             raise ValueError(f"{CONFIG} is not a JSON object")
         if not np.isfinite(returns).any():
             raise ValueError("no episode has ended in it")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: the run cannot be read: {printable(error)}") from error
     return Run(path, config, frames, returns, result)
 
@@ -143,15 +156,15 @@ def score(group: Group, by: str) -> Score:
 
 def differing_options(one: Group, other: Group) -> dict[str, tuple[list[Any], list[Any]]]:
     """The options that differ between two groups, apart from seeds, with the values in each group."""
-
-    def values(group: Group, name: str) -> list[Any]:
-        found: list[Any] = []
-        for run in group.runs:
-            if run.config.get(name) not in found:
-                found.append(run.config.get(name))
-        return found
-
     names = sorted({name for group in (one, other) for run in group.runs for name in run.config} - {"seed"})
-    return {
-        name: (values(one, name), values(other, name)) for name in names if values(one, name) != values(other, name)
-    }
+    values = {name: (_values(one.runs, name), _values(other.runs, name)) for name in names}
+    return {name: (first, second) for name, (first, second) in values.items() if first != second}
+
+
+def _values(runs: Sequence[Run], name: str) -> list[Any]:
+    """The different values of an option."""
+    found: list[Any] = []
+    for run in runs:
+        if run.config.get(name) not in found:
+            found.append(run.config.get(name))
+    return found

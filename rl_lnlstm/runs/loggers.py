@@ -160,17 +160,17 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
     removed too.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    columns = lines[0].decode(errors="replace").strip().split(",") if lines else []
+    columns = _cells(lines[0].decode(errors="replace")) if lines else []
     rows: list[Metrics] = []
     texts: list[dict[str, str]] = []
     for line in lines[1:]:
         try:
-            cells = zip(columns, line.decode().rstrip("\r\n").split(","), strict=True)
+            cells = zip(columns, _cells(line.decode()), strict=True)
             written = {name: cell for name, cell in cells if cell}
             row = {name: float(cell) for name, cell in written.items()}
             if not line.endswith(b"\n") or (iteration is not None and row["time/iterations"] > iteration):
                 break
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, csv.Error):
             break
         rows.append(row)
         texts.append(written)
@@ -178,6 +178,11 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
         # Without rows, write no header either, as in a new run.
         os.truncate(path, sum(map(len, lines[: len(rows) + 1])) if rows else 0)
     return _Kept(columns if rows else [], rows, texts)
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line. The name of a metric, from an info, may contain a comma."""
+    return next(csv.reader([line]), [])
 
 
 def keep_events(folder: Path, frames: int) -> None:

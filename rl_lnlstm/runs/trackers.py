@@ -106,18 +106,21 @@ class Tracker(Callback):
             warn(f"{self.package} cannot end the run, {type(error).__name__}: {printable(error)}")
 
     def _kept_id(self) -> str | None:
-        if self.folder is None:
-            return None
-        try:
-            kept = read_json(self.folder / RUN_ID).get(self.package)
-        except (OSError, ValueError, AttributeError):
-            return None
+        kept = self._kept_ids().get(self.package)
         return kept if isinstance(kept, str) else None
+
+    def _kept_ids(self) -> dict[str, Any]:
+        """The ids of the run in each tracker."""
+        try:
+            kept = {} if self.folder is None else read_json(self.folder / RUN_ID)
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
 
     def _keep_id(self, run_id: str | None) -> None:
         if self.folder is not None and run_id is not None:
             with replacing_file(self.folder / RUN_ID) as path:
-                path.write_text(json.dumps({self.package: run_id}) + "\n")
+                path.write_text(json.dumps({**self._kept_ids(), self.package: run_id}) + "\n")
 
 
 class WandbLogger(Tracker):

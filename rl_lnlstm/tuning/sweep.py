@@ -80,8 +80,8 @@ def run_sweep(sweep: Sweep, tell: Callable[[str], None]) -> Outcome:
         reasons = {trial.reason for trial in trials if trial.reason} or {"none of them ended"}
         raise RunFailure(f"no trial was completed: {'; '.join(map(one_line, sorted(reasons)))}")
     best = completed[: sweep.n_finalists]
-    finalists = ranked(_finals(sweep, best, tell), trials) if best else []
-    winner = finalists[0] if finalists and finalists[0].state == "completed" else completed[0]
+    finalists = ranked(_finals(sweep, best, tell), trials)
+    winner = finalists[0] if finalists[0].state == "completed" else completed[0]
     options = {**winner.options, "seed": sweep.base.seed, "eval_interval": _with_evaluations(sweep, winner)}
     return Outcome(trials, finalists, options, importances(trials, space))
 
@@ -134,7 +134,12 @@ def _search(sweep: Sweep, tell: Callable[[str], None]) -> list[Trial]:
 def _finals(sweep: Sweep, best: Sequence[Trial], tell: Callable[[str], None]) -> list[Trial]:
     """Trains the best trials again with another seed, with the evaluations of the preset, and evaluates them."""
     folder, numbers = sweep.folder / FINALS, {trial.number for trial in best}
-    done = {trial.number: trial for trial in read_trials(folder) if trial.state != "running"}
+    # Evaluations of different lengths must not be compared. A trial that is run again goes on from its checkpoint.
+    done = {
+        trial.number
+        for trial in read_trials(folder)
+        if trial.state == "failed" or len(trial.scores.evaluation or ()) == sweep.n_eval_episodes
+    }
     seed = sweep.base.seed + 1
     waiting = [trial for trial in best if trial.number not in done]
 

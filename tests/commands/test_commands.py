@@ -125,6 +125,9 @@ MISTAKES = {
         ["made for observation space", "(4,)", "(3,)"],
     ),
     "used run directory": (["train", "--run-dir", "RUN"], ["already holds", "--run-dir"]),
+    "a file below a file": (["train", "--seeds", "0", "1", "--run-dir", f"{__file__}/x"], ["cannot be written"]),
+    "no file": (["evaluate", "RUN", "--csv", "/"], ["cannot be written to /", "--csv"]),
+    "a long name": (["plot", "a" * 300], ["cannot be read", "too long"]),
     "used folder of episodes": (["evaluate", "RUN", "--record", "RUN"], ["already holds", "--record"]),
 }
 

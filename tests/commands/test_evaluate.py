@@ -160,3 +160,26 @@ def test_an_environments_own_vector_implementation_is_evaluated_in(tmp_path, cap
     assert train(tmp_path / "run", *environment, "--eval-episodes", "2") == 0
     assert "over 2 episodes" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--vectorization", "sync"]) == 0
+
+
+def test_seeds_for_a_vector_implementation_are_refused(run, tmp_path, capsys):
+    command = ["evaluate", str(run), "--vectorization", "vector_entry_point", "--env-id", "CartPole-v1"]
+    assert main([*command, "--episode-seeds", "3", "4"]) == 2
+    assert "episode_seeds: the environment has only a vector implementation" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_evaluation(run, capsys):
+    assert main(["evaluate", str(run), "--episodes", "100000", "--csv", "/proc/nowhere/episodes.csv"]) == 2
+    assert "the episodes cannot be written to /proc/nowhere/episodes.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["mine", "mine(", "a(b"])
+def test_a_module_that_only_a_file_names_is_not_imported(module, run, tmp_path, capsys, monkeypatch):
+    copied = shutil.copytree(run, tmp_path / "copied")
+    monkeypatch.chdir(copied)
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "env_id": f"{module}:CartPole-v1"}))
+    (copied / f"{module}.py").write_text("open('executed', 'w')")
+    assert main(["evaluate", "."]) == 2
+    assert "which would import a module" in capsys.readouterr().err
+    assert not (copied / "executed").exists()

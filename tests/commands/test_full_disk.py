@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from rl_lnlstm.commands import main
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.runs.checkpoints import read_newest
-from tests.commands.processes import TINY, assert_same_run, events, rows
+from tests.commands.processes import ROOT, TINY, assert_same_run, events, rows
 
 DISK = """
 import os, resource, gymnasium as gym
@@ -97,3 +98,13 @@ def test_a_disk_that_stays_full_keeps_the_last_good_checkpoint(small_disk, tmp_p
     assert main(["train", "--resume", str(run_dir)]) == 0
     assert main(["train", *options, "--run-dir", str(tmp_path / "alone")]) == 0
     assert_same_run(tmp_path / "alone", run_dir)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_messages_that_cannot_be_printed_do_not_end_a_run(tmp_path):
+    command = [sys.executable, "train.py", "--env-id", "CartPole-v1", *TINY, "--total-timesteps", "200"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], cwd=ROOT, stderr=full)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "policy" / "weights.npz").is_file()
+    assert len(rows(tmp_path / "run")) >= 6

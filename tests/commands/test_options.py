@@ -130,9 +130,31 @@ def test_words_without_a_flag_may_stand_anywhere():
 
 @pytest.mark.parametrize("num_envs", ["1", "3", "5"])
 def test_a_presets_minibatches_adapt_to_another_rollout(num_envs):
-    """CartPoleNoVel-v1's preset has 2, which does not divide the sequences of so many environments."""
-    options = parse(["train", "--num-envs", num_envs])
-    PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
+    """CartPoleNoVel-v1's preset has 4, which does not divide the sequences of so many environments."""
+    for command in ("train", "tune"):
+        options = parse([command, "--num-envs", num_envs])
+        PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--num-envs 32", (4, 128)),
+        ("--num-envs=8", (4, 128)),
+        ("--num-steps 256", (4, 128)),
+        ("--num-steps 96", (4, None)),
+        ("--num-steps 100 --num-envs 3", (None, None)),
+        ("--sequence-length 64", (4, 64)),
+        ("--num-minibatches 2", (2, 128)),
+        ("--num-envs 5 --num-minibatches 1", (1, 128)),
+        ("--num-steps 1e2", (4, None)),
+        ("--num-envs 8 --num-envs 3", (None, 128)),
+    ],
+)
+def test_the_other_sizes_of_a_preset_stay_where_they_divide(arguments, expected):
+    for command in ("train", "tune"):
+        options = parse([command, *arguments.split()])
+        assert (options.num_minibatches, options.sequence_length) == expected
 
 
 @pytest.mark.parametrize(("num_minibatches", "expected"), [(None, 6), (4, 4)])
@@ -152,3 +174,7 @@ def test_a_saved_sequence_length_that_is_impossible_is_refused(value, num_miniba
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert main(["train", "--resume", str(tmp_path)]) == 2
     assert f"sequence_length must divide num_steps, got sequence_length={value}" in capsys.readouterr().err
+
+
+def test_the_last_flag_counts_for_the_preset_too():
+    assert parse(["train", "--env-id", "CartPoleNoVel-v1", "--env-id", "PendulumNoVel-v1"]).num_steps == 256

@@ -88,10 +88,10 @@ def test_a_program_is_compiled_once_and_gives_the_same_in_every_process(cache):
     code, first, error = run()
     assert code == 0, error
     [program] = kept(cache)
-    changed = program.stat().st_mtime_ns
+    file = program.stat().st_ino
     assert run()[:2] == (0, first)
     assert kept(cache) == [program]
-    assert program.stat().st_mtime_ns == changed
+    assert program.stat().st_ino == file, "it has been compiled again"
     assert not list(cache.glob("xla-*/process-*"))
     # It is really read: a wrong one, with the digest of its content, is an error.
     program.write_bytes(b"wrong")
@@ -135,14 +135,25 @@ def test_a_damaged_program_is_removed(damage, cache, process):
     assert kept(cache) == [two]
 
 
-def test_only_the_newest_programs_are_kept(cache, process):
+def test_the_programs_that_were_used_last_are_kept(cache, process):
     folder = process()
     for i in range(KEPT + 3):
         (folder / f"{i}.pb").write_bytes(b"a program")
         os.utime(folder / f"{i}.pb", (i, i))
     process.end()
-    assert {path.name for path in process().iterdir()} == {f"{i}.pb" for i in range(3, KEPT + 3)}
+    again = process()
+    assert {path.name for path in again.iterdir()} == {f"{i}.pb" for i in range(3, KEPT + 3)}
     assert len(kept(cache)) == KEPT
+    assert min(path.stat().st_mtime for path in kept(cache)) > 100, "this process has used them"
+
+
+def test_a_program_that_another_process_removes_in_between_does_not_matter(cache, process):
+    folder = process()
+    (folder / "one.pb").write_bytes(b"a program")
+    process.end()
+    gone = folder.parent / "gone.pb.0"
+    gone.symlink_to(cache / "nowhere")  # it is listed, and cannot be found
+    assert [path.name for path in process().iterdir()] == ["one.pb"]
 
 
 def test_folders_that_killed_processes_left_behind_are_removed_after_a_week(process):

@@ -90,6 +90,13 @@ def test_a_run_that_ended_goes_on_to_more_frames(left_alone, run, capsys):
     assert (config["total_timesteps"], config["learning_rate"]) == (2900, 0.01)
 
 
+def test_results_of_an_earlier_policy_are_removed(run):
+    (run / "results.json").write_text('{"mean_reward": 1.0}')
+    more = ["--resume", str(run), "--total-timesteps", "2500", "--eval-interval", "0", "--eval-episodes", "0"]
+    assert main(["train", *more]) == 0
+    assert not (run / "results.json").exists()
+
+
 @pytest.mark.parametrize("interval", [0, 7])
 def test_when_a_run_is_evaluated_may_change(interval, run, capsys):
     """Evaluations do not make it another run; also from none to some, and from some to none."""

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 from rl_lnlstm.commands import main
 from rl_lnlstm.evaluation.statistics import difference_interval, improvement_interval, probability_of_improvement
+from rl_lnlstm.runs.comparison_plot import comparison_plot
 from rl_lnlstm.runs.groups import curve, read_group, score
 
 FRAMES, RETURN = "time/total_timesteps", "rollout/ep_rew_mean"
@@ -101,7 +102,7 @@ def test_a_single_run_has_no_interval(groups, tmp_path, capsys, monkeypatch):
         assert "None" not in capsys.readouterr().out.partition("option")[0]
 
 
-@pytest.mark.parametrize("damage", ["nothing", "no metrics", "no episode", "no json", "an image"])
+@pytest.mark.parametrize("damage", ["nothing", "no metrics", "no episode", "no json", "an image", "zeros at the end"])
 def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
     run = groups[0] / "seed-3"
     if damage == "nothing":
@@ -111,6 +112,8 @@ def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
         (run / "metrics.csv").unlink()
     elif damage == "no episode":
         (run / "metrics.csv").write_text(f"{FRAMES},{RETURN}\n100,nan\n")
+    elif damage == "zeros at the end":
+        (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes() + bytes(50))
     elif damage == "no json":
         (run / "config.json").write_text("\x1b[2J")
     else:
@@ -120,6 +123,26 @@ def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
     assert "small" in error
     assert "Traceback" not in error
     assert not (tmp_path / "picture.png").exists()
+
+
+def test_runs_that_differ_are_no_group(groups, tmp_path, capsys):
+    run, out = groups[0] / "seed-3", ["--out", str(tmp_path / "picture.png")]
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "units": 9}))
+    assert main(["plot", str(groups[0]), *out]) == 0
+    assert "although they differ in units" in capsys.readouterr().err
+    (run / "config.json").write_text(json.dumps({**config, "env_id": "Other-v0"}))
+    assert main(["plot", str(groups[0]), *out]) == 2
+    assert "runs in different environments, Mine-v0, Other-v0" in capsys.readouterr().err
+
+
+def test_a_group_may_have_any_name(groups):
+    """matplotlib leaves out labels that begin with an underscore."""
+    named = [read_group(path)._replace(name=name) for path, name in zip(groups, ("_one", "two"), strict=True)]
+    (legend,) = comparison_plot(named).legends
+    shown = " ".join(text.get_text() for text in legend.get_texts())
+    assert "_one" in shown
+    assert "two" in shown
 
 
 def test_a_picture_that_cannot_be_written_is_named(groups, capsys):

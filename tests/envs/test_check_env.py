@@ -3,12 +3,14 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from rl_lnlstm import UserError
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.envs.faults import user_frames
 from rl_lnlstm.errors import EnvironmentFailure, RunWarning
+from tests.envs.masked_env import Cards
 from tests.policies.card_env import CardEnv
 
 
@@ -73,9 +75,31 @@ def test_good_environments_pass():
         check_env(env)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [spaces.MultiBinary(3), spaces.MultiDiscrete([3]), spaces.MultiDiscrete([[2, 2]]), spaces.Discrete(4, start=-1)],
+    ids=str,
+)
+def test_the_action_that_is_tried_is_legal(space):
+    """`Cards` raises if an action is illegal. It numbers actions from 0."""
+
+    class Mine(Cards):
+        def __init__(self):
+            super().__init__(space)
+
+        def step(self, action):
+            assert action in space
+            return super().step(action - getattr(space, "start", 0))
+
+    check_env(Mine, mask_key="action_mask")
+
+
 def test_an_observation_out_of_bounds_is_a_warning():
     with pytest.warns(RunWarning, match="returned 5 in an observation, .* bounds of its space, -1 to 1"):
         check_env(type("Mine", (Good,), {"observation": {"x": X + 5, "cue": 1}}))
+    single = {"observation_space": spaces.Box(-1, 1, ()), "observation": np.float32(5)}
+    with pytest.warns(RunWarning, match="returned 5 in an observation"):
+        check_env(type("Mine", (Good,), single))
 
 
 def test_what_only_a_vector_implementation_takes_is_not_tried_with_single_environments():

@@ -109,6 +109,17 @@ def test_a_restored_copy_is_counted_too():
         assert stepper.step(NOTHING).aborted.all()
 
 
+def test_a_restored_copy_of_a_wrapped_environment_is_counted_and_scored():
+    envs = make_vec(vector_wrappers.ClipReward(Vector(), -1, 1))
+    stepper = Stepper(envs, 0)
+    envs.restore_snapshot(envs.take_snapshot())
+    stepper.restart(0)
+    assert {episode.episode_return for episode in episodes_of(stepper)} == {30.0}
+    envs.unwrapped.step(NOTHING)
+    with pytest.warns(RunWarning, match="other code"):
+        assert stepper.step(NOTHING).aborted.all()
+
+
 # --------------------------------------------------------------------------------------------- final observations
 
 
@@ -118,10 +129,8 @@ def test_final_observations_that_are_overwritten_are_named(reuses):
     with contextlib.closing(make_vec(envs)) as envs, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stepper = Stepper(envs, 0)
-        finals = [stepper.step(NOTHING).final_observations for _ in range(12)]
-    named = [
-        str(warning.message) for warning in caught if "the last observations of 3 episodes" in str(warning.message)
-    ]
+        finals = [stepper.step(NOTHING).final_observations for _ in range(33)]
+    named = [text for text in map(str, (warning.message for warning in caught)) if "the last observations of" in text]
     assert len(named) == reuses
     if not reuses:
         np.testing.assert_array_equal(finals[2], [[3, 1], [3, 1]])

@@ -1,6 +1,7 @@
 """`make_vec`: which vector environment it makes, and what its arguments may be."""
 
 import contextlib
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm.envs import TMazeVectorEnv, make_vec
+from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from tests.envs.faulty_env import BOTH, faulty, run
 
@@ -131,6 +133,41 @@ def test_module_and_id(vectorization, tmp_path, monkeypatch):
     assert history[2][3].all()
 
 
+class DifferentSpaces:
+    """A function object that makes environments which do not fit together."""
+
+    def __init__(self):
+        self.ids = iter(["CartPole-v1", "Acrobot-v1"])
+
+    def __call__(self):
+        return gym.make(next(self.ids))
+
+
+@pytest.mark.parametrize("hand_in", [lambda made: made, lambda made: functools.partial(made, length=2)])
+def test_a_failure_names_the_class(hand_in):
+    class Breaks(gym.Env):
+        observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+        def __init__(self, length=1): ...
+
+        def reset(self, *, seed=None, options=None):
+            raise ValueError("broken")
+
+    with pytest.raises(EnvironmentFailure, match=r"^Breaks \(environment 0.*broken"):
+        make_vec(hand_in(Breaks), 2).reset()
+    with pytest.raises(EnvironmentFailure, match=r"^Breaks .*broken"):
+        make_vec(HandedIn(hand_in(Breaks)()), 1).reset()
+
+
+def test_a_mistake_in_a_constructor_is_not_taken_for_a_keyword_argument():
+    class Mistaken(gym.Env):
+        def __init__(self):
+            (lambda: None)(no_such_argument=1)
+
+    with pytest.raises(EnvironmentFailure, match=r"Mistaken.* could not be made, TypeError"):
+        make_vec(Mistaken, 1)
+
+
 def unfit(**changes):
     return {"env": "CartPole-v1", **changes}
 
@@ -149,6 +186,7 @@ def unfit(**changes):
         (unfit(env="no.such.module:CartPole-v1"), r"'no.such.module' cannot be imported"),
         (unfit(env_kwargs={"color": 1}), r"CartPole-v1.* does not take env_kwargs=\{'color': 1\}"),
         (unfit(env="TMaze-v0", env_kwargs={"corridor_length": 0}), r"corridor_length=0"),
+        (unfit(env=DifferentSpaces(), num_envs=2), r"all environments must have the same spaces"),
         (unfit(env=lambda: 3), r"expected a function that makes a gymnasium.Env, got one that makes 3"),
         (unfit(env="Acrobot-v1", vectorization="vector_entry_point"), r"Acrobot-v1 has none"),
         (unfit(env=faulty("raise"), vectorization="vector_entry_point"), r"Faulty has none"),

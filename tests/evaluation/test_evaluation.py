@@ -1,17 +1,22 @@
 """`evaluate_policy` runs whole episodes without bias, in every autoreset mode."""
 
 import itertools
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import scipy.stats
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import ClipReward
 
-from rl_lnlstm import UserError, evaluate_policy
+from rl_lnlstm import UserError, evaluate, evaluate_policy
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
+from rl_lnlstm.evaluation.episodes import EpisodeRunner
+from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.evaluation.statistics import bootstrap_interval, interquartile_mean
+from rl_lnlstm.evaluation.video import rgb
 from rl_lnlstm.policies import MlpLnLstmPolicy
 
 
@@ -176,3 +181,63 @@ def test_a_policy_is_evaluated_in_a_real_vec_env_by_their_function():
     theirs = pytest.importorskip("stable_baselines3.common.evaluation").evaluate_policy
     mean, _ = theirs(policy, vec_env, n_eval_episodes=4, warn=False)
     assert 8 <= mean <= 500
+
+
+@pytest.mark.parametrize(("n_eval_episodes", "num_envs"), [(8, 4), (7, 4), (2, 4), (5, 1)])
+def test_every_episode_has_a_number_of_its_own(n_eval_episodes, num_envs):
+    """Files of recorded episodes are named after them."""
+    envs = make_vec(lambda: Countdown(3), num_envs)
+    plan = EvenlySpread(n_eval_episodes, num_envs, 0)
+    numbers = [episode.number for episode in EpisodeRunner(Recorder(), envs, plan)]
+    assert sorted(numbers) == list(range(n_eval_episodes))
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_returns_are_not_clipped_where_an_episode_is_cut(limit):
+    result = evaluate(Recorder(), lambda: ClipReward(Countdown(4), -1, 1), 2, seed=0, max_steps=limit)
+    assert result.returns == [10.0 if limit is None else 6.0] * 2
+    assert result.cut == [limit is not None] * 2
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        (np.full((2, 2, 3), 7, np.int64), None),
+        (np.full((2, 2, 4), 7.0), None),
+        (np.full((2, 2, 3), 0.5), "whole numbers from 0 to 255, got others in an array of float64"),
+        (np.full((2, 2, 3), 256), "whole numbers"),
+        (np.zeros((2, 2)), r"RGB \[height, width, 3\], got shape \[2, 2\]"),
+    ],
+)
+def test_pictures_are_bytes_or_named(picture, problem):
+    if problem is None:
+        np.testing.assert_array_equal(rgb(picture), np.full((2, 2, 3), 7, np.uint8))
+    else:
+        with pytest.raises(UserError, match=problem):
+            rgb(picture)
+
+
+def test_the_pictures_of_an_episode_that_is_cut_belong_to_it():
+    calls = []
+
+    class Film:
+        captioned = False
+
+        def add(self, number, seed, picture, caption):
+            calls.append((number, caption[0].partition("step ")[2].partition("   return")[0]))
+
+        def end(self, number, episode_return):
+            calls.append((number, "end"))
+
+    class Filmed(Countdown):
+        metadata: ClassVar = {"render_modes": ["rgb_array"]}
+        render_mode = "rgb_array"
+
+        def render(self):
+            return np.zeros((2, 2, 3), np.uint8)
+
+    envs = make_vec(lambda: Filmed(5), 1, autoreset_mode="DISABLED")
+    for _ in EpisodeRunner(Recorder(), envs, InOrder([3, 4], 1), max_steps=2, video=Film()):
+        pass
+    of_one = ["0", "1", "2   end of the episode", "end"]
+    assert calls == [(number, what) for number in (0, 1) for what in of_one]

@@ -130,6 +130,8 @@ def test_what_is_no_batch_of_episodes_is_named(tmp_path):
         pad_episodes([episodes[0], {**episodes[1], "more": episodes[1]["rewards"]}])
     with pytest.raises(UserError, match="episode 0: its arrays must have the same number of steps"):
         pad_episodes([{**episodes[0], "rewards": np.zeros(99)}])
+    with pytest.raises(UserError, match="episode 0: success must be an array with a row for each step"):
+        pad_episodes([{**episode, "success": np.True_} for episode in episodes])
     with pytest.raises(UserError, match="h differs in shape from episode to episode"):
         pad_episodes([episodes[0], {**episodes[1], "h": episodes[1]["h"][:, :2]}])
     with pytest.raises(UserError, match="holds no episodes"):

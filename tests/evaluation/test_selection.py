@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rl_lnlstm import PPO, UserError, load_policy
+from rl_lnlstm import PPO, UserError, evaluate, load_policy
 from rl_lnlstm.envs import make_vec
 
 SMALL = {
@@ -28,6 +28,8 @@ def test_the_policy_that_evaluated_best_is_kept(tmp_path):
     assert len({scores[i] for i in evaluated}) > 1  # or there was nothing to choose
     with ppo.best_weights():
         kept = ppo.policy.get_weights()
+    last, chosen = (evaluate(policy, "CartPole-v1", 5, seed=0).returns for policy in (ppo.policy, ppo.best_policy))
+    assert evaluate(ppo, "CartPole-v1", 5, seed=0).returns == chosen != last
     ppo.save(tmp_path / "best")
     for weights in (kept, load_policy(tmp_path / "best").get_weights()):
         for one, other in zip(weights, seen[best][1], strict=True):

@@ -172,6 +172,22 @@ def test_actions_follow_from_parameters_and_noise(tmp_path):
                 np.testing.assert_allclose(outputs[name], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_actions_are_inside_of_bounds_that_float32_does_not_have(tmp_path):
+    space = S.Box(-0.1, 0.1, (2,), np.float64)
+    policy = MlpLnLstmPolicy(VECTOR, space, units=4, seed=0)
+    written(policy, tmp_path / "policy.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    description = json.loads(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
+    rng, sizes = np.random.default_rng(0), {"batch": 50}
+    inputs = {
+        name: rng.normal(scale=9, size=[sizes.get(size, size) for size in port["shape"]]).astype(port["dtype"])
+        for name, port in description["inputs"].items()
+    }
+    (actions,) = session.run(["sampled_action"], inputs)
+    assert all(action in space for action in actions)
+    assert (np.abs(actions) > 0.0999).any(), "or nothing was clipped"
+
+
 def test_metadata_and_names_of_axes(tmp_path):
     policy = make("discrete")
     policy.env_id = "CartPole-v1"

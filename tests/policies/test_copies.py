@@ -90,6 +90,13 @@ class Secret(keras.Model):
         return self.function(x)
 
 
+def test_a_copy_knows_where_it_was_trained():
+    policy = MlpLnLstmPolicy(BOX, DISCRETE, **SMALL)
+    policy.env_id, policy.uses_action_masks = "Mine-v0", True
+    copied = copy.deepcopy(policy)
+    assert (copied.env_id, copied.uses_action_masks) == ("Mine-v0", True)
+
+
 def test_what_cannot_be_copied_says_what_to_do():
     policy = RecurrentPolicy(BOX, DISCRETE, encoder=Secret(lambda x: 2 * x), **SMALL)
     with pytest.raises(UserError, match=r"encoder: Secret cannot be .*"):

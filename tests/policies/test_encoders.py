@@ -137,6 +137,17 @@ def test_bytes_are_fractions_until_there_are_statistics(policy_class):
     np.testing.assert_allclose(one, other, atol=1e-3)
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_symbols_are_fractions_for_a_perceptron(normalized):
+    """They have no statistics, so something else must bring them to the size of 1."""
+    boards = np.random.default_rng(0).integers(256, size=(5, 8, 8), dtype=np.uint8)
+    policy = MlpLnLstmPolicy(image(8, 8), DISCRETE, units=2, seed=0, normalize_observations=normalized)
+    expected = boards.reshape(5, -1) / np.float32(255)
+    for layer in (part for part in policy.encoder.layers if part.name.startswith("encoder")):
+        expected = np.tanh(expected @ layer.kernel + layer.bias)
+    np.testing.assert_allclose(policy._encode(boards), expected, atol=1e-5)
+
+
 def test_acting_normalises_bytes_as_the_update_does():
     space = spaces.Box(0, 255, (6,), np.uint8)
     policy = MlpLnLstmPolicy(space, DISCRETE, units=4, normalize_observations=True, seed=0)

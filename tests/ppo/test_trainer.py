@@ -28,7 +28,7 @@ def small_policy(**options):
     return MlpLnLstmPolicy(env.observation_space, env.action_space, **{"units": 4, **options})
 
 
-def test_a_policy_class_is_used():
+def test_a_policy_class_is_used(tmp_path):
     options = {name: value for name, value in SMALL.items() if name != "units"}
     narrow = PPO(Narrow, "CartPole-v1", **options)
     assert type(narrow.policy) is Narrow
@@ -37,6 +37,8 @@ def test_a_policy_class_is_used():
     plain = PPO(Plain, "CartPole-v1", **SMALL).learn(1)
     assert type(plain.policy) is Plain
     assert plain.policy.units == 4
+    plain.save(tmp_path / "plain")
+    assert load_policy(tmp_path / "plain", policy_class=Plain).units == 4
 
 
 @pytest.mark.parametrize(

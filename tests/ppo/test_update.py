@@ -4,6 +4,7 @@ import gymnasium as gym
 import keras
 import numpy as np
 import pytest
+from gymnasium.wrappers import RecordEpisodeStatistics
 
 from rl_lnlstm import PPO
 from rl_lnlstm.policies import RecurrentPolicy
@@ -166,3 +167,7 @@ def test_what_infos_tell_of_episodes_becomes_metrics():
     metrics = iterate(ppo, 1)[0]
     assert (metrics["rollout/is_success"], metrics["rollout/paid"]) == (1, 3)
     assert np.isnan(metrics["rollout/absent"])
+    ppo = PPO("auto", lambda: RecordEpisodeStatistics(Payday()), **TINY, units=3, info_keys=("episode",))
+    metrics = iterate(ppo, 1)[0]
+    assert metrics["rollout/episode/r"] == metrics["rollout/ep_rew_mean"]
+    assert "rollout/episode" not in metrics

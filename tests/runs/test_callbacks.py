@@ -81,6 +81,26 @@ def test_checkpoints_are_written_and_the_newest_kept(tmp_path):
     assert resumed.num_timesteps == ppo.num_timesteps
 
 
+def test_there_is_a_checkpoint_of_the_last_iteration_if_another_callback_stops(tmp_path):
+    ppo = trainer()
+    ppo.learn(32 * 9, callback=[CheckpointCallback(tmp_path, interval=100), lambda _: ppo.iteration < 2])
+    assert [path.name for path in tmp_path.iterdir()] == [f"{ppo.iteration:08d}"]
+
+
+def test_numbers_of_callbacks_are_checked(tmp_path):
+    with pytest.raises(UserError, match="interval must be an integer of at least 1, got 0"):
+        EvalCallback("CartPole-v1", interval=0)
+    with pytest.raises(UserError, match="keep must be an integer of at least 1, got 0"):
+        CheckpointCallback(tmp_path, keep=0)
+
+
+def test_a_name_with_a_comma_is_read_again(tmp_path):
+    logger = CSVLogger(tmp_path / "metrics.csv")
+    logger({"time/iterations": 1, 'rollout/a, "b"': 1.5})
+    logger.close()
+    assert CSVLogger(tmp_path / "metrics.csv", iteration=1).rows == [{"time/iterations": 1, 'rollout/a, "b"': 1.5}]
+
+
 def test_a_later_column_keeps_the_rows_before(tmp_path):
     logger = CSVLogger(tmp_path / "metrics.csv")
     logger({"time/iterations": 1, "a": 1.5})

@@ -109,6 +109,7 @@ class Failing(Tracker):
 def test_training_continues_if_the_tracker_fails(tmp_path):
     from rl_lnlstm import PPO
 
+    (tmp_path / "tracking.json").write_text('{"other": "its id"}')
     tracker = Failing("run", tmp_path)
     options = {
         "num_envs": 2,
@@ -127,7 +128,7 @@ def test_training_continues_if_the_tracker_fails(tmp_path):
     assert ppo.num_timesteps >= 64
     assert len(tracker.calls) == 2
     assert all(math.isfinite(value) for _, metrics in tracker.calls for value in metrics.values())
-    assert json.loads((tmp_path / "tracking.json").read_text()) == {"json": "an id"}
+    assert json.loads((tmp_path / "tracking.json").read_text()) == {"json": "an id", "other": "its id"}
 
 
 def test_a_tracker_that_refuses_to_start_is_an_error(monkeypatch):
