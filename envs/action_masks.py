@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from rl_lnlstm.envs.faults import Fault, environment_name
+from rl_lnlstm.envs.faults import Fault, Numbering, environment_name
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 
 KEY, METHOD = "action_mask", "action_masks"  # named as in PettingZoo's infos and in sb3-contrib's MaskablePPO
@@ -156,6 +156,7 @@ class ActionMasks:
                 f"{envs.single_action_space}"
             )
         self._sizes, self._method, self._name = sizes, method, environment_name(envs)
+        self._numbering = getattr(envs, "numbering", None) or Numbering(0, envs.num_envs)
         self._shape = envs.num_envs, int(sizes.sum())
         self._reads = 0
 
@@ -214,7 +215,7 @@ class ActionMasks:
 
     def _fail(self, rows: np.ndarray, what: str) -> NoReturn:
         index = int(np.argmax(rows))
-        raise EnvironmentFailure(f"{self._name} (environment {index} in 0..{self._shape[0] - 1}) {what} ({self._when})")
+        raise EnvironmentFailure(f"{self._numbering.named(self._name, index)} {what} ({self._when})")
 
     @property
     def _when(self) -> str:

@@ -52,6 +52,7 @@ class GuardedVectorEnv(VectorWrapper):
         failures: number of failures so far.
         info_keys: the argument.
         mask_entry: the entry of the observation that is the action mask, or None.
+        numbering: the numbers of the environments in messages.
     """
 
     _STATE = ("failures", "_steps", "_ended", "_seeds", "_restarts", "_in_a_row", "_failed_at")
@@ -67,7 +68,7 @@ class GuardedVectorEnv(VectorWrapper):
     ) -> None:
         super().__init__(env)
         self.name, self.info_keys, self.failures = name, info_keys, 0
-        self._numbering = numbering or Numbering(0, env.num_envs)
+        self.numbering = numbering or Numbering(0, env.num_envs)
         self._max_failures = max_failures if self._holds_guards() else 0
         self._mode = env.metadata.get("autoreset_mode")
         self._inner_spaces = env.single_observation_space, env.single_action_space
@@ -291,7 +292,7 @@ class GuardedVectorEnv(VectorWrapper):
         raise EnvironmentFailure(message) from fault.__cause__
 
     def _name_of(self, index: int | None) -> str:
-        return self.name if index is None else self._numbering.named(self.name, index)
+        return self.name if index is None else self.numbering.named(self.name, index)
 
     def _raise_named(self, error: Exception, when: str) -> NoReturn:
         if isinstance(error, UserError):

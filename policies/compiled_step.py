@@ -151,7 +151,7 @@ def compiled_like_graph(policy: Any, base: type) -> StepFunction | None:
 
 
 def overrides_nothing(instance: Any, base: type) -> bool:
-    """Whether neither the instance nor its subclasses override a member of `base`, apart from `make_encoder`."""
+    """Whether neither the instance nor its class overrides a member of `base`, apart from `make_encoder`."""
     own = {name for name, member in vars(base).items() if inspect.isfunction(member)}
     if own & set(vars(instance)):
         return False

@@ -20,6 +20,7 @@ from rl_lnlstm.config import upgraded
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import folder_path, parse_json, read_regular
 from rl_lnlstm.lstm.equations import Weights
+from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.policies.heads import has_box
 from rl_lnlstm.policies.saving import (
@@ -80,9 +81,13 @@ def load_policy(
             spaces = [space_from_json(description[name], budget) for name in ("observation_space", "action_space")]
             if arguments.get("std") == "gsde" and not has_box(spaces[1]):
                 arguments["std"] = "free"  # earlier versions ignored it
-            build = functools.partial(built, *spaces, **options_taken(built, arguments))
+            taken = options_taken(built, arguments)
+            build = functools.partial(built, *spaces, **taken)
             _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
             policy = build()
+            for name in arguments.keys() - taken.keys():
+                if (own := getattr(policy.options, name, None)) != tuple_if_list(arguments[name]):
+                    raise UserError(f"it was saved with {name}={arguments[name]!r}, and its class now has {own!r}")
             policy.set_weights([read_array(archive, name) for name in weight_names(policy)])
             env_id = description.get("env_id")  # earlier versions did not save these two
             policy.env_id = env_id if isinstance(env_id, str) else None

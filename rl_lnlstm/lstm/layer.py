@@ -150,16 +150,25 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
             config.pop(name, None)
         layer = cls(**{**config, "dtype": lstm.dtype_policy, **kwargs})
         if lstm.built:
-            layer.build((None, None, lstm.cell.kernel.shape[0]))
+            batch = lstm.states[0].shape[0] if lstm.stateful else None
+            steps = (None, batch) if layer.time_major else (batch, None)
+            layer.build((*steps, lstm.cell.kernel.shape[0]))
             for name in ("kernel", "recurrent_kernel", "bias"):
-                if getattr(layer, name) is not None:
-                    i, f, g, o = keras.ops.split(getattr(lstm.cell, name), 4, -1)
-                    getattr(layer, name).assign(keras.ops.concatenate([i, f, o, g], -1))
+                own, given = getattr(layer, name), getattr(lstm.cell, name)
+                if own is not None and given is not None:
+                    i, f, g, o = keras.ops.split(given, 4, -1)
+                    own.assign(keras.ops.concatenate([i, f, o, g], -1))
+                elif own is not None:  # an LSTM without a bias
+                    own.assign(keras.ops.zeros_like(own))
         return layer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the class."""
         check_dense(self.name, (args, kwargs))
+        # Keras passes the padding mask of the inputs on, but not if there are other tensors, such as `masks`.
+        padding = getattr(args[0] if args else kwargs.get("inputs"), "_keras_mask", None)
+        if padding is not None and len(args) < 4 and kwargs.get("mask") is None:  # `mask` is the fourth argument
+            kwargs["mask"] = padding
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
@@ -178,12 +187,13 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         training: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """The whole sequence; see the class."""
-        inputs, masks, state, padding = self._tensors(inputs, masks, initial_state, mask)
+        drops_state = bool(training and self.recurrent_dropout)
+        inputs, masks, state, padding = self._tensors(inputs, masks, initial_state, mask, not drops_state)
         dropout = None
         if training and self.dropout:
             dropped = self._dropout_factors(inputs, inputs.shape[-1], self.dropout)
             inputs *= tf.expand_dims(dropped, 0 if self.time_major else 1)
-        if training and self.recurrent_dropout:
+        if drops_state:
             dropout = self._dropout_factors(inputs, self.units, self.recurrent_dropout)
         outputs, state = self._unroll(inputs, masks, state, padding, dropout)
         if not tf.executing_eagerly():
@@ -197,9 +207,12 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         return (outputs, *state) if self.return_state else outputs
 
     def _tensors(
-        self, inputs: Any, masks: Any, initial_state: Any, mask: Any
+        self, inputs: Any, masks: Any, initial_state: Any, mask: Any, may_compile: bool
     ) -> tuple[Tensor, Tensor | None, State, Tensor | None]:
-        """Checks the arguments of a call, and converts their dtypes and their order in time for the computation."""
+        """Checks the arguments of a call, and converts their dtypes and their order in time for the computation.
+
+        `may_compile`: whether the kernel may be used, which checks sizes itself when it runs.
+        """
         inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
         if initial_state is None and self.stateful:
             initial_state = self.states
@@ -210,7 +223,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
             for name, tensor in (("masks", masks), ("mask", mask))
         }
         check_shapes(self._expected, inputs, steps, initial_state)
-        if not self._is_compiled(inputs, steps["mask"]):  # the operation checks sizes itself when it runs
+        if not (may_compile and self._is_compiled(inputs, steps["mask"])):
             check_dynamic_shapes(self._expected, inputs, steps, initial_state)
         masks = None if masks is None else tf.cast(steps["masks"], inputs.dtype)
         mask = None if mask is None else tf.cast(steps["mask"], tf.bool)
@@ -254,7 +267,8 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         axis = 0 if self.time_major else 1
         has_output = padding if self.zero_output_for_mask else tf.cumsum(tf.cast(padding, tf.int32), axis) > 0
         if not self.return_sequences:
-            outputs, has_output = last, has_output[-1] if self.time_major else has_output[:, -1]
+            # Without steps, nothing has an output.
+            outputs, has_output = last, tf.reduce_any(has_output[-1:] if self.time_major else has_output[:, -1:], axis)
         return tf.where(tf.expand_dims(has_output, -1), outputs, tf.zeros([], outputs.dtype))
 
     def gates(self, inputs: Any, masks: Any = None, initial_state: Sequence[Any] | None = None) -> Gates:
@@ -276,7 +290,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
         check_dense(self.name, (inputs, masks, initial_state))
         if not self.built:
             self.build(tf.convert_to_tensor(inputs).shape)
-        inputs, masks, state, _ = self._tensors(inputs, masks, initial_state, None)
+        inputs, masks, state, _ = self._tensors(inputs, masks, initial_state, None, may_compile=False)
         if self.time_major:
             return recurrence.gates_of_steps(inputs, masks, state, self._weights)
         masks = None if masks is None else tf.transpose(masks)

@@ -28,7 +28,7 @@ FIXED = {
 
 
 class LNLSTMWeights(keras.layers.Layer):
-    """The base of `MaskedLNLSTM` and `MaskedLNLSTMCell`: constructor, `build`, dropout factors and `get_config`."""
+    """The base of `MaskedLNLSTM` and `MaskedLNLSTMCell`: constructor, `build` and `get_config`."""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ class Trainer(Agent):
         policy: the policy that is trained, with the weights of the last iteration.
         num_timesteps: frames so far.
         iteration: iterations so far.
-        between_iterations: false while an iteration runs, and after an iteration that was interrupted.
+        between_iterations: false while an iteration runs, and after an iteration that failed or was interrupted.
     """
 
     def __init__(self, policy: GivenPolicy, env: GivenEnv, **config: Any) -> None:
@@ -206,6 +206,9 @@ class Trainer(Agent):
         start, target, elapsed = tree["schedule"]
         self._schedule = Schedule(start, target if total_timesteps is None else start + total_timesteps, elapsed)
         self._resumed = self.between_iterations = True
+        self._interrupted = False
+        if tree["runner"]["stepper"]["action_masks"] is not None:
+            self.policy.uses_action_masks = True
 
     def _check_is_alike(self, tree: Any) -> None:
         if tree["spaces"] != self._spaces():

@@ -69,3 +69,20 @@ def test_it_runs_under_xla_if_it_was_loaded_while_a_graph_was_built():
         print(tf.function(layer, jit_compile=True)(tf.ones([4, 50, 3])).shape)
     """
     assert run_fresh(program).strip() == "(4, 50, 8)"
+
+
+def test_slices_of_one_tensor_are_different_weights():
+    """A population of layers may be stacked. Packed weights are kept while weights stay the same."""
+    layer = MaskedLNLSTM(16)
+    layer.build((None, None, 8))
+    rng = np.random.default_rng(0)
+    stacks = [tf.constant(rng.normal(size=(3, *weight.shape)), tf.float32) for weight in layer.weights]
+    call = tf.function(layer, autograph=False)
+    xs = tf.constant(rng.normal(size=(2, 5, 8)), tf.float32)
+    for member in (0, 1, 2, 0):
+        for weight, stack in zip(layer.weights, stacks, strict=True):
+            weight.assign(stack[member])
+        expected = MaskedLNLSTM(16, backend="while_loop")
+        expected.build((None, None, 8))
+        expected.set_weights([stack[member].numpy() for stack in stacks])
+        np.testing.assert_allclose(call(xs), expected(xs), atol=1e-5)

@@ -125,6 +125,20 @@ def test_shapes_that_are_unknown_when_tracing_are_checked_when_running(masks, h0
         call(zeros(BATCH, TIME, FEATURES), zeros(*masks), zeros(*h0))
 
 
+@pytest.mark.parametrize("how", ["recurrent dropout", "gates"])
+def test_unknown_shapes_are_checked_where_the_kernel_is_not_used(how):
+    layer = MaskedLNLSTM(UNITS, recurrent_dropout=0.5)
+    layer.build((None, None, FEATURES))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, FEATURES]), tf.TensorSpec([None, None])])
+    def call(xs, masks):
+        return layer.gates(xs, masks).f if how == "gates" else layer(xs, masks=masks, training=True)
+
+    call(zeros(BATCH, TIME, FEATURES), zeros(BATCH, TIME))
+    with pytest.raises((tf.errors.InvalidArgumentError, UserError)):
+        call(zeros(BATCH, TIME, FEATURES), zeros(1, TIME))
+
+
 DTYPES = ["float32", "float64", "float16", "bfloat16", "bool", "int8", "uint8", "int32", "int64"]
 SHAPES = st.lists(st.integers(0, 3), max_size=4)
 SEQUENCES = st.tuples(st.integers(0, 3), st.integers(0, 3), st.just(FEATURES))

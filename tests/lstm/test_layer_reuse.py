@@ -88,6 +88,16 @@ def test_a_keras_lstm_that_cannot_be_taken_is_named():
     assert not MaskedLNLSTM.from_keras_lstm(keras.layers.LSTM(4, use_bias=False)).built
 
 
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_keras_lstm_may_be_stateful_or_without_a_bias(time_major):
+    lstm = keras.layers.LSTM(4, stateful=True, use_bias=False)
+    lstm.build((2, 5, 3))
+    layer = MaskedLNLSTM.from_keras_lstm(lstm, use_bias=True, time_major=time_major)
+    assert [part.shape for part in layer.states] == [(2, 4), (2, 4)]
+    np.testing.assert_array_equal(layer.bias, np.zeros(16))
+    assert layer(np.ones((5, 2, 3) if time_major else (2, 5, 3), "float32")).shape == (2, 4)
+
+
 @pytest.mark.many_cases
 @pytest.mark.parametrize(
     "imports",

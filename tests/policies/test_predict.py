@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rl_lnlstm import UserError
+from rl_lnlstm.policies import MlpLnLstmPolicy
 from tests.policies import reference
 from tests.policies.small_policy import OBSERVATIONS, each_action_space, observations_of, policy_for
 
@@ -91,3 +92,19 @@ def test_stable_baselines3_evaluates_it():
     assert sorted(returns) == sorted(lengths) == sorted(expected)
     mean, deviation = evaluate_policy(policy, envs, n_eval_episodes=6, deterministic=False)
     assert mean > 0 <= deviation
+
+
+@pytest.mark.parametrize("units", [128, 256])
+def test_many_rows_act_as_each_of_them_alone(units):
+    vectors = gym.spaces.Box(-1, 1, (6,))
+    policy = reference.randomise(MlpLnLstmPolicy(vectors, gym.spaces.Discrete(3), units=units, seed=0), scale=0.1)
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(700, 6)).astype(np.float32)
+    state = tuple(rng.normal(size=(700, part.shape[1])).astype(np.float32) for part in policy.initial_state(1))
+    starts = rng.random(700) < 0.3
+    values, after = policy.value(observations, state, starts), policy.predict(observations, state, starts, True)[1]
+    for rows in (slice(0, 1), slice(300, 302), slice(690, 700)):
+        some = observations[rows], tuple(part[rows] for part in state), starts[rows]
+        np.testing.assert_allclose(values[rows], policy.value(*some), rtol=1e-4, atol=1e-5)
+        for part, alone in zip(after, policy.predict(*some, True)[1], strict=True):
+            np.testing.assert_allclose(part[rows], alone, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """The first things that users write: all forms of policies and environments, load, predict, evaluate, close."""
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -39,6 +41,11 @@ def test_a_policy_class_is_used(tmp_path):
     assert plain.policy.units == 4
     plain.save(tmp_path / "plain")
     assert load_policy(tmp_path / "plain", policy_class=Plain).units == 4
+    description = json.loads((tmp_path / "plain" / "policy.json").read_text())
+    description["arguments"]["activation"] = "relu"
+    (tmp_path / "plain" / "policy.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="saved with activation='relu', and its class now has 'tanh'"):
+        load_policy(tmp_path / "plain", policy_class=Plain)
 
 
 @pytest.mark.parametrize(

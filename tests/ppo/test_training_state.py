@@ -261,6 +261,13 @@ def test_in_the_middle_of_an_iteration_there_is_no_checkpoint(tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_resumed_policy_knows_that_it_was_trained_with_masks(tmp_path):
+    trainer(lambda: CardEnv("info")).learn(FRAMES).save_checkpoint(tmp_path / "checkpoint")
+    resumed = trainer(lambda: CardEnv("info"))
+    resumed.load_checkpoint(tmp_path / "checkpoint")
+    assert resumed.policy.uses_action_masks
+
+
 # ----------------------------------------------------------------------------------------------------- what is kept
 
 

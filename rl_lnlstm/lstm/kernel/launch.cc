@@ -160,8 +160,9 @@ Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t
 Blocks::Blocks(ThreadPool* threads, int64_t rows, double work) : threads_(threads), rows_(rows) {
   const int64_t useful = std::max<int64_t>(1, work / kWorkOfAThread);
   // Several blocks for each thread, if they are large: then nobody waits for a thread that others disturb.
-  const int64_t threads_count = threads_ == nullptr ? 1 : threads_->NumThreads();
-  const int64_t wanted = std::max(threads_count, std::min(kBlocksOfAThread * threads_count, rows_ / kRowsOfABlock));
+  const int64_t threads_count = threads_ == nullptr ? 0 : threads_->NumThreads();
+  const int64_t wanted =
+      std::max({int64_t{1}, threads_count, std::min(kBlocksOfAThread * threads_count, rows_ / kRowsOfABlock)});
   count_ = std::min({rows_, wanted, useful});
   size_ = count_ == 0 ? 0 : (rows_ + count_ - 1) / count_;
   if (size_ > 0) count_ = (rows_ + size_ - 1) / size_;

@@ -100,8 +100,8 @@ class Blocks {
   int64_t rows_, count_, size_;
 };
 
-// Runs the forward pass that `pass` describes, with matrices and gains from `weights`. Without threads, `threads` is
-// null.
+// Runs the forward pass that `pass` describes, with matrices and gains from `weights`. `threads` may be null: then the
+// caller does all the work.
 absl::Status LaunchForward(ThreadPool* threads, const ForwardWeights& weights, Forward pass);
 absl::Status LaunchForward(ThreadPool* threads, const Weights& weights, Forward pass);
 

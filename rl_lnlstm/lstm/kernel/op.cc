@@ -86,7 +86,7 @@ class ForwardOp : public OpKernel {
   }
 
  private:
-  // Weights that are trained change between passes. So only those of other passes are kept.
+  // A pass with `keep` is part of training, where the weights change each time. Other passes use packed weights again.
   absl::Status Launch(OpKernelContext* context, const Weights& weights, const Forward& f) {
     if (keep_) return LaunchForward(Threads(context), weights, f);
     int first, last, end;  // the weights are inputs next to each other

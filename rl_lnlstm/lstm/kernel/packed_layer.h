@@ -20,7 +20,8 @@ class PackedLayer {
   absl::Status Get(const Sizes& sizes, const Weights& weights, std::vector<tensorflow::Tensor> tensors, bool lasting,
                    std::shared_ptr<const ForwardWeights>* packed) {
     const auto same = [](const tensorflow::Tensor& one, const tensorflow::Tensor& other) {
-      return one.SharesBufferWith(other) && one.shape() == other.shape();
+      // Slices of a tensor share its buffer. Another tensor may get the address of one that is gone.
+      return one.SharesBufferWith(other) && one.data() == other.data() && one.shape() == other.shape();
     };
     const tensorflow::mutex_lock lock(mutex_);
     if (!lasting || !std::equal(tensors.begin(), tensors.end(), held_.begin(), held_.end(), same)) {

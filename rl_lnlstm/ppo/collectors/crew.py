@@ -108,7 +108,9 @@ class Crew:
             Exception: what the method raised.
         """
         for index, worker in enumerate(self._workers):
-            if self._has_policy[index] and self._transport.misplaced(worker):
+            state = self.states[index]
+            is_movable = self._has_policy[index] and state is not None and state.snapshot is not None
+            if is_movable and self._transport.misplaced(worker):
                 self._replace(index)
         before, answers = self._in_a_row, dict[int, Answer]()
         pending = {index: self._submit(index, method, arguments) for index in range(len(self.shares))}
