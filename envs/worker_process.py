@@ -75,12 +75,12 @@ def run_worker(index: int, pickled: bytes, pipe: Any, parent_pipe: Any, buffer: 
 def _begin(pickled: bytes, pipe: Connection) -> gym.Env | Exception:
     """Prepares the process, tells the parent that it has started, and makes the environment, or returns the error."""
     _end_with_parent()
-    # Ctrl-C in a terminal and SIGTERM from a scheduler reach the whole process group. Workers ignore them, because the
-    # parent decides when to stop.
+    # Ctrl-C and SIGHUP from a terminal, and SIGTERM from a scheduler, reach the whole process group. Workers ignore them,
+    # because the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         env_fn = cloudpickle.loads(pickled)
     except Exception as error:

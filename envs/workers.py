@@ -316,16 +316,17 @@ def _as_fault(error: BaseException) -> Fault:
 
 
 def _start_fork_server() -> None:
-    """Starts the fork server with SIGTERM blocked.
+    """Starts the fork server, and Python's resource tracker, with SIGTERM and SIGHUP blocked.
 
-    Otherwise a SIGTERM to the whole process group would end it, and nothing could be learnt about workers any more. The
-    fork server handles Ctrl-C itself, and it ends with this process.
+    Otherwise such a signal to the whole process group would end them, and nothing could be learnt about workers any
+    more. They handle Ctrl-C themselves, and they end with this process.
     """
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # otherwise the fork server starts it, which unblocks the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # not later by the fork server, because this unblocks SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -207,7 +207,9 @@ def test_a_module_of_the_current_folder_is_found_and_its_environment_is_tried_fi
 
 
 @pytest.mark.many_cases
-@pytest.mark.parametrize(("vectorization", "number"), [("sync", signal.SIGINT), ("async", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("vectorization", "number"), [("sync", signal.SIGINT), ("async", signal.SIGTERM), ("async", signal.SIGHUP)]
+)
 def test_a_signal_ends_the_run_in_order(vectorization, number, tmp_path):
     run_dir = tmp_path / "run"
     command = [sys.executable, "train.py", *SMALL, "--run-dir", str(run_dir), "--vectorization", vectorization]
