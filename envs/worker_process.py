@@ -75,8 +75,8 @@ def run_worker(index: int, pickled: bytes, pipe: Any, parent_pipe: Any, buffer: 
 def _begin(pickled: bytes, pipe: Connection) -> gym.Env | Exception:
     """Prepares the process, tells the parent that it has started, and makes the environment, or returns the error."""
     _end_with_parent()
-    # Ctrl-C and SIGHUP from a terminal, and SIGTERM from a scheduler, reach the whole process group. Workers ignore them,
-    # because the parent decides when to stop.
+    # Ctrl-C and SIGHUP from a terminal, and SIGTERM from a scheduler, reach the whole process group. Workers ignore
+    # them, because the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
