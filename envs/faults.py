@@ -1,9 +1,10 @@
 """Failures of single environments. They travel in the infos, beside the answers of the other environments."""
 
+import contextlib
 import pickle
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,17 @@ class Numbering(NamedTuple):
     def named(self, name: str, index: int) -> str:
         """The name of an environment in messages, from its index in the vector environment."""
         return f"{name} (environment {self.first + index} in 0..{self.total - 1})"
+
+
+@contextlib.contextmanager
+def comparing_spaces() -> Iterator[None]:
+    """A context manager in which Gymnasium compares the spaces of environments. A difference becomes a `UserError`."""
+    try:
+        yield
+    except errors.EnvironmentFailure:  # which is a RuntimeError too
+        raise
+    except RuntimeError as error:
+        raise errors.UserError(f"env: all environments must have the same spaces: {error}") from error
 
 
 def environment_name(envs: VectorEnv) -> str:

@@ -12,8 +12,8 @@ from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import warn
 from rl_lnlstm.spaces import flatten, leaves
 
-# Episodes in a row whose last observation equals the first one of the next episode. In an environment with few
-# different observations, this can be chance.
+# A warning is given after this number of episodes in a row that end with the first observation of the next episode. The
+# number is large, because some environments have few different observations.
 SUSPICIOUS = 20
 
 

@@ -13,14 +13,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate
 
-from rl_lnlstm.envs.faults import Numbering
+from rl_lnlstm.envs.faults import Numbering, comparing_spaces
 from rl_lnlstm.envs.guard import Guard
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_wrappers
 from rl_lnlstm.envs.registry import EnvSource, construction, portable, portable_registrations
 from rl_lnlstm.envs.scores import warn_of_lives
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper
-from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +78,8 @@ class RestartingSyncVectorEnv(SyncVectorEnv):
 
 def make_sync(makers: Sequence[Callable[[], gym.Env]], mode: AutoresetMode) -> VectorEnv:
     """Makes environments that are stepped one after the other in this process."""
-    try:
+    with comparing_spaces():
         vector_env = RestartingSyncVectorEnv(makers, autoreset_mode=mode)
-    except EnvironmentFailure:  # which is a RuntimeError too
-        raise
-    except RuntimeError as error:
-        raise UserError(f"env: all environments must have the same spaces: {error}") from error
     if len({id(env.unwrapped) for env in vector_env.envs}) < len(makers):
         raise UserError(
             "env: expected a function that makes a new environment at each call, but it returned the same one twice"

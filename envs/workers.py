@@ -24,7 +24,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from rl_lnlstm.envs.faults import FAULT, Fault, Numbering, WorkerTraceback
+from rl_lnlstm.envs.faults import FAULT, Fault, Numbering, WorkerTraceback, comparing_spaces
 from rl_lnlstm.envs.worker_process import STARTED, Description, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.interrupts import interrupts_deferred
@@ -91,7 +91,8 @@ class WorkerVectorEnv(AsyncVectorEnv):
                 pipe, process = self._start(index)
                 self.parent_pipes.append(pipe)
                 self.processes.append(process)
-            self._check_spaces()
+            with comparing_spaces():
+                self._check_spaces()
         except BaseException:
             self.close(terminate=True)
             raise

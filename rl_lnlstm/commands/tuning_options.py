@@ -60,7 +60,7 @@ def preset_options(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _fitting(options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The options of a preset, except sizes that do not divide those that the command line sets."""
+    """The options of a preset. Sizes that do not fit those on the command line are left out, and get their defaults."""
     options, given = dict(options), numbers_of(arguments, SIZES)
     length = options.get("sequence_length")
     if length is not None and given.get("num_steps", length) % length:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -77,26 +79,30 @@ def export(
         raise UserError(f"batch must be an integer of at least 1 or None, got {batch!r}")
     if not isinstance(policy, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy, got {type(policy).__name__}")
-    try:
+    with _naming(target):
         _check_target(target, format)
-    except OSError as error:
-        raise UserError(f"the model cannot be written to {target}: {error}") from error
     check_packages(format)
     masks = policy.uses_action_masks if action_masks is None else action_masks
     graph = trace(policy, batch, sequence, masks, float64=format != "tflite")
     replacing = replacing_folder if format == "saved_model" else replacing_file
+    with _naming(target), replacing(target) as temporary:
+        WRITERS[format](graph, describe(policy, graph), temporary)
+        difference = largest_difference(policy, graph, format, temporary, batch or BATCH)
+        if not difference <= TOLERANCE:
+            raise RunFailure(
+                f"the exported policy differs from the policy by {difference:.1e} within {STEPS:,} steps, more than "
+                f"{TOLERANCE:.0e}: it was not written"
+            )
+    return Exported(target, difference, STEPS)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """A context manager that turns an `OSError` into a `UserError` which names the target."""
     try:
-        with replacing(target) as temporary:
-            WRITERS[format](graph, describe(policy, graph), temporary)
-            difference = largest_difference(policy, graph, format, temporary, batch or BATCH)
-            if not difference <= TOLERANCE:
-                raise RunFailure(
-                    f"the exported policy differs from the policy by {difference:.1e} within {STEPS:,} steps, more "
-                    f"than {TOLERANCE:.0e}: it was not written"
-                )
+        yield
     except OSError as error:
         raise UserError(f"the model cannot be written to {target}: {error}") from error
-    return Exported(target, difference, STEPS)
 
 
 def _check_target(target: Path, format: str) -> None:

@@ -165,7 +165,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the class."""
         check_dense(self.name, (args, kwargs))
-        # Keras passes the padding mask of the inputs on, but not if there are other tensors, such as `masks`.
+        # If there are other tensors, such as `masks`, Keras does not pass on the padding mask of the inputs.
         padding = getattr(args[0] if args else kwargs.get("inputs"), "_keras_mask", None)
         if padding is not None and len(args) < 4 and kwargs.get("mask") is None:  # `mask` is the fourth argument
             kwargs["mask"] = padding

@@ -15,7 +15,7 @@ def rollout_metrics(episodes: Collection[Episode], info_keys: Iterable[str]) -> 
 
     Args:
         episodes: the episodes. Without any, all metrics are NaN.
-        info_keys: the infos to average. If one is a dict of numbers, there is a metric `rollout/KEY/INNER` for each.
+        info_keys: the infos to average. For a dict of numbers, each has a metric `rollout/KEY/INNER`.
     """
     returns = [episode.episode_return for episode in episodes]
     infos = [episode.info for episode in episodes]

@@ -152,8 +152,9 @@ def _rendering(make_envs: MakeEnvs, num_envs: int) -> VectorEnv | None:
     try:
         envs.reset(seed=0)
         pictures: Any = envs.render()
-        if [rgb(picture) for picture in pictures]:
-            return envs
+        for picture in pictures:
+            rgb(picture)
+        return envs
     except Exception:  # any error of the environment means that it has no pictures
         pass
     envs.close()

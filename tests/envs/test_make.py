@@ -134,13 +134,23 @@ def test_module_and_id(vectorization, tmp_path, monkeypatch):
 
 
 class DifferentSpaces:
-    """A function object that makes environments which do not fit together."""
+    """A function object that makes environments which do not fit together, also if each is made in another process."""
 
-    def __init__(self):
-        self.ids = iter(["CartPole-v1", "Acrobot-v1"])
+    def __init__(self, folder):
+        self.folder = folder
 
     def __call__(self):
-        return gym.make(next(self.ids))
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            return gym.make("Acrobot-v1")
+        return gym.make("CartPole-v1")
+
+
+@BOTH
+def test_environments_must_have_the_same_spaces(vectorization, tmp_path):
+    with pytest.raises(UserError, match=r"all environments must have the same spaces"):
+        make_vec(DifferentSpaces(tmp_path / "made"), 2, vectorization=vectorization)
 
 
 @pytest.mark.parametrize("hand_in", [lambda made: made, lambda made: functools.partial(made, length=2)])
@@ -186,7 +196,6 @@ def unfit(**changes):
         (unfit(env="no.such.module:CartPole-v1"), r"'no.such.module' cannot be imported"),
         (unfit(env_kwargs={"color": 1}), r"CartPole-v1.* does not take env_kwargs=\{'color': 1\}"),
         (unfit(env="TMaze-v0", env_kwargs={"corridor_length": 0}), r"corridor_length=0"),
-        (unfit(env=DifferentSpaces(), num_envs=2), r"all environments must have the same spaces"),
         (unfit(env=lambda: 3), r"expected a function that makes a gymnasium.Env, got one that makes 3"),
         (unfit(env="Acrobot-v1", vectorization="vector_entry_point"), r"Acrobot-v1 has none"),
         (unfit(env=faulty("raise"), vectorization="vector_entry_point"), r"Faulty has none"),
