@@ -69,10 +69,12 @@ def batch_major(inputs, masks, state, weights):
 UNROLLS = st.sampled_from([kernel.unroll, batch_major])
 
 
+NAMES = ("outputs", "h", "c", "inputs", "h0", "c0", *Weights._fields)  # of what `Case.run` returns
+
+
 def assert_equal(got, expected, tolerance=1e-5):
     """To `tolerance` of a tensor's largest element, or of 0.1: a gradient that vanishes is a difference."""
-    names = ("outputs", "h", "c", "inputs", "h0", "c0", *Weights._fields)
-    for name, one, other in zip(names, got, expected, strict=True):
+    for name, one, other in zip(NAMES, got, expected, strict=True):
         assert one.shape == other.shape, name
         scale = max(np.abs(other).max(initial=0), 0.1)
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale, err_msg=name)
@@ -129,6 +131,31 @@ def test_equals_while_loop_at_the_sizes_of_use(sizes):
     case = Case(*sizes)
     # Over many steps either is some 2e-5 away from float64, and a few elements of a million are further away.
     assert_equal(case.run(kernel.unroll), case.run(recurrence.unroll), 1e-4)
+
+
+@pytest.mark.parametrize("batch", [23, 47, 100, 191])
+def test_blocks_of_different_sizes(batch):
+    """Threads divide such a batch into blocks, and the last one has fewer rows, but more of them at once."""
+    case = Case(5, batch, 65, 128)
+    assert_equal(case.run(kernel.unroll), case.run(recurrence.unroll), 1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_too_large_to_be_kept_is_computed_again(masked):
+    """Half of the batch is small enough to be kept. Each row has the same gradient with either, bit for bit."""
+    case = Case(1100, 64, 3, 17, masked)
+    whole, halves = case.run(kernel.unroll), []
+    for rows in (slice(0, 32), slice(32, 64)):
+        half = copy.copy(case)
+        half.inputs, half.masks = case.inputs[:, rows], None if case.masks is None else case.masks[:, rows]
+        half.state = State(*(part[rows] for part in case.state))
+        half.d = case.d[0][:, rows], case.d[1][rows], case.d[2][rows]
+        halves.append(half.run(kernel.unroll))
+    for name, got, one, other in zip(NAMES, whole, *halves, strict=True):
+        if name in ("h0", "c0"):
+            np.testing.assert_array_equal(got, np.concatenate([one, other]), name)
+        if name in Weights._fields:
+            np.testing.assert_allclose(got, one + other, rtol=1e-4, atol=1e-4 * np.abs(got).max(), err_msg=name)
 
 
 @pytest.mark.many_cases

@@ -13,6 +13,7 @@ namespace rl_lnlstm {
 constexpr int64_t kPad = 16;      // the widest vector
 constexpr int64_t kPanel = 32;    // packed matrices are padded to multiples of the widest panel
 constexpr float kEpsilon = 1e-5f;
+constexpr int64_t kKeptInMemory = 32 << 20;  // bytes
 
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -21,6 +22,8 @@ struct Sizes {
   bool time_major;  // otherwise batch before time; all arrays with a row for each step
   int64_t width() const { return RoundUp(units, kPad); }  // of a padded gate or state
   int64_t steps() const { return time * batch; }
+  // Whether the forward pass keeps r_hat. If it is large, the backward pass computes it again, with the same result.
+  bool keeps_r_hat() const { return steps() * 4 * width() * static_cast<int64_t>(sizeof(float)) <= kKeptInMemory; }
   int64_t step(int64_t t, int64_t row) const { return time_major ? t * batch + row : row * time + t; }
 };
 
@@ -44,7 +47,7 @@ struct Forward {
   Gains gains;
   float *outputs, *h, *c;  // [steps, units], [batch, units] each
   // Residuals for the backward pass; all null if there will be none. The gates follow from them.
-  float *x_hat, *r_hat;  // [steps, 4 * width]: the two products after their normalisation
+  float *x_hat, *r_hat;  // [steps, 4 * width]: the two products after their normalisation; r_hat may be null
   float* cells;          // [steps, width]
   float *x_scale, *r_scale, *c_scale;  // [steps]
 };
@@ -52,7 +55,7 @@ struct Forward {
 struct Backward {
   Sizes sizes;
   const float *inputs, *masks, *h0, *c0;
-  Matrix recurrent_kernel_t;  // [4 * width, width]: transpose(recurrent_kernel), centred
+  Matrix recurrent_kernel, recurrent_kernel_t;  // centred, [units, 4 * width]; its transpose, [4 * width, width]
   Gains gains;
   const float *outputs, *x_hat, *r_hat, *cells, *x_scale, *r_scale, *c_scale;  // results of the forward pass
   const float *d_outputs, *d_h, *d_c;

@@ -201,6 +201,7 @@ absl::Status LaunchForward(ThreadPool* threads, const ForwardWeights& weights, F
   const Core& core = ChooseCore();
   const Sizes& sizes = pass.sizes;
   pass.kernel = weights.kernel(), pass.recurrent_kernel = weights.recurrent_kernel(), pass.gains = weights.gains();
+  if (!sizes.keeps_r_hat()) pass.r_hat = nullptr;
   Blocks blocks(threads, sizes.batch, Work(sizes));
   Buffer scratch;
   const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
@@ -219,16 +220,20 @@ absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, Backwar
   PaddedGains gains;
   TF_RETURN_IF_ERROR(gains.Make(sizes, weights));
   pass.gains = gains.gains();
+  if (!sizes.keeps_r_hat()) pass.r_hat = nullptr;
   Blocks blocks(threads, sizes.batch, 2 * Work(sizes));
   const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
   // Each block sums up gradients of its own: rows of both kernels, then rows of gains and biases.
   const int64_t kernel_rows = sizes.features + units, sums_size = (kernel_rows + 3) * gates + 2 * width;
   const int64_t sums_count = std::max<int64_t>(1, blocks.count());
-  Buffer packed_kernel, scratch, sums;
-  TF_RETURN_IF_ERROR(packed_kernel.Allocate(PackedSize(gates, width)));
+  Buffer packed_kernel, packed_transpose, scratch, sums;
+  TF_RETURN_IF_ERROR(packed_kernel.Allocate(pass.r_hat == nullptr ? PackedSize(units, gates) : 0));
+  TF_RETURN_IF_ERROR(packed_transpose.Allocate(PackedSize(gates, width)));
   TF_RETURN_IF_ERROR(scratch.Allocate(scratch_size * blocks.count()));
   TF_RETURN_IF_ERROR(sums.Allocate(sums_size * sums_count));
-  pass.recurrent_kernel_t = PackTransposed(weights.recurrent_kernel, units, width, core.panel, packed_kernel.data());
+  if (pass.r_hat == nullptr)
+    pass.recurrent_kernel = Pack(weights.recurrent_kernel, units, units, width, core.panel, packed_kernel.data());
+  pass.recurrent_kernel_t = PackTransposed(weights.recurrent_kernel, units, width, core.panel, packed_transpose.data());
   if (blocks.count() == 0) std::memset(sums.data(), 0, sums_size * sizeof(float));
   blocks.Run([&](int64_t index, int64_t begin, int64_t end) {
     float* own = sums.data() + index * sums_size;

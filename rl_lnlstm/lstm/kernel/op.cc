@@ -77,7 +77,7 @@ class ForwardOp : public OpKernel {
     OP_REQUIRES_OK(context, allocate(1, Shape({batch, units}), &f.h));
     OP_REQUIRES_OK(context, allocate(2, Shape({batch, units}), &f.c));
     OP_REQUIRES_OK(context, allocate(3, Shape({kept, inner, 4 * width}), &f.x_hat));
-    OP_REQUIRES_OK(context, allocate(4, Shape({kept, inner, 4 * width}), &f.r_hat));
+    OP_REQUIRES_OK(context, allocate(4, Shape({sizes.keeps_r_hat() ? kept : 0, inner, 4 * width}), &f.r_hat));
     OP_REQUIRES_OK(context, allocate(5, Shape({kept, inner, width}), &f.cells));
     OP_REQUIRES_OK(context, allocate(6, Shape({kept, inner}), &f.x_scale));
     OP_REQUIRES_OK(context, allocate(7, Shape({kept, inner}), &f.r_scale));
@@ -132,7 +132,8 @@ class BackwardOp : public OpKernel {
     OP_REQUIRES_OK(context, Expect(context, "c0", Shape({batch, units}), &b.c0));
     OP_REQUIRES_OK(context, Expect(context, "outputs", Shape({outer, inner, units}), &b.outputs));
     OP_REQUIRES_OK(context, Expect(context, "x_hat", Shape({outer, inner, 4 * width}), &b.x_hat));
-    OP_REQUIRES_OK(context, Expect(context, "r_hat", Shape({outer, inner, 4 * width}), &b.r_hat));
+    OP_REQUIRES_OK(context, Expect(context, "r_hat", Shape({sizes.keeps_r_hat() ? outer : 0, inner, 4 * width}),
+                                   &b.r_hat));
     OP_REQUIRES_OK(context, Expect(context, "cells", Shape({outer, inner, width}), &b.cells));
     OP_REQUIRES_OK(context, Expect(context, "x_scale", Shape({outer, inner}), &b.x_scale));
     OP_REQUIRES_OK(context, Expect(context, "r_scale", Shape({outer, inner}), &b.r_scale));

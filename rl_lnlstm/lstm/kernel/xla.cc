@@ -180,12 +180,13 @@ class XlaForwardOp : public tensorflow::XlaOpKernel {
                       time_major_};
     const int64_t units = sizes.units, width = sizes.width(), kept = keep_ ? outer : 0;
     const TensorShape state = Shape({sizes.batch, units}), gain = Shape({4 * units}), cell = Shape({units});
-    const TensorShape gates = Shape({kept, inner, 4 * width}), numbers = Shape({kept, inner});
+    const TensorShape x_hat = Shape({kept, inner, 4 * width}), numbers = Shape({kept, inner});
+    const TensorShape r_hat = Shape({sizes.keeps_r_hat() ? kept : 0, inner, 4 * width});
     Emit(context, "rl_lnlstm_forward",
          absl::StrCat("{keep = ", Bool(keep_), ", masked = ", Bool(masked_), ", time_major = ", Bool(time_major_), "}"),
          {inputs, masked_ ? Shape({outer, inner}) : Shape({0, 0}), state, state, Shape({sizes.features, 4 * units}),
           Shape({units, 4 * units}), gain, gain, gain, cell, cell},
-         {Shape({outer, inner, units}), state, state, gates, gates, Shape({kept, inner, width}), numbers, numbers,
+         {Shape({outer, inner, units}), state, state, x_hat, r_hat, Shape({kept, inner, width}), numbers, numbers,
           numbers});
   }
 
@@ -210,13 +211,14 @@ class XlaBackwardOp : public tensorflow::XlaOpKernel {
     const int64_t units = sizes.units, width = sizes.width();
     const TensorShape state = Shape({sizes.batch, units}), gain = Shape({4 * units}), cell = Shape({units});
     const TensorShape kernel = Shape({features, 4 * units}), recurrent_kernel = Shape({units, 4 * units});
-    const TensorShape gates = Shape({outer, inner, 4 * width}), numbers = Shape({outer, inner});
+    const TensorShape x_hat = Shape({outer, inner, 4 * width}), numbers = Shape({outer, inner});
+    const TensorShape r_hat = Shape({sizes.keeps_r_hat() ? outer : 0, inner, 4 * width});
     const TensorShape cells = Shape({outer, inner, width}), outputs = Shape({outer, inner, units});
     Emit(context, "rl_lnlstm_backward",
          absl::StrCat("{masked = ", Bool(masked_), ", time_major = ", Bool(time_major_), "}"),
          {inputs, masked_ ? numbers : Shape({0, 0}), state, state, recurrent_kernel, gain, gain, gain, cell, cell,
-          outputs, gates, gates, cells, numbers, numbers, numbers, outputs, state, state},
-         {gates, state, state, kernel, recurrent_kernel, gain, gain, gain, cell, cell});
+          outputs, x_hat, r_hat, cells, numbers, numbers, numbers, outputs, state, state},
+         {x_hat, state, state, kernel, recurrent_kernel, gain, gain, gain, cell, cell});
   }
 
  private:
