@@ -94,7 +94,8 @@ def _pretrain(ppo: PPO, folder: str) -> None:
             validation = "" if epoch.validation_loss is None else f", validation {epoch.validation_loss:.4f}"
             tell(f"pretraining, epoch {epoch.number}: loss {epoch.loss:.4f}{validation}")
 
-    result = pretrain(ppo, folder, seed=derived_seed(ppo.config.seed, "pretraining"), callback=tell_epoch)
+    seed, compiled = derived_seed(ppo.config.seed, "pretraining"), ppo.config.jit_compile
+    result = pretrain(ppo, folder, seed=seed, jit_compile=compiled, callback=tell_epoch)
     count = result.n_episodes + result.n_validation_episodes
     accuracy = "" if result.accuracy is None else f", {result.accuracy:.1%} of the actions are the most probable ones"
     tell(f"pretrained on {count} episodes of {folder}: loss {result.loss:.4f}{accuracy}")

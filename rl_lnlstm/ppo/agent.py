@@ -108,7 +108,8 @@ class Agent:
     ) -> tuple[float, float]:
         """Mean and standard deviation of the returns of the best policy.
 
-        It runs the same episodes as `rl_lnlstm.evaluate` with the seed of the run.
+        It runs the same episodes as `rl_lnlstm.evaluate` with the seed of the run. However, an episode in which an
+        environment fails is replaced by another one, as in training.
 
         Args:
             n_eval_episodes: number of episodes.

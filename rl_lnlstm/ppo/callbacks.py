@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
+
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 
@@ -90,8 +92,9 @@ class Listeners:
                 begun.append(callback)
             yield
         finally:
-            for callback in begun:
-                callback.on_training_end()
+            with contextlib.ExitStack() as stack:  # calls the others too if one raises
+                for callback in reversed(begun):
+                    stack.callback(callback.on_training_end)
 
     def phase(self, phase: str) -> None:
         """Tells all callbacks which phase begins."""
@@ -102,10 +105,15 @@ class Listeners:
         """Passes the metrics to all callbacks, and returns whether training should continue."""
         # Call all of them, even if the first one already stops the run.
         answers = [callback(metrics) for callback in self._callbacks]
-        return not any(answer is False for answer in answers)
+        return not any(map(says_stop, answers))
 
     def _told(self) -> list[Callback]:
         return [callback for callback in self._callbacks if isinstance(callback, Callback)]
+
+
+def says_stop(answer: Any) -> bool:
+    """Whether a callback returned False, of Python or of NumPy. None and other values mean to continue."""
+    return isinstance(answer, bool | np.bool_) and not answer
 
 
 def _check_signature(callback: Any) -> None:

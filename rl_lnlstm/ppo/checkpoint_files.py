@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.envs import restore_snapshot
 from rl_lnlstm.errors import UserError, warn
-from rl_lnlstm.files import parse_json, read_regular, replacing_folder
+from rl_lnlstm.files import is_empty_folder, parse_json, read_regular, replacing_folder
 
 FORMAT = 1
 STATE, ARRAYS, ENVIRONMENTS, MANIFEST = "state.json", "arrays.npz", "envs.pkl", "manifest.json"
@@ -38,8 +38,11 @@ def write(path: Path, tree: Any, environments: Environments) -> None:
     """Writes a checkpoint in the folder `path`. The folder is either complete on the disk, or not there.
 
     Raises:
+        UserError: the folder holds something else.
         OSError: the disk is full or cannot be written.
     """
+    if path.exists() and not is_empty_folder(path) and not (path / MANIFEST).exists():
+        raise UserError(f"{path} holds something else than a checkpoint: a checkpoint needs a folder of its own")
     arrays: dict[str, np.ndarray] = {}
     files = {STATE: json.dumps({"format": FORMAT, "tree": _described(tree, arrays)}).encode()}
     buffer = io.BytesIO()

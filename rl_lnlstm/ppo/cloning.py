@@ -15,6 +15,7 @@ from rl_lnlstm.policies.heads import CompositeHead, GaussianHead
 from rl_lnlstm.policies.sequences import ILLEGAL, evaluate_sequences
 from rl_lnlstm.ppo import loss
 from rl_lnlstm.ppo.advantages import discounted_sums, explained_variance
+from rl_lnlstm.ppo.callbacks import says_stop
 from rl_lnlstm.ppo.demonstrations import Batch, Demonstration, Piece, batch_of_pieces, pieces_of
 from rl_lnlstm.spaces import map_arrays
 
@@ -116,7 +117,7 @@ class Cloning:
             epochs.append(Epoch(number, mean_loss, validation_loss))
             if not best or validation_loss is None or validation_loss < (epochs[best - 1].validation_loss or 0.0):
                 best, weights = number, [variable.numpy() for variable in self.policy.trainable_variables]
-            if (callback is not None and callback(epochs[-1]) is False) or number - best >= options["patience"]:
+            if (callback is not None and says_stop(callback(epochs[-1]))) or number - best >= options["patience"]:
                 break
         for variable, value in zip(self.policy.trainable_variables, weights, strict=True):
             variable.assign(value)

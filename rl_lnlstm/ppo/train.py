@@ -98,8 +98,9 @@ class PPO(Trainer):
         start, target, _ = self._schedule
         remaining = 1 - (self.num_timesteps - start) / (target - start)
         self._listeners.phase("collecting")
+        failures = self._collector.failures
         rollout = self._collector.collect()
-        self._check_aborted_rollouts(rollout)
+        self._check_aborted_rollouts(rollout, failed=self._collector.failures > failures)
         self._listeners.phase("updating" if self._compiled else "compiling the update")
         with interrupts_deferred():
             losses = self._learn_from(rollout, remaining)
@@ -136,7 +137,7 @@ class PPO(Trainer):
         sequences = cut_sequences(rollout, advantages, returns, config.bptt_steps)
         learning_rate = annealed(config.learning_rate, remaining, config.anneal_lr)
         clip_coef = annealed(config.clip_coef, remaining, config.anneal_clip)
-        steps = Steps.of(rollout, rewards) if config.vtrace else None
+        steps = Steps.of(rollout, rewards) if config.vtrace and config.update_epochs > 1 else None
         losses = self._updater(sequences, steps, learning_rate, clip_coef, self.iteration + 1)
         # Only after the update, so that it normalises observations as acting did.
         self.policy.update_statistics(rollout.observations, rollout.valid)

@@ -128,11 +128,11 @@ class Trainer(Agent):
         holds a partial checkpoint. A `RunWarning` names environments that are left out because they cannot be pickled.
 
         Args:
-            path: the folder, which is replaced if it exists.
+            path: the folder. A checkpoint in it is replaced.
             env_snapshot: include the environments, pickled.
 
         Raises:
-            UserError: it was called in the middle of an iteration.
+            UserError: it was called in the middle of an iteration, or the folder holds something else.
             OSError: the disk is full or cannot be written.
         """
         folder = folder_path(path)
@@ -267,8 +267,9 @@ class Trainer(Agent):
                 "limit: gymnasium.wrappers.TimeLimit adds one (--wrappers 'TimeLimit(1000)')"
             )
 
-    def _check_aborted_rollouts(self, rollout: Rollout) -> None:
-        self._aborted_rollouts = 0 if rollout.valid.any() else self._aborted_rollouts + 1
+    def _check_aborted_rollouts(self, rollout: Rollout, failed: bool) -> None:
+        # Without a failure, a short rollout may also hold only steps that begin episodes.
+        self._aborted_rollouts = 0 if rollout.valid.any() else self._aborted_rollouts + failed
         if self._aborted_rollouts > self.config.max_env_failures:
             raise EnvironmentFailure(
                 f"{self.config.env_id} failed in every episode of the last {self._aborted_rollouts} rollouts: "

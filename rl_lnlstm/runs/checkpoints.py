@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.errors import UserError, warn
-from rl_lnlstm.option_types import Count, checked
+from rl_lnlstm.option_types import Count, NonNegative, checked
 from rl_lnlstm.ppo.callbacks import Callback, Metrics
 from rl_lnlstm.ppo.checkpoint_files import TrainingState, read
 from rl_lnlstm.ppo.train import PPO
@@ -96,7 +96,8 @@ class Checkpoints:
         try:
             self.flush()
             self.ppo.save_checkpoint(self.folder / _name(self.ppo.iteration), self.env_snapshot)
-            for path in _numbered(self.folder)[: -self.keep]:
+            older = [path for path in _numbered(self.folder) if int(path.name) <= self.ppo.iteration]
+            for path in older[: -self.keep]:
                 shutil.rmtree(path)
             self._written = self.ppo.iteration
         except OSError as error:
@@ -125,6 +126,9 @@ class CheckpointCallback(Callback):
         minutes: minutes between checkpoints, if that is sooner.
         keep: number of checkpoints to keep.
         env_snapshot: whether to include the environments, pickled.
+
+    Raises:
+        UserError: in `learn`, if the folder holds checkpoints of later iterations, so of another run.
     """
 
     def __init__(
@@ -137,11 +141,19 @@ class CheckpointCallback(Callback):
     ) -> None:
         self.folder = Path(folder)
         checked("keep", keep, Count)
+        checked("interval", interval, Count | None)
+        checked("minutes", minutes, NonNegative | None)
         self._options = interval, minutes, keep, env_snapshot
         self._checkpoints: Checkpoints | None = None
 
     def on_training_start(self, ppo: Any) -> None:
         """Remembers the trainer."""
+        numbered = _numbered(self.folder)
+        if numbered and int(numbered[-1].name) > ppo.iteration:
+            raise UserError(
+                f"{self.folder} holds checkpoints up to iteration {int(numbered[-1].name)}, but this trainer is at "
+                f"{ppo.iteration}: choose another folder, or load the newest checkpoint first"
+            )
         self._checkpoints = Checkpoints(self.folder, ppo, lambda: None, *self._options)
 
     def __call__(self, metrics: Metrics) -> bool:

@@ -10,6 +10,7 @@ from rl_lnlstm.evaluation.evaluate import evaluate
 from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
+from rl_lnlstm.runs.loggers import survives
 
 
 class EvalCallback(Callback):
@@ -64,6 +65,6 @@ class EvalCallback(Callback):
         )
         metrics["eval/mean_reward"] = self.result.mean
         if self.result.mean > self.best_mean:
-            self.best_mean = self.result.mean
-            if self.best_path is not None:
-                self._policy.save(self.best_path)
+            path, mean = self.best_path, self.result.mean
+            if path is None or survives(path, lambda: self._policy.save(path)):  # otherwise it is tried again
+                self.best_mean = mean

@@ -51,7 +51,7 @@ class RunDirectory(Callback):
         self.path = Path(path)
         self._config = config
         self._of_trainer = policy is None
-        self._used = False
+        self._began: int | None = None  # the trainer's iteration when it was first used
         if policy is not None:
             self._open(policy, config or {}, iteration, frames)
 
@@ -61,12 +61,12 @@ class RunDirectory(Callback):
             return
         self._ppo = ppo
         config = ppo.config.to_json() if self._config is None else self._config
-        if self._used:  # `learn` is called again
+        if self._began is not None:  # `learn` is called again
             self._open(ppo.policy, config, ppo.iteration, ppo.num_timesteps)
         else:
             check_is_free(self.path, "run directory", "RunDirectory(path)")
             self._open(ppo.policy, config)
-        self._used = True
+            self._began = ppo.iteration
 
     def on_training_end(self) -> None:
         """Finishes the files that `on_training_start` opened."""
@@ -90,8 +90,8 @@ class RunDirectory(Callback):
         except OSError as error:
             raise UserError(f"run directory {path} cannot be written: {error}") from error
         rows = self._metrics.rows
-        if iteration is not None and len(rows) != iteration:
-            warn(f"{path / METRICS} holds only {len(rows)} rows of the {iteration} iterations")
+        if iteration is not None and len(rows) != (count := iteration - (self._began or 0)):
+            warn(f"{path / METRICS} holds only {len(rows)} rows of the {count} iterations")
         # If the best policy is missing, the next policy replaces it.
         known = [row["rollout/ep_rew_mean"] for row in rows] if (path / BEST_POLICY).is_dir() else []
         self._best = max((mean for mean in known if not math.isnan(mean)), default=-math.inf)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rl_lnlstm import load_policy
+from rl_lnlstm import load_policy, pretrain
 from rl_lnlstm.commands import main
 from tests.commands.small_run import train
 
@@ -30,6 +30,18 @@ def test_a_run_starts_from_the_episodes_of_another_one(run, episodes, tmp_path, 
     assert "pretraining is done before the first frame, and cannot be changed" in capsys.readouterr().err
     assert main(resume) == 0
     assert "pretrained on" not in capsys.readouterr().err
+
+
+def test_pretraining_compiles_only_if_training_does(episodes, tmp_path, monkeypatch):
+    compiled = []
+
+    def spy(ppo, folder, **options):
+        compiled.append(options["jit_compile"])
+        return pretrain(ppo, folder, **options)
+
+    monkeypatch.setattr("rl_lnlstm.commands.train.pretrain", spy)
+    assert train(tmp_path / "run", "--pretrain", str(episodes), "--no-jit-compile", "--eval-episodes", "0") == 0
+    assert compiled == [False]
 
 
 def test_episodes_that_cannot_be_used_leave_nothing_behind(episodes, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from rl_lnlstm import PPO, UserError, evaluate, evaluate_policy, load_policy
+from rl_lnlstm.envs import make_vec
 from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 
 SMALL = {"num_steps": 16, "units": 4, "jit_compile": False, "seed": 0, "update_epochs": 1}
@@ -225,3 +226,21 @@ def test_a_path_that_is_none_is_named():
         for call in (ppo.save, ppo.policy.save, ppo.save_checkpoint, ppo.load_checkpoint, load_policy):
             with pytest.raises(UserError, match="path must be that of a folder, got None"):
                 call(None)
+
+
+def test_rollouts_that_only_begin_episodes_are_no_failures():
+    class Short(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), 1.0, True, False, {}
+
+    envs = make_vec(Short, 1, autoreset_mode="NEXT_STEP")
+    options = {**SMALL, "num_steps": 1, "num_minibatches": 1, "max_env_failures": 0}
+    ppo = PPO("MlpLnLstmPolicy", envs, **options)
+    ppo.learn(3)
+    assert ppo.num_timesteps == 3 < ppo.iteration

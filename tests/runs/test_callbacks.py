@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lnlstm import (
     PPO,
+    Callback,
     CheckpointCallback,
     CSVLogger,
     EvalCallback,
@@ -18,6 +19,7 @@ from rl_lnlstm import (
     load_policy,
 )
 from rl_lnlstm.commands import main
+from rl_lnlstm.errors import RunWarning
 
 TINY = {
     **{"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 0},
@@ -81,6 +83,65 @@ def test_checkpoints_are_written_and_the_newest_kept(tmp_path):
     assert resumed.num_timesteps == ppo.num_timesteps
 
 
+def test_checkpoints_of_another_run_are_not_mixed_with_new_ones(tmp_path):
+    ppo = trainer()
+    ppo.learn(32 * 4, callback=CheckpointCallback(tmp_path / "all", interval=1, keep=2))
+    before = sorted((tmp_path / "all").rglob("*"))
+    with pytest.raises(UserError, match=rf"checkpoints up to iteration {ppo.iteration}, but this trainer is at 0"):
+        trainer().learn(32, callback=CheckpointCallback(tmp_path / "all"))
+    assert sorted((tmp_path / "all").rglob("*")) == before
+    ppo.learn(32, callback=CheckpointCallback(tmp_path / "all", interval=1, keep=2))
+    assert (tmp_path / "all" / f"{ppo.iteration:08d}").is_dir()
+
+
+def test_a_checkpoint_replaces_only_a_checkpoint(tmp_path):
+    ppo = trainer()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes holds something else than a checkpoint"):
+        ppo.save_checkpoint(tmp_path / "notes")
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        ppo.save_checkpoint(tmp_path / "empty")
+    ppo.load_checkpoint(tmp_path / "empty")
+
+
+def test_all_callbacks_end_if_one_of_them_raises(tmp_path):
+    class Careless(Callback):
+        def on_training_end(self):
+            raise ZeroDivisionError("a bug of mine")
+
+    ppo = trainer()
+    with pytest.raises(ZeroDivisionError):
+        ppo.learn(32, callback=[Careless(), CheckpointCallback(tmp_path / "all"), Careless()])
+    assert (tmp_path / "all" / f"{ppo.iteration:08d}").is_dir()
+
+
+def test_false_of_numpy_stops_too():
+    ppo = trainer()
+    ppo.learn(32 * 9, callback=lambda metrics: np.float64(ppo.iteration) < 2)
+    assert ppo.iteration == 2
+
+
+def test_a_run_directory_of_a_later_call_of_learn(tmp_path, recwarn):
+    ppo, run_dir = trainer(), RunDirectory(tmp_path / "run")
+    ppo.learn(64)
+    before = ppo.iteration
+    ppo.learn(64, callback=run_dir)
+    ppo.learn(64, callback=run_dir)
+    assert len(rows(tmp_path / "run" / "metrics.csv")) == ppo.iteration - before
+    assert not [str(warning.message) for warning in recwarn if "rows" in str(warning.message)]
+
+
+def test_a_best_policy_that_cannot_be_saved_does_not_end_the_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    evaluation = EvalCallback("CartPole-v1", interval=1, n_eval_episodes=1, best_path=tmp_path / "file" / "best")
+    with pytest.warns(RunWarning, match="cannot be written"):
+        trainer().learn(32, callback=evaluation)
+    assert evaluation.best_mean == -np.inf, "it is tried again"
+
+
 def test_there_is_a_checkpoint_of_the_last_iteration_if_another_callback_stops(tmp_path):
     ppo = trainer()
     ppo.learn(32 * 9, callback=[CheckpointCallback(tmp_path, interval=100), lambda _: ppo.iteration < 2])
@@ -92,6 +153,8 @@ def test_numbers_of_callbacks_are_checked(tmp_path):
         EvalCallback("CartPole-v1", interval=0)
     with pytest.raises(UserError, match="keep must be an integer of at least 1, got 0"):
         CheckpointCallback(tmp_path, keep=0)
+    with pytest.raises(UserError, match="interval must be an integer of at least 1 or None, got 0"):
+        CheckpointCallback(tmp_path, interval=0)
 
 
 def test_a_name_with_a_comma_is_read_again(tmp_path):

@@ -196,7 +196,10 @@ def _independent(collector: LocalCollector, env: GivenEnv, config: PPOConfig, sh
         return collector
     copied = copy.copy(config)
     copied.vectorization = "sync"
-    single = LocalCollector(env, copied, share)
+    try:
+        single = LocalCollector(env, copied, share)
+    except UserError:  # for example env_kwargs that only the vector implementation takes
+        return collector
     if single.single_observation_space != collector.single_observation_space:
         single.close()
         return collector

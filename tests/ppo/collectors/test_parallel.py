@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import SyncVectorEnv
 
 import rl_lnlstm
@@ -270,6 +271,19 @@ def test_environments_with_a_common_generator_are_stepped_one_by_one():
     with pytest.warns(RunWarning, match="one random generator for all its environments"):
         got = run("CartPole-v1", 2)
     assert got == run("CartPole-v1", vectorization="sync")
+
+
+def test_a_vector_implementation_stays_if_single_environments_cannot_be_made(request):
+    class Limited(CartPoleVectorEnv):
+        def __init__(self, num_envs, limit=9):
+            super().__init__(num_envs, limit)
+
+    gym.register("OnlyVector-v0", CartPoleEnv, vector_entry_point=Limited)
+    request.addfinalizer(lambda: gym.registry.pop("OnlyVector-v0"))
+    config = make_config(**SMALL, env_kwargs={"limit": 5})
+    collector = ParallelCollector("OnlyVector-v0", config, InProcess(), 2)
+    assert collector.single_observation_space == CartPoleEnv().observation_space
+    collector.close()
 
 
 def test_a_run_with_workers_is_the_run_in_one_process(monkeypatch, tmp_path):
