@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
@@ -161,7 +160,8 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     taken = options_taken(policy_class, options)
     if refused := asked.keys() - taken.keys() - {"seed"}:
         raise UserError(f"{min(refused)}: {policy_class.__name__} does not take this option")
-    made, _ = made_with(functools.partial(policy_class, observation_space, envs.single_action_space), taken)
+    action_space = envs.single_action_space
+    made, _ = made_with(lambda **taken: policy_class(observation_space, action_space, **taken), taken)
     check_agreement(made, asked)
     return made
 
