@@ -150,22 +150,26 @@ class Actor:
         h, c, *last = self._checked_state(state, size)
         starts, masks = self._checked_starts(episode_starts, size), self._checked_masks(action_masks, size)
         observations = self._checked_observations(space, observations, size)
-        observations = map_leaves(lambda leaf, part: tf.convert_to_tensor(part, leaf.dtype), space, observations)
+        observations = map_leaves(lambda leaf, part: tf.cast(part, leaf.dtype), space, observations)
         given = observations, h, c, starts, last[0] if last else None, masks
         outputs, _ = forward_step(policy, *given, actor_only=policy.is_asymmetric)
         policy._clear_losses()
         return outputs.distribution
 
+    def checked_noise(self, noise: np.ndarray | None, size: int) -> np.ndarray:
+        """Returns the noise, or draws it if it is None; raises `UserError` if its shape is wrong."""
+        if noise is None:
+            return self._policy.exploration.for_step(size)
+        expected = (size, self._policy.action_head.noise_size)
+        if np.shape(noise) != expected:
+            raise UserError(f"noise must have shape {list(expected)}, got {list(np.shape(noise))}")
+        return noise
+
     def _checked_state(self, state: Any, size: int) -> Any:
         """Returns the state, or zeros if it is None; raises `UserError` unless its shapes are right."""
         if state is None:
             return self._policy.initial_state(size)
-        last = self._policy.last_action_reward.size
-        expected = [(size, width) for width in [self._policy.state_size] * 2 + [last] * bool(last)]
-        got = [np.shape(part) for part in state]
-        if got != expected:
-            names = "(h, c, last_action_reward)" if last else "(h, c)"
-            raise UserError(f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}")
+        check_state(self._policy, state, size)
         return state
 
     def _checked_starts(self, episode_starts: Any, size: int) -> np.ndarray:
@@ -190,6 +194,19 @@ class Actor:
     def _checked_masks(self, action_masks: Any, size: int) -> np.ndarray | None:
         """Returns the action masks `[size, ...]` as bool, or None; raises `UserError` if their shape is wrong."""
         return None if action_masks is None else checked_masks(action_masks, self._policy.action_space, size)
+
+
+def check_state(policy: Any, state: Any, size: int | None) -> None:
+    """Raises `UserError` unless a state of `size` episodes has the right shapes. In a graph, sizes may be None."""
+    last = policy.last_action_reward.size
+    expected = [(size, width) for width in [policy.state_size] * 2 + [last] * bool(last)]
+    got = [np.shape(part) for part in state]
+    if got == expected:
+        return
+    fits = [tf.TensorShape(one).is_compatible_with(other) for one, other in zip(expected, got, strict=False)]
+    if len(got) != len(expected) or not all(fits):
+        names = "(h, c, last_action_reward)" if last else "(h, c)"
+        raise UserError(f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}")
 
 
 def in_space(space: gym.Space, observations: Any) -> Any:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import math
 import os
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
-from rl_lnlstm.config import upgraded
+from rl_lnlstm.config import PolicyOptions, upgraded
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import folder_path, parse_json, read_regular
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
+from rl_lnlstm.policies.critic_entries import divided
+from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
 from rl_lnlstm.policies.heads import has_box
 from rl_lnlstm.policies.saving import (
     DESCRIPTION,
     FORMAT,
+    MAX_ARRAYS,
     MAX_DESCRIPTION,
     WEIGHTS,
     Header,
@@ -34,11 +40,13 @@ from rl_lnlstm.policies.saving import (
     read_headers,
     weight_names,
 )
+from rl_lnlstm.spaces import check_observation_space
 from rl_lnlstm.spaces_json import Budget, space_from_json
 
 ARRAYS_OF_DENSE, ARRAYS_OF_LSTM = 2, len(Weights._fields)
 MAX_REPLACED = 100  # attempts to open a policy that keeps being replaced
 MAX_MESSAGE = 2000  # characters
+Made = TypeVar("Made")
 
 
 def load_policy(
@@ -75,20 +83,23 @@ def load_policy(
             headers = read_headers(archive)
             arguments = upgraded({"rescale_actions": False, **description["arguments"]})
             _check_sizes(arguments, headers)
-            if encoder is not None:
-                arguments["encoder"] = encoder
             budget = Budget()
             spaces = [space_from_json(description[name], budget) for name in ("observation_space", "action_space")]
+            if encoder is not None:
+                _build_encoder(encoder, spaces[0], arguments.get("critic_keys") or ())
+                arguments["encoder"] = encoder
             if arguments.get("std") == "gsde" and not has_box(spaces[1]):
                 arguments["std"] = "free"  # earlier versions ignored it
-            taken = options_taken(built, arguments)
-            build = functools.partial(built, *spaces, **taken)
-            _check_headers(headers, _outline(build, encoder), folder / WEIGHTS)
-            policy = build()
+            build = functools.partial(built, *spaces)
+            expected, taken = made_with(
+                lambda **taken: _outline(functools.partial(build, **taken), encoder), options_taken(built, arguments)
+            )
+            names = _matched(headers, expected, folder / WEIGHTS)
+            policy = build(**taken)
             for name in arguments.keys() - taken.keys():
                 if (own := getattr(policy.options, name, None)) != tuple_if_list(arguments[name]):
                     raise UserError(f"it was saved with {name}={arguments[name]!r}, and its class now has {own!r}")
-            policy.set_weights([read_array(archive, name) for name in weight_names(policy)])
+            policy.set_weights([read_array(archive, name) for name in names])
             env_id = description.get("env_id")  # earlier versions did not save these two
             policy.env_id = env_id if isinstance(env_id, str) else None
             policy.uses_action_masks = description.get("uses_action_masks") is True
@@ -106,6 +117,25 @@ def options_taken(policy_class: Callable[..., RecurrentPolicy], options: Mapping
     parameters = inspect.signature(policy_class).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in options.items() if takes_all or name in parameters}
+
+
+def made_with(make: Callable[..., Made], options: Mapping[str, Any]) -> tuple[Made, dict[str, Any]]:
+    """Calls `make(**options)`. Leaves out options that the constructor of a user's own policy class sets itself.
+
+    Python tells this only by a TypeError: the constructor passes such an option and `**options` to its base class.
+
+    Returns:
+        The result, and the options that were passed.
+    """
+    options = dict(options)
+    while True:
+        try:
+            return make(**options), options
+        except TypeError as error:
+            twice = re.search(r"got multiple values for keyword argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in options:
+                raise
+            del options[twice[1]]
 
 
 def _class_of(name: Any, policy_class: type[RecurrentPolicy] | None) -> type[RecurrentPolicy]:
@@ -163,15 +193,27 @@ def _find(path: Path) -> Path:
 def _check_sizes(arguments: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
     """Before anything is built, refuses arguments that do not fit the sizes of the weights."""
     numbers = sum(math.prod(header.shape) for header in headers.values())
+    fields = {field.name for field in dataclasses.fields(PolicyOptions)}
     for name, value in arguments.items():
         values = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, bool | int | float | str) for part in values):
             raise ValueError(f"{name} must be a number, a word, or a list of these")
-        if len(values) > max(1, len(headers) // ARRAYS_OF_DENSE):
+        if name not in fields:
+            continue  # an argument of the user's own class
+        # The names in critic_keys must be entries of the space, and need no weights of their own.
+        longest = MAX_ARRAYS if name == "critic_keys" else max(1, len(headers) // ARRAYS_OF_DENSE)
+        if len(values) > longest:
             raise ValueError(f"{name} is too long for the weights")
         most = len(headers) // ARRAYS_OF_LSTM if name == "num_layers" else numbers
         if any(isinstance(part, int) and part > most for part in values):
             raise ValueError(f"{name} is too large for the weights")
+
+
+def _build_encoder(encoder: keras.Model, space: gym.Space, critic_keys: Sequence[str]) -> None:
+    """Builds the user's encoder. If it were first built in the graph of `_outline`, it would have no weights after."""
+    check_observation_space(space)
+    with keras_defaults():
+        check_encoder(encoder, divided(space, critic_keys).actor)
 
 
 def _outline(build: Callable[[], RecurrentPolicy], encoder: keras.Model | None) -> dict[str, Header]:
@@ -186,10 +228,24 @@ def _outline(build: Callable[[], RecurrentPolicy], encoder: keras.Model | None) 
         }
 
 
-def _check_headers(got: Mapping[str, Header], expected: Mapping[str, Header], path: Path) -> None:
-    if got.keys() != expected.keys():
+def _matched(got: Mapping[str, Header], expected: Mapping[str, Header], path: Path) -> list[str]:
+    """The arrays of the archive, in the order of the expected weights.
+
+    Only their numbers and headers must match. Keras names weights without a name by a counter of the process.
+
+    Raises:
+        UserError: a number, a shape or a dtype differs.
+    """
+    names = {_number(name): name for name in got}
+    if len(names) < len(got) or names.keys() != set(map(_number, expected)):
         differing = ", ".join(sorted(got.keys() ^ expected.keys())[:5])
         raise UserError(f"{path}: the weights do not match the policy's description: {differing}")
     for name, (shape, dtype) in expected.items():
-        if got[name] != (shape, dtype):
-            raise UserError(f"{path}: {name} must be {dtype} {shape}, got {got[name].dtype} {got[name].shape}")
+        header = got[names[_number(name)]]
+        if header != (shape, dtype):
+            raise UserError(f"{path}: {name} must be {dtype} {shape}, got {header.dtype} {header.shape}")
+    return [names[_number(name)] for name in expected]
+
+
+def _number(name: str) -> str:
+    return name.partition(".")[0]

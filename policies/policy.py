@@ -26,14 +26,14 @@ from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRe
 from rl_lnlstm.policies.network import Network, Outputs
 from rl_lnlstm.policies.normalization import RunningStatistics, update_each
 from rl_lnlstm.policies.saving import save_policy
+from rl_lnlstm.policies.scaling import scaled
 from rl_lnlstm.policies.sequences import evaluate_sequences
 from rl_lnlstm.policies.unrolling import encode, forward_sequences, forward_step
 from rl_lnlstm.spaces import check_observation_space, map_leaves
 
 
 @with_options
-# A long class, because its public methods are documented in full. Their bodies are short: the work is done in
-# unrolling.py, acting.py, sequences.py and saving.py.
+# Long, because its public methods are documented in full. unrolling.py, acting.py and sequences.py do the work.
 class RecurrentPolicy(keras.layers.Layer):
     """An actor and a critic on a masked layer-normalised LSTM.
 
@@ -93,9 +93,8 @@ class RecurrentPolicy(keras.layers.Layer):
         check_observation_space(observation_space)
         self.observation_space, self.action_space = observation_space, action_space
         self.options = make_policy_options(options)
-        self.actor_observation_space, self.critic_observation_space = divided(
-            observation_space, self.options.critic_keys
-        )
+        spaces = divided(observation_space, self.options.critic_keys)
+        self.actor_observation_space, self.critic_observation_space = spaces
         check_activation(self.options.activation)
         given, kwargs = self.constructor_arguments
         self.custom_encoder = encoder is not None and any(value is encoder for value in (*given, *kwargs.values()))
@@ -174,12 +173,7 @@ class RecurrentPolicy(keras.layers.Layer):
         """
         if action_masks is not None and not self.uses_action_masks:
             self.uses_action_masks = True
-        size = batch_size_of(episode_starts)
-        if noise is None:
-            noise = self.exploration.for_step(size)
-        elif np.shape(noise) != (size, self.action_head.noise_size):
-            expected = [size, self.action_head.noise_size]
-            raise UserError(f"noise must have shape {expected}, got {list(np.shape(noise))}")
+        noise = self._actor.checked_noise(noise, batch_size_of(episode_starts))
         return self._actor.act(observations, state, episode_starts, noise, action_masks)
 
     def value(self, observations: Any, state: Any, episode_starts: np.ndarray) -> np.ndarray:
@@ -243,6 +237,13 @@ class RecurrentPolicy(keras.layers.Layer):
         """
         return self.action_head.clip(actions)
 
+    def scale_actions(self, actions: Any) -> Any:
+        """Converts actions that were sent to environments to the policy's units: the inverse of `clip_actions`.
+
+        `evaluate_actions` needs it for recorded episodes. Actions that were clipped stay at their bounds.
+        """
+        return scaled(self.action_head, actions)
+
     def seed(self, seed: int) -> None:
         """Seeds the generator that samples actions."""
         self.exploration.generator = np.random.default_rng(seed)
@@ -266,7 +267,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
         Args:
             observations: `[batch, time, *observation_space.shape]`, or a structure of such arrays.
-            actions: the actions that `step` returned, each array `[batch, time, *shape]`.
+            actions: in the policy's units, as `step` returns them, each `[batch, time, *shape]`; see `scale_actions`.
             state: the state at the start of each sequence; None for `initial_state`.
             episode_starts: `[batch, time]`, true or 1 where the observation is the first of an episode.
             action_masks: the masks that `step` was given, `[batch, time, size]`; None if there were none.
@@ -278,8 +279,7 @@ class RecurrentPolicy(keras.layers.Layer):
         Raises:
             UserError: an argument has the wrong shape or, outside of a graph, an action is illegal.
         """
-        found = evaluate_sequences(self, observations, actions, state, episode_starts, action_masks, rewards)
-        return found.log_probs, found.entropies, found.values
+        return evaluate_sequences(self, observations, actions, state, episode_starts, action_masks, rewards)[:3]
 
     def update_statistics(self, observations: Any, valid: np.ndarray) -> None:
         """Updates the normalisation with observations `[..., *shape]` where `valid`, `[...]` bool, is true."""

@@ -77,7 +77,7 @@ def _own_arguments(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def weight_names(policy: Any) -> list[str]:
     """The names of a policy's arrays in the archive, in the order of its weights."""
-    # Numbered, because layers of the same name may occur twice in an encoder.
+    # Numbered, because layers of the same name may occur twice in an encoder. Names are for people and messages.
     return [f"{number:03d}.{weight.name}" for number, weight in enumerate(policy.weights)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.envs.checks import checked_observation, checked_parts, wrong_values
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.policies.acting import in_space
+from rl_lnlstm.policies.acting import check_state, in_space
 from rl_lnlstm.policies.critic_entries import check_complete
 from rl_lnlstm.policies.network import Outputs
 from rl_lnlstm.spaces import flatten, map_leaves
@@ -59,12 +60,9 @@ def evaluate_sequences(
             expected, got = shape.as_list()[::-1], part.shape[:2].as_list()[::-1]
             raise UserError(f"{name} must have [batch, time] = {expected} as first axes, got {got}")
     if state is None:
-        state = policy.initial_state(int(shape[1]))
+        state = _initial_state(policy, shape[1], given["episode_starts"])
+    check_state(policy, state, shape[1])
     h, c, *first = state
-    for name, part in {"h": h, "c": c}.items():
-        expected = [shape[1], policy.state_size]
-        if not tf.TensorShape(expected).is_compatible_with(got := tf.convert_to_tensor(part).shape):
-            raise UserError(f"state: {name} must have shape {expected}, got {got.as_list()}")
     _check_actions(policy.action_space, actions)
     observations = map_leaves(lambda _, part: swapped(part), policy.observation_space, observations)
     actions = map_leaves(lambda _, part: swapped(part), policy.action_space, actions)
@@ -73,7 +71,7 @@ def evaluate_sequences(
     starts = tf.cast(given["episode_starts"], tf.float32)
     masks = None if action_masks is None else swapped(_masks(policy.action_space, action_masks))
     outputs, after = policy._forward_sequences(observations, h, c, starts, before, masks)
-    results = _log_probs(outputs, actions), outputs.distribution.entropy(), outputs.values
+    results = _log_probs(outputs, actions, masks is not None), outputs.distribution.entropy(), outputs.values
     log_probs, entropies, values = (tf.transpose(result) for result in results)
     last = []
     if first:
@@ -83,8 +81,17 @@ def evaluate_sequences(
     return Evaluated(log_probs, entropies, values, mode, actions, (*after, *last))
 
 
-def _log_probs(outputs: Outputs, actions: Any) -> Any:
-    """Log-probabilities of actions. Outside of a graph, an illegal action raises an error."""
+def _initial_state(policy: Any, batch: int | None, starts: tf.Tensor) -> Any:
+    """The state before an episode. If a graph does not know the batch size, it is that of `starts`, `[time, batch]`."""
+    if batch is not None:
+        return policy.initial_state(batch)
+    return tf.nest.map_structure(
+        lambda part: tf.zeros([tf.shape(starts)[1], part.shape[1]]), tuple(policy.initial_state(1))
+    )
+
+
+def _log_probs(outputs: Outputs, actions: Any, masked: bool) -> Any:
+    """Log-probabilities of actions. Outside of a graph, an action that its mask forbids raises an error."""
     if not tf.executing_eagerly():
         return outputs.distribution.log_prob(actions)
     try:
@@ -92,7 +99,7 @@ def _log_probs(outputs: Outputs, actions: Any) -> Any:
     except tf.errors.InvalidArgumentError as error:
         raise UserError(f"actions: one of them is not in the action space: {error.message}") from error
     illegal = np.argwhere(log_probs.numpy() < ILLEGAL)
-    if len(illegal):
+    if masked and len(illegal):  # without masks, densities of Box actions can be as small
         t, row = map(int, illegal[0])
         raise UserError(f"actions[{row}, {t}] is illegal by its action mask: its probability is 0")
     return log_probs
@@ -120,6 +127,8 @@ def _masks(space: gym.Space, action_masks: Any) -> tf.Tensor:
         rows = masks.shape[0] * masks.shape[1]
         checked = checked_masks(np.reshape(masks, (rows, *masks.shape[2:])), space, rows)
         return tf.reshape(checked, [*masks.shape[:2], checked.shape[-1]])
+    if isinstance(space, gym.spaces.MultiBinary):  # they may have shape [batch, time, n, 2]
+        masks = tf.reshape(masks, [*tf.unstack(tf.shape(masks)[:2]), 2 * math.prod(space.shape)])
     return tf.cast(masks, tf.bool)
 
 

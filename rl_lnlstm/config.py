@@ -91,8 +91,8 @@ class PolicyOptions:
     activation: Annotated[str, FIXED] = "tanh"
     """activation of the dense layers: linear, relu, tanh or another elementwise activation of Keras"""
     normalize_observations: Annotated[bool, FIXED] = False
-    """standardise each observation component with its running mean and standard deviation, which are saved with the
-    policy"""
+    """standardise floats and bytes in observations with their running means and standard deviations, which are saved
+    with the policy; other integers, categories and byte images below 16 x 16 pixels stay as they are"""
     normalize_rewards: Annotated[bool, FIXED] = False
     """divide rewards by the running standard deviation of the discounted returns"""
     log_std_init: Annotated[Finite, FIXED] = -0.7

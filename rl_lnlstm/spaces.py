@@ -151,8 +151,9 @@ def observed(leaf: gym.Space, part: Any) -> np.ndarray:
         return cast
     wrong = cast != array
     if is_categorical(leaf):
-        size = leaf.n if isinstance(leaf, gym.spaces.Discrete) else leaf.nvec
-        wrong |= (cast < leaf.start) | (cast >= leaf.start + size)
+        # As int64, because the sum may not fit into the dtype of the space.
+        size = np.asarray(leaf.n if isinstance(leaf, gym.spaces.Discrete) else leaf.nvec, np.int64)
+        wrong |= (cast < leaf.start) | (cast >= size + leaf.start)
     elif isinstance(leaf, gym.spaces.MultiBinary):
         wrong |= (cast != 0) & (cast != 1)
     if np.any(wrong):

@@ -73,10 +73,12 @@ def pad_episodes(
 
     Example:
 
+    `record_episodes` returns actions as they were sent; `scale_actions` converts them to the policy's units.
+
     >>> batch = pad_episodes(record_episodes(policy, "CartPole-v1", 10))
     >>> returns = batch.rewards.sum(axis=1)
     >>> log_probs, entropies, values = policy.evaluate_actions(
-    ...     batch.observations, batch.actions, None, batch.episode_starts
+    ...     batch.observations, policy.scale_actions(batch.actions), None, batch.episode_starts
     ... )
     >>> loss = -tf.reduce_sum(tf.where(batch.mask, log_probs, 0.0)) / batch.mask.sum()
     """

@@ -81,6 +81,7 @@ def input_ports(policy: Any, action_masks: bool) -> list[Port]:
         ports.append(Port("previous_reward", "previous_reward", floats, ()))
     ports.append(Port("noise", "noise", floats, (policy.action_head.noise_size,)))
     names = [port.name for port in ports]
+    names += [name for name, _ in named_leaves("action", policy.action_space)]  # of the outputs
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(
             f"two entries of a space would both be exported as {min(twice)}: letters, digits and _ must tell them apart"

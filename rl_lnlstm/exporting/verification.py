@@ -72,7 +72,7 @@ def largest_difference(
             continue
         wrong = np.flatnonzero((got[name] != expected).reshape(steps, -1).any(1))
         differences += [0.0 if _is_tie(policy, rollout[t], name, got[name][t]) else 1.0 for t in wrong]
-    return max(differences)
+    return float(np.max(differences))  # unlike max, it gives NaN if there is one
 
 
 def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[Step]:
@@ -180,7 +180,7 @@ def _parameters_difference(policy: Any, step: Step, got: Arrays) -> float:
     observations, state, starts, _, masks = step.arguments
     distribution = policy.distribution(observations, state, starts, masks)
     expected = parameters(distribution.parameters, policy.action_head)
-    return max(_difference(got[name][0], np.asarray(value)) for name, value in expected.items())
+    return float(np.max([_difference(got[name][0], np.asarray(value)) for name, value in expected.items()]))
 
 
 def _is_tie(policy: Any, step: Step, name: str, got: np.ndarray) -> bool:

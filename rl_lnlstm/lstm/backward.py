@@ -65,7 +65,12 @@ def _backward_loop(
     masks, padding, dropout = carry
     units, (time, batch) = w.cell_gamma.shape[0], time_and_batch(d_hs)
     # LN(h @ R) does not change along r_hat, so the part of d_r along h @ R @ transpose(R) must be subtracted from d_h.
-    # A mean of d_r * h gives the size of this part. In this form, only by_z is 4U wide in the loop.
+    # A mean of d_r * h gives the size of this part. In this form, only by_z is 4U wide in the loop. With s = r_scale,
+    # the centred R, r_hat = s * h @ R, d_r_hat = d_z * recurrent_gamma and d_r = d_r_hat @ transpose(R):
+    #   d_h                   = s * d_r - s * mean(d_r_hat * r_hat) * r_hat @ transpose(R)
+    #   mean(d_r_hat * r_hat) = s / 4 * row_mean(d_r * h)
+    #   r_hat @ transpose(R)  = s * h @ gram
+    # So d_h = s * d_r - along * along_r_hat, with along = row_mean(d_r * h) and along_scale = s^3 / 4.
     d_r_kernel = tf.cast(tf.transpose(w.recurrent_kernel * w.recurrent_gamma), dtype)
     gram = tf.matmul(w.recurrent_kernel, w.recurrent_kernel, transpose_b=True)
     along_r_hat = time_major(matmul(rows(local.entering.h), gram, dtype), time, batch) * along_scale

@@ -253,7 +253,7 @@ class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
             inputs = tf.transpose(inputs, [1, 0, 2])
             masks, padding = (None if part is None else tf.transpose(part) for part in (masks, padding))
         if inputs.shape[0] == 1 and padding is None:  # a single step, as in acting, needs no loop
-            mask = None if masks is None else masks[0][:, tf.newaxis]
+            mask = None if masks is None else tf.stop_gradient(masks[0][:, tf.newaxis])  # as in longer sequences
             state = equations.step(inputs[0], equations.enter(state, mask, dropout), weights)
             outputs = state.h[tf.newaxis]
         else:

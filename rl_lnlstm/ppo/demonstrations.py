@@ -14,7 +14,6 @@ from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.padding import length_of
 from rl_lnlstm.evaluation.record import EpisodeArrays, structured
-from rl_lnlstm.policies.heads import ActionHead, CompositeHead, GaussianHead
 from rl_lnlstm.spaces import map_arrays, map_leaves
 
 
@@ -124,7 +123,7 @@ def _checked(policy: Any, episode: EpisodeArrays, name: str, number: int) -> Dem
         masks = np.concatenate([masks, masks[-1:]])
     return Demonstration(
         observations=map_arrays(lambda array, last: np.concatenate([array, last[np.newaxis]]), observations, final),
-        actions=map_arrays(lambda array: np.concatenate([array, array[-1:]]), sampled(policy.action_head, actions)),
+        actions=map_arrays(lambda array: np.concatenate([array, array[-1:]]), policy.scale_actions(actions)),
         rewards=np.append(rewards, np.float32(0)),
         action_masks=masks,
         terminated=bool(episode["terminated"]),
@@ -156,15 +155,3 @@ def _check_bounds(leaf: gym.Space, actions: np.ndarray, name: str) -> None:
         outside = (actions < leaf.low) | (actions > leaf.high)
         if outside.any():
             raise UserError(f"{name}: got action {actions[outside][0]}, which is outside of {leaf}")
-
-
-def sampled(head: ActionHead, actions: Any) -> Any:
-    """The inverse of `RecurrentPolicy.clip_actions` for actions within the bounds of the action space."""
-    if isinstance(head, CompositeHead):
-        parts = [sampled(part, actions[key]) for part, key in zip(head.parts, head.keys, strict=True)]
-        return dict(zip(head.keys, parts, strict=True)) if head.is_dict else tuple(parts)
-    if not isinstance(head, GaussianHead):
-        return actions
-    size = np.where(head.rescaled, head.high - head.low, 1.0)
-    unit = 2 * (actions.astype(np.float64) - head.low) / size - 1
-    return np.where(head.rescaled, unit, actions).astype(np.float32)

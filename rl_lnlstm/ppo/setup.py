@@ -17,7 +17,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
-from rl_lnlstm.policies.loading import options_taken
+from rl_lnlstm.policies.loading import made_with, options_taken
 from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
@@ -160,7 +160,8 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     taken = options_taken(policy_class, options)
     if refused := asked.keys() - taken.keys() - {"seed"}:
         raise UserError(f"{min(refused)}: {policy_class.__name__} does not take this option")
-    made = policy_class(observation_space, envs.single_action_space, **taken)
+    action_space = envs.single_action_space
+    made, _ = made_with(lambda **taken: policy_class(observation_space, action_space, **taken), taken)
     check_agreement(made, asked)
     return made
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 import rl_lnlstm
 from rl_lnlstm.commands import main
 from rl_lnlstm.errors import RunFailure, UserError
+from rl_lnlstm.exporting import verification
 from rl_lnlstm.exporting.description import describe
 from rl_lnlstm.exporting.formats import WRITERS
 from rl_lnlstm.exporting.graph import trace
@@ -144,6 +145,18 @@ def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
     with pytest.raises(RunFailure, match=r"differs from the policy by 1.0e-03 within 1,000 steps"):
         rl_lnlstm.export(policy, tmp_path / "policy.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_in_any_output_is_a_difference(tmp_path, monkeypatch):
+    policy = make("box")
+    graph = written(policy, tmp_path / "policy.onnx")
+    right, played = {}, verification._played
+    monkeypatch.setattr(verification, "_played", lambda *arguments: right.update(played(*arguments)) or right)
+    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 5) < 1e-5
+    for name, array in right.items():
+        wrong = {**right, name: np.full_like(array, np.nan)}
+        monkeypatch.setattr(verification, "_played", lambda *_, wrong=wrong: wrong)
+        assert np.isnan(largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 5)), name
 
 
 def test_actions_follow_from_parameters_and_noise(tmp_path):
@@ -325,6 +338,11 @@ def test_names_that_clash_are_refused(tmp_path):
     policy = MultiInputLnLstmPolicy(space, S.Discrete(2), units=8)
     with pytest.raises(UserError, match="observation_a_b"):
         rl_lnlstm.export(policy, tmp_path / "policy.onnx")
+    box = S.Box(-1, 1, (1,))
+    for actions in (S.Dict({"left arm": box, "left_arm": box}), S.Dict({"a": S.Dict({"b": box}), "a_b": box})):
+        policy = MlpLnLstmPolicy(VECTOR, actions, units=8)
+        with pytest.raises(UserError, match=r"both be exported as action_(left_arm|a_b)"):
+            rl_lnlstm.export(policy, tmp_path / "policy.onnx")
 
 
 def test_large_means_are_normalised_precisely(tmp_path):

@@ -209,6 +209,15 @@ def test_one_trace_differentiates_every_batch_size_and_length():
     assert all(np.all(got[name].numpy() == 0.0) for name in Weights._fields)
 
 
+@pytest.mark.parametrize("time", [1, 2])
+def test_masks_have_no_gradient(time):
+    layer, masks = MaskedLNLSTM(4, backend="while_loop"), tf.ones([2, time])
+    with tf.GradientTape() as tape:
+        tape.watch(masks)
+        outputs = layer(tf.ones([2, time, 3]), masks=masks, initial_state=[tf.ones([2, 4])] * 2)
+    assert tape.gradient(outputs, masks) is None
+
+
 def test_inputs_can_be_differentiated_alone():
     case = random_case(3, 6, 2, 5, masks="random")
     layer = layer_for(case)

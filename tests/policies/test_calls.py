@@ -109,6 +109,19 @@ def test_actions_are_rescaled_where_both_bounds_are_finite():
 # ----------------------------------------------------------------------------------------------------- distributions
 
 
+def test_scaled_actions_are_those_that_were_sampled():
+    low, high = np.array([-3, 1, 5, -np.inf], np.float32), np.array([1, 1.5, 5, np.inf], np.float32)
+    policy = policy_for(spaces.Tuple([spaces.Box(low, high), spaces.Discrete(3, start=1)]))
+    (sampled, number), *_ = policy.step(observations_of(3), None, STARTS)
+    sampled = np.clip(sampled / 4, [-1, -1, -1, -9], [1, 1, -1, 9])  # so that clipping changes nothing
+    again = policy.scale_actions(policy.clip_actions((sampled, number)))
+    np.testing.assert_allclose(again[0], sampled, atol=1e-5)
+    assert again[0].dtype == np.float32
+    np.testing.assert_array_equal(again[1], number)
+    given = observations_of(3)[:, None], tuple(part[:, None] for part in again), None, STARTS[:, None]
+    assert np.isfinite(policy.evaluate_actions(*given)[0]).all()
+
+
 def test_the_distribution_is_that_of_step():
     policy, observations = policy_for(spaces.Discrete(4, start=2)), observations_of(3)
     distribution = policy.distribution(observations, None, STARTS)
@@ -274,10 +287,41 @@ def test_evaluate_actions_names_masks_and_states_that_do_not_fit():
     for state, masks, message in [
         (None, np.ones((1, 4, 3)), "action_masks must have shape"),
         (None, np.zeros((1, 4, 4)), "action_masks must allow at least"),
-        (policy.initial_state(2), None, "state: h must have shape"),
+        (policy.initial_state(2), None, r"state must be \(h, c\) of shapes \[\[1, 4\], \[1, 4\]\], got \[\[2, 4\]"),
     ]:
         with pytest.raises(UserError, match=message):
             policy.evaluate_actions(*given, state, np.zeros((1, 4)), action_masks=masks)
+    remembers = policy_for(previous_action=True)
+    with pytest.raises(UserError, match=r"state must be \(h, c, last_action_reward\)"):
+        remembers.evaluate_actions(*given, remembers.initial_state(1)[:2], np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("options", [{}, {"previous_action": True}], ids=["plain", "previous action"])
+def test_evaluate_actions_works_in_a_function_with_any_batch_size(options):
+    policy = policy_for(spaces.MultiBinary(2), **options)
+    masks = np.ones((3, 4, 2, 2), bool)
+    masks[:, 1, 0, 1] = False
+    given = observations_of(3, 4), np.zeros((3, 4, 2), np.int8), np.zeros((3, 4), np.float32), masks
+
+    def evaluate(observations, actions, starts, masks):
+        return policy.evaluate_actions(observations, actions, None, starts, masks)
+
+    specs = [tf.TensorSpec([None, None, *part.shape[2:]], part.dtype) for part in given]
+    for eager, graph in zip(evaluate(*given), tf.function(evaluate, specs)(*given), strict=True):
+        np.testing.assert_allclose(eager, graph, rtol=1e-5)
+
+
+def test_evaluate_actions_takes_unlikely_continuous_actions():
+    policy = policy_for(BOX)
+    actions = np.full((1, 4, 3), 1e5, np.float32)
+    log_probs = policy.evaluate_actions(observations_of(1, 4), actions, None, np.zeros((1, 4)))[0]
+    assert (log_probs.numpy() < -1e8).all()
+
+
+def test_distribution_takes_float64_tensors_as_step_takes_them():
+    policy, observations = policy_for(), observations_of(3)
+    wide = policy.distribution(tf.constant(observations, tf.float64), None, STARTS)
+    np.testing.assert_array_equal(wide.entropy(), policy.distribution(observations, None, STARTS).entropy())
 
 
 @pytest.mark.parametrize(
@@ -288,8 +332,10 @@ def test_evaluate_actions_names_masks_and_states_that_do_not_fit():
         (spaces.MultiBinary(2), [[0, 1]], [[0, 2]]),
         (spaces.Box(0, 255, (2,), np.uint8), [[0, 255]], [[0, 256]]),
         (spaces.Discrete(3), 1, 1.5),
+        (spaces.Discrete(200, start=56, dtype=np.uint8), [56, 255], [0, 55]),
+        (spaces.MultiDiscrete([100], start=[28], dtype=np.int8), [[28], [127]], [[27], [0]]),
     ],
-    ids=["discrete", "multi-discrete", "multi-binary", "bytes", "fraction"],
+    ids=["discrete", "multi-discrete", "multi-binary", "bytes", "fraction", "small dtype", "small dtypes"],
 )
 def test_predict_refuses_what_the_observation_space_does_not_hold(space, fits, wrong):
     policy = MlpLnLstmPolicy(space, DISCRETE, **SMALL)

@@ -87,6 +87,63 @@ def test_an_encoder_of_ones_own_is_handed_in_again(tmp_path):
         load_policy(tmp_path / "policy", keras.Sequential([keras.Input([3]), keras.layers.Dense(7)]))
 
 
+class Unbuilt(keras.Model):
+    """An encoder that is built by its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(6, "gelu")
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+class Nameless(keras.layers.Layer):
+    """An encoder with a weight that Keras names by a counter of the process."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, inputs):
+        return self.scale * inputs
+
+
+@pytest.mark.parametrize("encoder", [Unbuilt, lambda: keras.Sequential([keras.layers.Dense(6)]), Nameless])
+def test_an_encoder_that_is_not_built_yet_is_loaded(encoder, tmp_path):
+    policy = RecurrentPolicy(BOX, ACTIONS["Discrete"], encoder=encoder(), units=4)
+    policy.set_weights([weight + 0.1 for weight in policy.get_weights()])
+    policy.save(tmp_path / "policy")
+    for one, other in zip(behaviour(policy), behaviour(load_policy(tmp_path / "policy", encoder())), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Fixed(RecurrentPolicy):
+    """Sets an option itself, and has an argument of its own."""
+
+    def __init__(self, observation_space, action_space, horizon=3, **options):
+        super().__init__(observation_space, action_space, units=9, **options)
+        self.horizon = horizon
+
+
+def test_a_class_that_sets_an_option_itself_is_loaded(tmp_path):
+    policy = Fixed(BOX, ACTIONS["Discrete"], horizon=1_000_000, num_layers=2)
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy", policy_class=Fixed)
+    assert (loaded.units, loaded.horizon, loaded.options) == (9, 1_000_000, policy.options)
+    for one, other in zip(behaviour(policy), behaviour(loaded), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(UserError, match="units is 4, but the given policy has 9"):
+        PPO(Fixed, "CartPole-v1", units=4, jit_compile=False)
+    assert PPO(Fixed, "CartPole-v1", num_layers=2, jit_compile=False).policy.options.num_layers == 2
+
+
+def test_a_policy_with_many_critic_keys_is_loaded(tmp_path):
+    space = gym.spaces.Dict({name: gym.spaces.Discrete(2) for name in "abcdefghijklmnopqrst"})
+    policy = RecurrentPolicy(space, ACTIONS["Discrete"], units=4, critic_keys=tuple("bcdefghijklmnopqrst"))
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy").options == policy.options
+
+
 def test_saving_replaces_a_policy_and_nothing_else(tmp_path):
     small_policy().save(tmp_path / "policy")
     small_policy(ACTIONS["Box"]).save(tmp_path / "policy")

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from rl_lnlstm import PPO, UserError, evaluate, pad_episodes, pretrain, record_episodes
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.policies import MlpLnLstmPolicy, MultiInputLnLstmPolicy, policy_for
-from rl_lnlstm.ppo.demonstrations import batch_of_pieces, demonstrations, pieces_of, sampled
+from rl_lnlstm.ppo.demonstrations import batch_of_pieces, demonstrations, pieces_of
 from rl_lnlstm.spaces import map_leaves
 from tests.any_space import OBSERVATION_SPACES, AnyEnv
 from tests.policies import reference
@@ -164,7 +164,7 @@ def test_continuous_actions_are_imitated_in_their_own_scale(std):
 def test_sampled_actions_are_clipped_to_the_recorded_ones():
     policy = MlpLnLstmPolicy(spaces.Box(-1, 1, (3,)), MIXED, **SMALL)
     recorded = map_leaves(lambda leaf, part: part, MIXED, spaces.Dict(MIXED.spaces).sample())
-    again = policy.clip_actions(sampled(policy.action_head, recorded))
+    again = policy.clip_actions(policy.scale_actions(recorded))
     map_leaves(lambda _, one, other: np.testing.assert_allclose(one, other, atol=1e-6), MIXED, recorded, again)
 
 
