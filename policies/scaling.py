@@ -17,6 +17,6 @@ def scaled(head: ActionHead, actions: Any) -> Any:
     if not isinstance(head, GaussianHead):
         return actions
     # Where both bounds are the same, every action of the policy becomes this bound.
-    size = np.where(head.high > head.low, head.high - head.low, 1.0)
+    size = np.where(head.rescaled & (head.high > head.low), head.high - head.low, 1.0)
     unit = 2 * (np.asarray(actions, np.float64) - head.low) / size - 1
     return np.where(head.rescaled, unit, actions).astype(np.float32)
