@@ -66,6 +66,8 @@ class Guard(gym.Wrapper):
             observation, info = self.reset()
             return observation, 0.0, False, False, info
         observation_space, action_space = self._spaces
+        if self._score is not None:
+            self._score.begin()
         try:
             answer = self.env.step(as_element(action_space, action))
             observation, reward, terminated, truncated, info = unpacked(answer, 5, "step")
@@ -176,6 +178,8 @@ class Copies(gym.Wrapper):
         """Steps the environment with a copy of the action, and returns a copy of the observation."""
         self.calls += 1
         observation_space, action_space = self._spaces
+        if self._score is not None:
+            self._score.begin()
         answer = self.env.step(as_element(action_space, action))
         with self._indexed():
             observation, reward, terminated, truncated, info = unpacked(answer, 5, "step")

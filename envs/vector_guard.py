@@ -123,6 +123,8 @@ class GuardedVectorEnv(VectorWrapper):
             raise UserError(
                 f"{self.name}: expected actions of {self._inner_spaces[1]}, {type(error).__name__}: {error}"
             ) from error
+        if self._score is not None:
+            self._score.begin()
         try:
             result = self._checked(self.env.step(sent))
         except Exception as error:
