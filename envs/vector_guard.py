@@ -112,7 +112,11 @@ class GuardedVectorEnv(VectorWrapper):
         All calls of the vector environment are noticed, and in a `SyncVectorEnv` also those of single environments.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
-        return self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+        calls = self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+        if isinstance(self.env, WorkerVectorEnv):
+            self.env.resynchronise()
+            calls += self.env.unreset
+        return calls
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As Gymnasium's; see `make_vec` for what is checked and what failures do."""
@@ -204,7 +208,9 @@ class GuardedVectorEnv(VectorWrapper):
         """See `rl_lnlstm.envs.take_snapshot`."""
         if not self._holds_guards():
             return [snapshot.to_bytes(attributes_of(self.env))]
-        parts = list(self.env.call("take_snapshot"))  # type: ignore[attr-defined]
+        parts = self._called("take_snapshot")
+        if getattr(self.env, "unreset", False):
+            raise ValueError("an interrupt ended a worker process")
         for part in parts:
             if isinstance(part, str):
                 raise ValueError(part)
@@ -223,9 +229,17 @@ class GuardedVectorEnv(VectorWrapper):
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
-        for problem in self.env.call("restore_snapshot"):  # type: ignore[attr-defined]
+        for problem in self._called("restore_snapshot"):
             if problem is not None:
                 raise ValueError(problem)
+
+    def _called(self, method: str) -> list[Any]:
+        """Calls a method of every guard. A failure becomes a ValueError, because a run can go on without snapshots."""
+        try:
+            return list(self.env.call(method))  # type: ignore[attr-defined]
+        except Exception as error:
+            named = isinstance(error, EnvironmentFailure)
+            raise ValueError(str(error) if named else f"{type(error).__name__}: {error}") from error
 
     def _holds_guards(self) -> bool:
         return isinstance(self.env, RestartingSyncVectorEnv | WorkerVectorEnv)
