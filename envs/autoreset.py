@@ -224,7 +224,7 @@ def _numbers(infos: Any, keys: tuple[str, ...], index: int) -> dict[str, float]:
         return {}
     numbers: dict[str, float] = {}
     for key, value in infos.items():
-        if key.partition("/")[0] not in keys:
+        if key not in keys and not key.startswith(tuple(f"{asked}/" for asked in keys)):
             continue
         for name, values, given in _arrays(key, value, infos.get(f"_{key}")):
             if given is not None and not np.asarray(given)[index]:

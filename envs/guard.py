@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 from rl_lnlstm.envs import snapshot
 from rl_lnlstm.envs.action_masks import KEY, flat_mask, mask_sizes
 from rl_lnlstm.envs.checks import (
+    NUMBERS,
     as_element,
     checked_end,
     checked_info,
@@ -259,8 +260,16 @@ def resynchronise(envs: VectorEnv) -> None:
 def _add_any_info(
     add_info: Callable[..., dict[str, Any]], num_envs: int, infos: dict[str, Any], info: dict[str, Any], index: int
 ) -> dict[str, Any]:
-    """Gymnasium's `_add_info`; where that fails, puts the values into an array of objects."""
+    """Gymnasium's `_add_info`; where that fails, puts the values into an array of objects.
+
+    Gymnasium makes an array for the first value. If it is an integer, fractions of later ones would be cut off.
+    """
     for key, value in info.items():
+        array = infos.get(key)
+        if isinstance(array, np.ndarray) and isinstance(value, bool | int | float | np.generic | np.ndarray):
+            dtype = np.asarray(value).dtype
+            if array.dtype.kind in NUMBERS and dtype.kind in NUMBERS:
+                infos[key] = array.astype(np.result_type(array, dtype), copy=False)
         try:
             infos = add_info(infos, {key: value}, index)
         except Exception:
