@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rl_lnlstm.envs.autoreset import Episode, Stepper
 from rl_lnlstm.envs.faults import environment_name
+from rl_lnlstm.envs.guard import resynchronise
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
@@ -301,9 +301,7 @@ def has_time_limit(envs: VectorEnv) -> bool:
     if envs.spec is not None and envs.spec.max_episode_steps is not None:
         return True
     base = envs.unwrapped
-    env = base.envs[0] if isinstance(base, SyncVectorEnv) else None
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, TimeLimit):
-            return True
-        env = env.env
-    return False
+    if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        return False
+    resynchronise(base)
+    return all(base.call("has_wrapper_attr", "_max_episode_steps"))  # TimeLimit's; it may be in another process
