@@ -28,7 +28,7 @@ from rl_lnlstm.envs.checks import (
     checked_reward,
     unpacked,
 )
-from rl_lnlstm.envs.faults import FAULT, Fault, raised
+from rl_lnlstm.envs.faults import FAILURES, FAULT, Fault, as_fault, raised, reraise_of_signal_handler
 from rl_lnlstm.envs.scores import SCORE, find_score
 from rl_lnlstm.errors import warn
 
@@ -84,10 +84,8 @@ class Guard(gym.Wrapper):
                 truncated,
                 info,
             )
-        except Fault as fault:
-            return self._nothing(), 0.0, False, False, {FAULT: fault}
-        except Exception as error:
-            return self._nothing(), 0.0, False, False, {FAULT: Fault(raised(error), error)}
+        except FAILURES as error:
+            return self._nothing(), 0.0, False, False, {FAULT: as_fault(error)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets the environment and checks the result. A failure is reported in the info."""
@@ -95,16 +93,15 @@ class Guard(gym.Wrapper):
         try:
             observation, info = unpacked(_reset(self.env, seed, options), 2, "reset")
             return checked_observation(self._spaces[0], observation), self._read(info)
-        except Fault as fault:
-            return self._nothing(), {FAULT: fault}
-        except Exception as error:
-            return self._nothing(), {FAULT: Fault(raised(error, " in reset"), error)}
+        except FAILURES as error:
+            return self._nothing(), {FAULT: as_fault(error, " in reset")}
 
     def close(self) -> None:
         """Closes the environment. An error in its `close` is a warning, so that the other environments are closed."""
         try:
             super().close()
-        except Exception as error:
+        except FAILURES as error:
+            reraise_of_signal_handler(error)
             warn(f"{type(self.env.unwrapped).__name__} {raised(error, ' in close')}")
 
     def _read(self, info: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode
 
+from rl_lnlstm.envs.faults import FAILURES, reraise_of_signal_handler
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
@@ -83,7 +84,8 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
         hint = str(error) if extra is None else f"{error}: {_install(extra)}"
         raise UserError(f"{what} needs a package that is not installed: {hint}") from error
-    except Exception as error:
+    except FAILURES as error:
+        reraise_of_signal_handler(error)
         text = str(error)
         refused = "unexpected keyword argument" in text or "takes no arguments" in text
         if kwargs and refused and isinstance(error, TypeError):

@@ -22,7 +22,17 @@ from rl_lnlstm.envs.checks import (
     unpacked,
     wrong_values,
 )
-from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, Numbering, forget, raised, user_frames
+from rl_lnlstm.envs.faults import (
+    ABORTED,
+    FAILURES,
+    FAULT,
+    Fault,
+    Numbering,
+    forget,
+    raised,
+    reraise_of_signal_handler,
+    user_frames,
+)
 from rl_lnlstm.envs.final_observations import FinalObservations
 from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
@@ -131,7 +141,7 @@ class GuardedVectorEnv(VectorWrapper):
             self._score.begin()
         try:
             result = self._checked(self.env.step(sent))
-        except Exception as error:
+        except FAILURES as error:
             self._raise_named(error, "at step")
         observations, rewards, _, _, infos = result
         faults = self._faults(observations, infos)
@@ -187,7 +197,7 @@ class GuardedVectorEnv(VectorWrapper):
             resynchronise(self.env.unwrapped)
             observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
             observations = checked_observation(self._inner_spaces[0], observations, self._batch)
-        except Exception as error:
+        except FAILURES as error:
             self._raise_named(error, "in the reset after step")
         infos = infos if isinstance(infos, dict) else {}
         for index, fault in sorted(self._faults(observations, infos).items()):
@@ -310,7 +320,8 @@ class GuardedVectorEnv(VectorWrapper):
     def _name_of(self, index: int | None) -> str:
         return self.name if index is None else self.numbering.named(self.name, index)
 
-    def _raise_named(self, error: Exception, when: str) -> NoReturn:
+    def _raise_named(self, error: BaseException, when: str) -> NoReturn:
+        reraise_of_signal_handler(error)
         if isinstance(error, UserError):
             raise error
         if isinstance(error, Fault):
