@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import cloudpickle
 import gymnasium as gym
+from gymnasium.error import CustomSpaceError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import (
@@ -28,6 +29,7 @@ from rl_lnlstm.envs.worker_pipe import WorkerPipe
 from rl_lnlstm.envs.worker_process import Description, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.interrupts import interrupts_deferred
+from rl_lnlstm.spaces import check_observation_space
 
 CLOSE_SECONDS = 60.0  # the longest time for closing, which must end some time
 
@@ -46,7 +48,8 @@ class WorkerVectorEnv(AsyncVectorEnv):
         unreset: whether workers were replaced after a call that was interrupted or failed, and are not reset yet.
 
     Raises:
-        UserError: `env_fns` cannot be sent to another process, or raise this error.
+        UserError: `env_fns` cannot be sent to another process, or raise this error; or their observation space is not
+            supported.
         EnvironmentFailure: `env_fns` raise this error, or a worker dies or hangs while it makes its environment.
     """
 
@@ -84,7 +87,11 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         space, count = self.single_observation_space, self.num_envs
-        self._buffer = create_shared_memory(space, count, ctx=self._context)
+        try:
+            self._buffer = create_shared_memory(space, count, ctx=self._context)
+        except (TypeError, CustomSpaceError):  # for example of a sequence, whose length is not known
+            check_observation_space(space)
+            raise
         self.observations = read_from_shared_memory(space, self._buffer, count)
         try:
             for index in range(count):

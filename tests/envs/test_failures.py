@@ -64,7 +64,7 @@ def test_an_environment_that_leaves_the_program_is_named(where, handed_in):
             return make_vec(gym.vector.SyncVectorEnv([lambda: Leaves(where)] * 2))
         return make_vec(Leaves, 2, vectorization="sync", env_kwargs={"where": where})
 
-    with pytest.raises(EnvironmentFailure, match="Leaves .*SystemExit|^SyncVectorEnv raised SystemExit"):
+    with pytest.raises(EnvironmentFailure, match=r"Leaves .*SystemExit|^SyncVectorEnv raised SystemExit"):
         run(envs())
 
 
