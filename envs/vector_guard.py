@@ -38,7 +38,7 @@ from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
-from rl_lnlstm.envs.uses import attributes_of, uses_of
+from rl_lnlstm.envs.uses import attributes_of, uses_inside, uses_of
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
@@ -91,7 +91,7 @@ class GuardedVectorEnv(VectorWrapper):
         self._score = None if self._holds_guards() else find_vector_score(env)
         may_share = not self._holds_guards() and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
-        self._uses = uses_of(env.unwrapped)
+        self._uses, self._uses_inside = uses_of(env.unwrapped), uses_inside(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
         if mask_key is None:
             warn_of_mask_entry(*self._inner_spaces, name)
@@ -120,9 +120,11 @@ class GuardedVectorEnv(VectorWrapper):
         """A count that grows whenever any code steps or resets the environments, if that can be noticed.
 
         All calls of the vector environment are noticed, and in a `SyncVectorEnv` also those of single environments.
+        Those of an environment object are noticed until a restored snapshot takes its place.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
         calls = self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+        calls += sum(uses.count for uses in self._uses_inside)
         if isinstance(self.env, WorkerVectorEnv):
             self.env.resynchronise()
             calls += self.env.unreset
@@ -239,7 +241,9 @@ class GuardedVectorEnv(VectorWrapper):
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
-        for problem in self._called("restore_snapshot"):
+        problems = self._called("restore_snapshot")
+        self._uses_inside = uses_inside(self.env.unwrapped)
+        for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
 

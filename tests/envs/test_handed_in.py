@@ -14,6 +14,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, RunWarning
 
@@ -91,6 +92,30 @@ def test_calls_of_the_raw_environments_are_noticed(make, how):
         episodes = episodes_of(stepper)
         assert len(episodes) >= 4
         assert {(episode.length, episode.episode_return) for episode in episodes} == {(3, 30.0)}
+
+
+@pytest.mark.parametrize("how", ["reset", "step", "evaluation"])
+def test_calls_of_an_environment_object_are_noticed(how):
+    env = gym.wrappers.RecordEpisodeStatistics(Three())
+    envs = make_vec(HandedIn(env), 1)
+    stepper = Stepper(envs, 0)
+    assert stepper.step(NOTHING[:1]).aborted is None
+    if how == "evaluation":
+        Stepper(make_vec(HandedIn(env), 1), 0)
+    else:
+        env.reset() if how == "reset" else env.step(0)
+    with pytest.warns(RunWarning, match="other code used the training environments"):
+        assert stepper.step(NOTHING[:1]).aborted.all()
+    assert [stepper.step(NOTHING[:1]).episodes for _ in range(3)][-1][0][1:3] == (30.0, 3)
+
+    state, counters, parts = stepper.get_state(), envs.get_state(), envs.take_snapshot()
+    stepper.step(NOTHING[:1])
+    envs.restore_snapshot(parts)
+    envs.set_state(counters)
+    stepper.set_state(state)
+    stepper.step(NOTHING[:1])
+    env.reset()  # which is now another environment
+    assert stepper.step(NOTHING[:1]).aborted is None
 
 
 def test_a_restored_copy_is_counted_too():
