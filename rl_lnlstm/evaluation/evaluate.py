@@ -56,8 +56,8 @@ def evaluate(
         num_envs: number of environments that are stepped together. Ignored if `env` is already made.
 
     Raises:
-        UserError: there is less than 1 episode, or the spaces of the environment differ from the policy's. Entries of
-            `critic_keys` may be missing in the environment.
+        UserError: there is less than 1 episode, a seed is not an integer of at least 0, or the spaces of the
+            environment differ from the policy's. Entries of `critic_keys` may be missing in the environment.
         EnvironmentFailure: an environment failed or, if `env` is from `make_vec` with `max_failures`, failed too often.
             Episodes in which an environment failed do not count.
 
@@ -224,9 +224,11 @@ def prepared(
     num_envs: int = 1,
 ) -> Iterator[Prepared]:
     """A context manager for the environments and the plan. Closes environments that it made itself."""
-    checked("n_eval_episodes", n_eval_episodes, int)
-    checked("seed", seed, Index | None)
-    checked("num_envs", num_envs, Count)
+    n_eval_episodes, seed = checked("n_eval_episodes", n_eval_episodes, int), checked("seed", seed, Index | None)
+    num_envs = checked("num_envs", num_envs, Count)
+    if episode_seeds is not None:
+        given = list(episode_seeds) if isinstance(episode_seeds, Sequence | np.ndarray) else episode_seeds
+        episode_seeds = checked("episode_seeds", given, tuple[Index, ...])
     count = n_eval_episodes if episode_seeds is None else len(episode_seeds)
     if count < 1:
         raise UserError(f"the number of episodes must be at least 1, got {count}")
@@ -236,7 +238,7 @@ def prepared(
         yield Prepared(make_vec(env), EvenlySpread(count, env.num_envs, seed), seed)
         return
     if episode_seeds is not None:
-        seed, seeds = None, [int(given) for given in episode_seeds]
+        seed, seeds = None, list(episode_seeds)
     else:
         seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
         seeds = seeds_of_episodes(seed, count)
