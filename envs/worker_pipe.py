@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -90,7 +92,13 @@ class WorkerPipe:
         return True
 
     def kill(self) -> None:
-        """Kills the worker and closes the pipe."""
+        """Kills the worker and the processes that it started, such as a simulator, and closes the pipe.
+
+        A worker that has ended in order has closed its environment, and what still runs then may be meant to.
+        """
+        if self._started and hasattr(os, "killpg") and not self._connection.closed and self._process.exitcode != 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left in the group
+                os.killpg(self._process.pid, signal.SIGKILL)  # the worker leads it, see `run_worker`
         self._process.kill()
         self._process.join()
         self._connection.close()
