@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from rl_lnlstm.envs.faults import Fault, Numbering, environment_name
+from rl_lnlstm.envs.faults import FAILURES, Fault, Numbering, environment_name, reraise_of_signal_handler
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 
 KEY, METHOD = "action_mask", "action_masks"  # named as in PettingZoo's infos and in sb3-contrib's MaskablePPO
@@ -195,7 +195,8 @@ class ActionMasks:
     def _called(self) -> Any:
         try:
             return self._method()  # type: ignore[misc]
-        except Exception as error:
+        except FAILURES as error:
+            reraise_of_signal_handler(error)
             raise EnvironmentFailure(
                 f"{self._name} raised {type(error).__name__} in {METHOD}(): {error} ({self._when})"
             ) from error

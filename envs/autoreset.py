@@ -169,10 +169,11 @@ class Stepper:
     def _begin_again(self) -> Step:
         """A step that only begins new episodes, because other code changed the environments."""
         if self._uses != -1:
-            warn(
-                f"{environment_name(self.envs)}: other code used the training environments, for example an evaluation. "
-                "The running episodes are left out, and new ones begin"
-            )
+            cause = "other code used the training environments, for example an evaluation"
+            if getattr(self.envs, "unreset", False):
+                cause = "a worker process was replaced, because a snapshot was interrupted or failed"
+            name = environment_name(self.envs)
+            warn(f"{name}: {cause}. The running episodes are left out, and new ones begin")
         self.restart()
         nothing, everywhere = np.zeros(self.envs.num_envs, bool), np.ones(self.envs.num_envs, bool)
         return Step(np.zeros(self.envs.num_envs), nothing, nothing.copy(), nothing.copy(), everywhere, None, [])
@@ -223,7 +224,7 @@ def _numbers(infos: Any, keys: tuple[str, ...], index: int) -> dict[str, float]:
         return {}
     numbers: dict[str, float] = {}
     for key, value in infos.items():
-        if key.partition("/")[0] not in keys:
+        if key not in keys and not key.startswith(tuple(f"{asked}/" for asked in keys)):
             continue
         for name, values, given in _arrays(key, value, infos.get(f"_{key}")):
             if given is not None and not np.asarray(given)[index]:

@@ -17,7 +17,7 @@ from rl_lnlstm.envs.make_vec import make_vec, uses_vector_entry_point
 from rl_lnlstm.envs.registry import find_spec
 from rl_lnlstm.envs.wrappers import Wrapper
 from rl_lnlstm.errors import EnvironmentFailure, warn
-from rl_lnlstm.spaces import map_leaves
+from rl_lnlstm.spaces import check_observation_space, map_leaves
 
 
 def check_env(
@@ -56,6 +56,7 @@ def check_env(
         mask_key=mask_key,
     )
     with contextlib.closing(envs):
+        check_observation_space(envs.single_observation_space)
         try:
             stepper = Stepper(envs, 0)
             _warn_if_outside(envs, stepper.observations)

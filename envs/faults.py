@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import re
+import signal
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm import errors
 
 FAULT = "rl_lnlstm.fault"  # infos[FAULT][index] is a Fault; only the modules of this folder see it
+# What counts as a failure of an environment. `sys.exit` would end the training with the environment's exit code.
+FAILURES = (Exception, SystemExit)
 ABORTED = "rl_lnlstm.aborted"  # see `make_vec`
 
 
@@ -77,6 +80,23 @@ class WorkerTraceback(Exception):
 def raised(error: BaseException, when: str = "") -> str:
     """Describes an exception that an environment raised."""
     return f"raised {type(error).__name__}{when}: {error}"
+
+
+def as_fault(error: BaseException, when: str = "") -> Fault:
+    """The `Fault` for one of `FAILURES`. Raises the error itself if a signal handler of the program raised it."""
+    if isinstance(error, Fault):
+        return error
+    reraise_of_signal_handler(error)
+    return Fault(raised(error, when), error)
+
+
+def reraise_of_signal_handler(error: BaseException) -> None:
+    """Raises the error if a signal handler called `sys.exit`, for example for SIGTERM, while an environment ran."""
+    if isinstance(error, SystemExit):
+        handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+        codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
+        if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise error
 
 
 def picklable(error: BaseException) -> BaseException:

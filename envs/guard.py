@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 from rl_lnlstm.envs import snapshot
 from rl_lnlstm.envs.action_masks import KEY, flat_mask, mask_sizes
 from rl_lnlstm.envs.checks import (
+    NUMBERS,
     as_element,
     checked_end,
     checked_info,
@@ -27,7 +28,7 @@ from rl_lnlstm.envs.checks import (
     checked_reward,
     unpacked,
 )
-from rl_lnlstm.envs.faults import FAULT, Fault, raised
+from rl_lnlstm.envs.faults import FAILURES, FAULT, Fault, as_fault, raised, reraise_of_signal_handler
 from rl_lnlstm.envs.scores import SCORE, find_score
 from rl_lnlstm.errors import warn
 
@@ -66,6 +67,8 @@ class Guard(gym.Wrapper):
             observation, info = self.reset()
             return observation, 0.0, False, False, info
         observation_space, action_space = self._spaces
+        if self._score is not None:
+            self._score.begin()
         try:
             answer = self.env.step(as_element(action_space, action))
             observation, reward, terminated, truncated, info = unpacked(answer, 5, "step")
@@ -81,10 +84,8 @@ class Guard(gym.Wrapper):
                 truncated,
                 info,
             )
-        except Fault as fault:
-            return self._nothing(), 0.0, False, False, {FAULT: fault}
-        except Exception as error:
-            return self._nothing(), 0.0, False, False, {FAULT: Fault(raised(error), error)}
+        except FAILURES as error:
+            return self._nothing(), 0.0, False, False, {FAULT: as_fault(error)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets the environment and checks the result. A failure is reported in the info."""
@@ -92,16 +93,15 @@ class Guard(gym.Wrapper):
         try:
             observation, info = unpacked(_reset(self.env, seed, options), 2, "reset")
             return checked_observation(self._spaces[0], observation), self._read(info)
-        except Fault as fault:
-            return self._nothing(), {FAULT: fault}
-        except Exception as error:
-            return self._nothing(), {FAULT: Fault(raised(error, " in reset"), error)}
+        except FAILURES as error:
+            return self._nothing(), {FAULT: as_fault(error, " in reset")}
 
     def close(self) -> None:
         """Closes the environment. An error in its `close` is a warning, so that the other environments are closed."""
         try:
             super().close()
-        except Exception as error:
+        except FAILURES as error:
+            reraise_of_signal_handler(error)
             warn(f"{type(self.env.unwrapped).__name__} {raised(error, ' in close')}")
 
     def _read(self, info: Any) -> dict[str, Any]:
@@ -176,6 +176,8 @@ class Copies(gym.Wrapper):
         """Steps the environment with a copy of the action, and returns a copy of the observation."""
         self.calls += 1
         observation_space, action_space = self._spaces
+        if self._score is not None:
+            self._score.begin()
         answer = self.env.step(as_element(action_space, action))
         with self._indexed():
             observation, reward, terminated, truncated, info = unpacked(answer, 5, "step")
@@ -255,8 +257,16 @@ def resynchronise(envs: VectorEnv) -> None:
 def _add_any_info(
     add_info: Callable[..., dict[str, Any]], num_envs: int, infos: dict[str, Any], info: dict[str, Any], index: int
 ) -> dict[str, Any]:
-    """Gymnasium's `_add_info`; where that fails, puts the values into an array of objects."""
+    """Gymnasium's `_add_info`; where that fails, puts the values into an array of objects.
+
+    Gymnasium makes an array for the first value. If it is an integer, fractions of later ones would be cut off.
+    """
     for key, value in info.items():
+        array = infos.get(key)
+        if isinstance(array, np.ndarray) and isinstance(value, bool | int | float | np.generic | np.ndarray):
+            dtype = np.asarray(value).dtype
+            if array.dtype.kind in NUMBERS and dtype.kind in NUMBERS:
+                infos[key] = array.astype(np.result_type(array, dtype), copy=False)
         try:
             infos = add_info(infos, {key: value}, index)
         except Exception:

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.registry import EnvSource, construction, find_spec, offers_vector_entry_point, vector_creator
 from rl_lnlstm.envs.restart import EnvMaker, make_async, make_sync
+from rl_lnlstm.envs.uses import uses_of
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.errors import UserError
@@ -143,9 +144,13 @@ def make_vec(
 
 
 class HandedIn:
-    """A function object that returns an environment which other code made, and has the name of that environment."""
+    """A function object that returns an environment which other code made, and has the name of that environment.
+
+    Steps and resets of the environment are counted from now on.
+    """
 
     def __init__(self, env: gym.Env) -> None:
+        uses_of(env)
         self.env, self.__name__ = env, type(env.unwrapped).__name__
 
     def __call__(self) -> gym.Env:

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode
 
+from rl_lnlstm.envs.faults import FAILURES, reraise_of_signal_handler
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
 EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
@@ -83,7 +84,8 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
         hint = str(error) if extra is None else f"{error}: {_install(extra)}"
         raise UserError(f"{what} needs a package that is not installed: {hint}") from error
-    except Exception as error:
+    except FAILURES as error:
+        reraise_of_signal_handler(error)
         text = str(error)
         refused = "unexpected keyword argument" in text or "takes no arguments" in text
         if kwargs and refused and isinstance(error, TypeError):
@@ -97,15 +99,23 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def offers_vector_entry_point(source: EnvSource, mode: AutoresetMode, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an id has a vector implementation that supports the mode and the arguments. Makes no environment."""
+    """Whether an id has a vector implementation that supports the mode and the arguments. Makes no environment.
+
+    The arguments are also those of the registration, to which `gymnasium.make_vec` adds the time limit.
+    """
     if not isinstance(source, EnvSpec) or source.vector_entry_point is None:
         return False
+    if source.additional_wrappers or source.kwargs.get("wrappers") or source.kwargs.get("vector_kwargs"):
+        return False  # `gymnasium.make_vec` refuses them
+    passed = (source.kwargs.keys() | kwargs.keys()) - {"num_envs", "vectorization_mode", "wrappers", "vector_kwargs"}
+    if source.max_episode_steps is not None:
+        passed.add("max_episode_steps")
     with construction(source.id, kwargs):
         creator = vector_creator(source)
     parameters = inspect.signature(creator).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     takes_mode = "autoreset_mode" in parameters or getattr(creator, "metadata", {}).get("autoreset_mode") is mode
-    return takes_mode and (takes_any or kwargs.keys() <= parameters.keys())
+    return takes_mode and (takes_any or passed <= parameters.keys())
 
 
 def vector_creator(source: EnvSpec) -> Any:

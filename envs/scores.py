@@ -20,23 +20,34 @@ LIVES = "terminal_on_life_loss"  # attribute of Gymnasium's AtariPreprocessing
 
 
 class Score(gym.Wrapper):
-    """A wrapper that keeps the last reward of an environment, inside the wrapper that clips it."""
+    """A wrapper that adds up the rewards of an environment, inside the wrapper that clips them.
+
+    Call `begin` before you step the outermost wrapper, because wrappers may step several times or not at all.
+    """
 
     reward = 0.0
 
+    def begin(self) -> None:
+        """Sets the reward to 0, before the outermost wrapper steps."""
+        self.reward = 0.0
+
     def step(self, action: Any) -> Any:
-        """Steps the environment and keeps the reward."""
+        """Steps the environment and adds the reward."""
         answer = self.env.step(action)
-        self.reward = checked_reward(answer[1])
+        self.reward += checked_reward(answer[1])
         return answer
 
 
 class VectorScore(VectorWrapper):
-    """The same for a vector environment: it keeps the last rewards `[num_envs]`."""
+    """The same for a vector environment: it adds up rewards `[num_envs]`."""
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
-        self.rewards = np.zeros(env.num_envs)
+        self.begin()
+
+    def begin(self) -> None:
+        """Sets the rewards to 0, before the outermost wrapper steps."""
+        self.rewards = np.zeros(self.env.num_envs)
 
     def __getattr__(self, attribute: str) -> Any:
         # Other code that looks into the vector environment still finds its attributes, such as `envs`.
@@ -45,9 +56,9 @@ class VectorScore(VectorWrapper):
         return getattr(self.env, attribute)
 
     def step(self, actions: Any) -> Any:
-        """Steps the environments and keeps the rewards."""
+        """Steps the environments and adds the rewards."""
         answer = self.env.step(actions)
-        self.rewards = checked_rewards(answer[1], self.num_envs)
+        self.rewards = self.rewards + checked_rewards(answer[1], self.num_envs)
         return answer
 
 

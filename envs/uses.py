@@ -1,4 +1,4 @@
-"""Counts how often a vector environment is stepped and reset, by any code."""
+"""Counts how often an environment that is handed in is stepped and reset, by any code."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import types
 import weakref
 from typing import Any
 
+import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
+
+from rl_lnlstm.envs.wrappers import layers
 
 
 class Uses:
-    """The number of steps and resets of a vector environment."""
+    """The number of steps and resets of an environment."""
 
     def __init__(self) -> None:
         self.count = 0
 
 
 class _Counted:
-    """A method of a vector environment that counts its calls. It is put into the attributes of the object."""
+    """A method of an environment that counts its calls. It is put into the attributes of the object."""
 
-    def __init__(self, env: VectorEnv, name: str, uses: Uses) -> None:
+    def __init__(self, env: gym.Env | VectorEnv, name: str, uses: Uses) -> None:
         self._env, self._name, self.uses = weakref.ref(env), name, uses
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +43,7 @@ def attributes_of(env: VectorEnv) -> dict[str, Any]:
     return {name: value for name, value in vars(env).items() if not isinstance(value, _Counted)}
 
 
-def uses_of(env: VectorEnv) -> Uses:
+def uses_of(env: gym.Env | VectorEnv) -> Uses:
     """Counts the calls of `env` from now on; returns the same counter for the same environment."""
     names = ("step_async", "reset_async") if isinstance(env, AsyncVectorEnv) else ("step", "reset")
     own = getattr(env, "__dict__", {})
@@ -53,3 +56,10 @@ def uses_of(env: VectorEnv) -> Uses:
             with contextlib.suppress(AttributeError, TypeError):
                 setattr(env, name, _Counted(env, name, uses))
     return uses
+
+
+def uses_inside(envs: VectorEnv) -> list[Uses]:
+    """The counters of the environment objects inside of a vector environment, where `uses_of` counts them."""
+    inside = [layer for env in getattr(envs, "envs", ()) for layer in layers(env)]
+    methods = [getattr(layer, "__dict__", {}).get("step") for layer in inside]
+    return [method.uses for method in methods if isinstance(method, _Counted)]

@@ -22,13 +22,23 @@ from rl_lnlstm.envs.checks import (
     unpacked,
     wrong_values,
 )
-from rl_lnlstm.envs.faults import ABORTED, FAULT, Fault, Numbering, forget, raised, user_frames
+from rl_lnlstm.envs.faults import (
+    ABORTED,
+    FAILURES,
+    FAULT,
+    Fault,
+    Numbering,
+    forget,
+    raised,
+    reraise_of_signal_handler,
+    user_frames,
+)
 from rl_lnlstm.envs.final_observations import FinalObservations
 from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
-from rl_lnlstm.envs.uses import attributes_of, uses_of
+from rl_lnlstm.envs.uses import attributes_of, uses_inside, uses_of
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 
@@ -81,7 +91,7 @@ class GuardedVectorEnv(VectorWrapper):
         self._score = None if self._holds_guards() else find_vector_score(env)
         may_share = not self._holds_guards() and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
-        self._uses = uses_of(env.unwrapped)
+        self._uses, self._uses_inside = uses_of(env.unwrapped), uses_inside(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
         if mask_key is None:
             warn_of_mask_entry(*self._inner_spaces, name)
@@ -110,9 +120,15 @@ class GuardedVectorEnv(VectorWrapper):
         """A count that grows whenever any code steps or resets the environments, if that can be noticed.
 
         All calls of the vector environment are noticed, and in a `SyncVectorEnv` also those of single environments.
+        Those of an environment object are noticed until a restored snapshot takes its place.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
-        return self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+        calls = self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+        calls += sum(uses.count for uses in self._uses_inside)
+        if isinstance(self.env, WorkerVectorEnv):
+            self.env.resynchronise()
+            calls += self.env.unreset
+        return calls
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As Gymnasium's; see `make_vec` for what is checked and what failures do."""
@@ -123,9 +139,11 @@ class GuardedVectorEnv(VectorWrapper):
             raise UserError(
                 f"{self.name}: expected actions of {self._inner_spaces[1]}, {type(error).__name__}: {error}"
             ) from error
+        if self._score is not None:
+            self._score.begin()
         try:
             result = self._checked(self.env.step(sent))
-        except Exception as error:
+        except FAILURES as error:
             self._raise_named(error, "at step")
         observations, rewards, _, _, infos = result
         faults = self._faults(observations, infos)
@@ -181,7 +199,7 @@ class GuardedVectorEnv(VectorWrapper):
             resynchronise(self.env.unwrapped)
             observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
             observations = checked_observation(self._inner_spaces[0], observations, self._batch)
-        except Exception as error:
+        except FAILURES as error:
             self._raise_named(error, "in the reset after step")
         infos = infos if isinstance(infos, dict) else {}
         for index, fault in sorted(self._faults(observations, infos).items()):
@@ -202,7 +220,9 @@ class GuardedVectorEnv(VectorWrapper):
         """See `rl_lnlstm.envs.take_snapshot`."""
         if not self._holds_guards():
             return [snapshot.to_bytes(attributes_of(self.env))]
-        parts = list(self.env.call("take_snapshot"))  # type: ignore[attr-defined]
+        parts = self._called("take_snapshot")
+        if getattr(self.env, "unreset", False):
+            raise ValueError("an interrupt ended a worker process")
         for part in parts:
             if isinstance(part, str):
                 raise ValueError(part)
@@ -221,9 +241,19 @@ class GuardedVectorEnv(VectorWrapper):
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
-        for problem in self.env.call("restore_snapshot"):  # type: ignore[attr-defined]
+        problems = self._called("restore_snapshot")
+        self._uses_inside = uses_inside(self.env.unwrapped)
+        for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
+
+    def _called(self, method: str) -> list[Any]:
+        """Calls a method of every guard. A failure becomes a ValueError, because a run can go on without snapshots."""
+        try:
+            return list(self.env.call(method))  # type: ignore[attr-defined]
+        except Exception as error:
+            named = isinstance(error, EnvironmentFailure)
+            raise ValueError(str(error) if named else f"{type(error).__name__}: {error}") from error
 
     def _holds_guards(self) -> bool:
         return isinstance(self.env, RestartingSyncVectorEnv | WorkerVectorEnv)
@@ -294,7 +324,8 @@ class GuardedVectorEnv(VectorWrapper):
     def _name_of(self, index: int | None) -> str:
         return self.name if index is None else self.numbering.named(self.name, index)
 
-    def _raise_named(self, error: Exception, when: str) -> NoReturn:
+    def _raise_named(self, error: BaseException, when: str) -> NoReturn:
+        reraise_of_signal_handler(error)
         if isinstance(error, UserError):
             raise error
         if isinstance(error, Fault):

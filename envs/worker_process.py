@@ -74,12 +74,13 @@ def run_worker(index: int, pickled: bytes, pipe: Any, parent_pipe: Any, buffer: 
 
 def _begin(pickled: bytes, pipe: Connection) -> gym.Env | Exception:
     """Prepares the process, tells the parent that it has started, and makes the environment, or returns the error."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # with the processes that the environment starts, so that they can be killed together
     _end_with_parent()
     # Ctrl-C and SIGHUP from a terminal, and SIGTERM from a scheduler, reach the whole process group. Workers ignore
     # them, because the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
+    if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         env_fn = cloudpickle.loads(pickled)
@@ -115,7 +116,7 @@ class Answers:
 
 
 def _end_with_parent() -> None:
-    """Makes the operating system kill this process when its parent ends, however it ends.
+    """Makes the operating system kill this process, and its group, when its parent ends, however it ends.
 
     The parent here is the training process, which holds the other end of a pipe, and not the fork server.
     """
@@ -125,7 +126,7 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         import fcntl
 
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())  # negative: the whole group
         fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
         if wait([sentinel], 0):  # it has already ended

@@ -10,11 +10,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import cloudpickle
 import gymnasium as gym
+from gymnasium.error import CustomSpaceError
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import (
@@ -24,16 +24,14 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from rl_lnlstm.envs.faults import FAULT, Fault, Numbering, WorkerTraceback, comparing_spaces
-from rl_lnlstm.envs.worker_process import STARTED, Description, describe, run_worker
+from rl_lnlstm.envs.faults import Fault, Numbering, comparing_spaces
+from rl_lnlstm.envs.worker_pipe import WorkerPipe
+from rl_lnlstm.envs.worker_process import Description, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.interrupts import interrupts_deferred
+from rl_lnlstm.spaces import check_observation_space
 
-# Seconds that a worker may always take, even if the timeout is shorter:
-START_SECONDS = 180.0  # to start its process, which may import a simulator while many others do the same
-CONSTRUCTION_SECONDS = 20.0  # for the environment's constructor and the first command
-CALL_SECONDS = 60.0  # for commands other than step and reset
-CLOSE_SECONDS = 60.0  # also the longest time for closing, which must end some time
+CLOSE_SECONDS = 60.0  # the longest time for closing, which must end some time
 
 
 class WorkerVectorEnv(AsyncVectorEnv):
@@ -46,8 +44,12 @@ class WorkerVectorEnv(AsyncVectorEnv):
         timeout: seconds that a worker may take for a step or a reset; None for no limit.
         numbering: the numbers of the environments in messages.
 
+    Attributes:
+        unreset: whether workers were replaced after a call that was interrupted or failed, and are not reset yet.
+
     Raises:
-        UserError: `env_fns` cannot be sent to another process, or raise this error.
+        UserError: `env_fns` cannot be sent to another process, or raise this error; or their observation space is not
+            supported.
         EnvironmentFailure: `env_fns` raise this error, or a worker dies or hangs while it makes its environment.
     """
 
@@ -68,6 +70,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self.shared_memory, self.copy, self.observation_mode = True, True, "same"
         self.parent_pipes, self.processes, self._state = [], [], AsyncState.DEFAULT
         self._name, self._timeout, self._numbering = name, timeout, numbering
+        self.unreset = False
         # Do not use fork: TensorFlow runs threads, and a forked child would inherit locks that are never released. A
         # fork server is a fresh process without such threads. It imports Gymnasium once, and forks workers just as
         # fast.
@@ -84,7 +87,11 @@ class WorkerVectorEnv(AsyncVectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         space, count = self.single_observation_space, self.num_envs
-        self._buffer = create_shared_memory(space, count, ctx=self._context)
+        try:
+            self._buffer = create_shared_memory(space, count, ctx=self._context)
+        except (TypeError, CustomSpaceError):  # for example of a sequence, whose length is not known
+            check_observation_space(space)
+            raise
         self.observations = read_from_shared_memory(space, self._buffer, count)
         try:
             for index in range(count):
@@ -112,18 +119,31 @@ class WorkerVectorEnv(AsyncVectorEnv):
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
+        self.resynchronise()
+        everywhere = "reset_mask" not in (options or {})
+        super().reset_async(seed, options)
+        self.unreset = self.unreset and not everywhere
+
+    def step_async(self, actions: Any) -> None:
+        """Like Gymnasium's, but you may also call it after an interrupted call."""
+        self.resynchronise()
+        super().step_async(actions)
+
+    def call_async(self, name: str, /, *args: object, **kwargs: object) -> None:
+        """Like Gymnasium's, but you may also call it after an interrupted call."""
+        self.resynchronise()
+        super().call_async(name, *args, **kwargs)
+
+    def resynchronise(self) -> None:
+        """Clears the pipes after an interrupted call. Replaces workers whose pipe may hold half a message."""
         pipes: list[Any] = self.parent_pipes
         # Gymnasium notes its state after all commands were sent. Only the pipes show an interrupt before that.
-        if self._state is not AsyncState.DEFAULT or any(pipe.interrupted for pipe in pipes):
-            self._resynchronise()
-        super().reset_async(seed, options)
-
-    def _resynchronise(self) -> None:
-        """Clears the pipes after an interrupted call. Ends workers whose pipe may hold half a message."""
-        pipes: list[Any] = self.parent_pipes
+        if self.closed or (self._state is AsyncState.DEFAULT and not any(pipe.interrupted for pipe in pipes)):
+            return
         for index, pipe in enumerate(pipes):
             if not (pipe.drained() and pipe.alive):  # it is dead if this method was interrupted before
                 pipe.kill()
+                self.unreset = True
                 pipes[index], self.processes[index] = self._start(index)
         self._state = AsyncState.DEFAULT
 
@@ -163,7 +183,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
             with clear_mpi_env_vars(), _main_not_imported(), interrupts_deferred():
                 process.start()
                 theirs.close()
-                pipe = _WorkerPipe(ours, process, self._timeout)
+                pipe = WorkerPipe(ours, process, self._timeout)
         except BaseException:
             if pipe is not None:
                 pipe.kill()
@@ -198,122 +218,6 @@ class WorkerVectorEnv(AsyncVectorEnv):
                 process.join(max(0.0, deadline - time.monotonic()))
         for pipe in pipes:
             pipe.kill()
-
-
-class _WorkerPipe:
-    """The parent's end of a worker's pipe. If the worker fails, it ends the worker and answers in its place."""
-
-    def __init__(self, connection: Connection, process: Any, timeout: float | None) -> None:
-        self.error: BaseException | None = None  # the error of a command other than step and reset
-        self._connection, self._process, self._timeout = connection, process, timeout
-        self._command = ""
-        self._allowed = self._deadline = float("inf")  # seconds for the answer, and the time when they are over
-        self._started = self._awaited = False
-        self._in_transfer = False  # true while a message is sent or read; if interrupted, the pipe holds half of it
-
-    def send(self, message: tuple[str, Any], seconds: float | None = None) -> None:
-        """Sends a command. Its answer may take `seconds`, or as long as commands of its kind usually may."""
-        self._in_transfer = True  # set first, so that no code waits for the answer to a command that was never sent
-        self.expect(message[0], seconds)
-        with contextlib.suppress(OSError):  # the worker is dead; `recv` will notice
-            self._connection.send(message)
-        self._in_transfer = False
-
-    def expect(self, command: str, seconds: float | None = None) -> None:
-        """Starts the time in which the answer to a command must arrive."""
-        self._command, self._awaited = command, True
-        least = 0.0 if command in ("step", "reset") else CALL_SECONDS
-        self._allow(self._at_least(least) if seconds is None else seconds)
-
-    def recv(self) -> tuple[Any, bool]:
-        """Returns the answer, and whether the command succeeded."""
-        try:
-            if not self._started:
-                self._await_start()
-            if self._arrives():
-                answer, success = self._read()
-                if success:
-                    return answer, True
-                error, text = answer
-                error.__cause__ = WorkerTraceback(text)
-            else:
-                error = Fault(f"did not answer within {self._allowed:g} s and was killed")
-        except (EOFError, OSError):
-            self._process.join(5)
-            error = Fault(f"lost its worker process, which ended with exit code {self._process.exitcode}")
-        self.kill()
-        if self._command == "step":
-            return (None, 0.0, False, False, {FAULT: _as_fault(error)}), True
-        if self._command == "reset":
-            return (None, {FAULT: _as_fault(error)}), True
-        if self._command == "reset-noop":  # other environments are reset; the next step reports this failure
-            return (None, {}), True
-        self.error = error
-        return None, False
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether an interrupt left it in the middle of a command."""
-        return self._in_transfer or self._awaited or not self._started
-
-    @property
-    def alive(self) -> bool:
-        """Whether the worker is running."""
-        return not self._connection.closed and self._process.is_alive()
-
-    def drained(self) -> bool:
-        """Discards the answer to an interrupted command. Returns false if the pipe may hold anything else."""
-        if self._in_transfer or not self._started:
-            return False
-        if self._awaited and not self._connection.closed:
-            self.recv()
-        return True
-
-    def kill(self) -> None:
-        """Kills the worker and closes the pipe."""
-        self._process.kill()
-        self._process.join()
-        self._connection.close()
-
-    def _await_start(self) -> None:
-        """Waits for the process to start. Then the time for the constructor and the first command begins."""
-        closing = self._command == "close"
-        if not closing:
-            self._allow(self._at_least(START_SECONDS))
-        if self._arrives():
-            message = self._read()
-            assert message == STARTED
-            self._started = self._awaited = True
-            if not closing:
-                self._allow(self._at_least(CONSTRUCTION_SECONDS))
-
-    def _at_least(self, seconds: float) -> float:
-        return float("inf") if self._timeout is None else max(self._timeout, seconds)
-
-    def _allow(self, seconds: float) -> None:
-        self._allowed, self._deadline = seconds, time.monotonic() + seconds
-
-    def _arrives(self) -> bool:
-        """Waits until there is something to read, or the time is over."""
-        while True:
-            remaining = max(0.0, self._deadline - time.monotonic())
-            if self._connection.poll(min(remaining, 3600.0)):
-                return True
-            if remaining == 0:
-                return False
-
-    def _read(self) -> Any:
-        self._in_transfer = True
-        message = self._connection.recv()
-        self._awaited = self._in_transfer = False  # in this order, for an interrupt in between
-        return message
-
-
-def _as_fault(error: BaseException) -> Fault:
-    if isinstance(error, Fault):
-        return error
-    did = "failed again" if isinstance(error, EnvironmentFailure | UserError) else f"raised {type(error).__name__}"
-    return Fault(f"{did}: {error}", error.__cause__)
 
 
 def _start_fork_server() -> None:

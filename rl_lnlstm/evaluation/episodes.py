@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import SyncVectorEnv, VectorEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rl_lnlstm.envs.autoreset import Episode, Stepper
 from rl_lnlstm.envs.faults import environment_name
+from rl_lnlstm.envs.guard import resynchronise
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
@@ -204,8 +204,8 @@ class _Actor:
         parameters = inspect.signature(policy.predict).parameters
         self._masked = stepper.action_masks is not None and "action_masks" in parameters
         self._seeded = plan.generators is not None and "rng" in parameters and not deterministic
-        # TensorFlow rounds a convolution differently for another number of rows. Row by row, results do not depend on
-        # it.
+        # TensorFlow rounds differently for another number of rows. Row by row, results do not depend on it. Without
+        # convolutions, a graph would take four times as long for 8 rows, so there they may differ in the last digits.
         held_noise = not deterministic and getattr(getattr(policy, "options", None), "std", None) == "gsde"
         self._one_by_one = plan.generators is not None and getattr(policy, "is_convolutional", False) and not held_noise
 
@@ -301,9 +301,7 @@ def has_time_limit(envs: VectorEnv) -> bool:
     if envs.spec is not None and envs.spec.max_episode_steps is not None:
         return True
     base = envs.unwrapped
-    env = base.envs[0] if isinstance(base, SyncVectorEnv) else None
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, TimeLimit):
-            return True
-        env = env.env
-    return False
+    if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        return False
+    resynchronise(base)
+    return all(base.call("has_wrapper_attr", "_max_episode_steps"))  # TimeLimit's; it may be in another process

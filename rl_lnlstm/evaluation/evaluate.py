@@ -39,9 +39,12 @@ def evaluate(
     """Runs whole episodes, and reports their returns with statistics and confidence intervals.
 
     Each episode has its own seed, derived from `seed` and the number of the episode. So the same call runs the same
-    episodes for every `num_envs`. There are two exceptions, in which environments cannot be seeded one by one: a
-    `VectorEnv`, and an id for which only the vector implementation has the policy's observations (such as Atari). Then
-    each environment runs an equal share of the episodes, and the result's `seeds` are None.
+    episodes for every `num_envs`. If a policy without convolutions acts through a TensorFlow graph (`acts_row_by_row` is
+    false), its actions may differ in their last digits with another `num_envs`.
+
+    There are two exceptions, in which environments cannot be seeded one by one: a `VectorEnv`, and an id for which only
+    the vector implementation has the policy's observations (such as Atari). Then each environment runs an equal share of
+    the episodes, and the result's `seeds` are None.
 
     Args:
         policy: a policy of this package or of Stable-Baselines3, or a `PPO`.
@@ -56,8 +59,8 @@ def evaluate(
         num_envs: number of environments that are stepped together. Ignored if `env` is already made.
 
     Raises:
-        UserError: there is less than 1 episode, or the spaces of the environment differ from the policy's. Entries of
-            `critic_keys` may be missing in the environment.
+        UserError: there is less than 1 episode, a seed is not an integer of at least 0, or the spaces of the
+            environment differ from the policy's. Entries of `critic_keys` may be missing in the environment.
         EnvironmentFailure: an environment failed or, if `env` is from `make_vec` with `max_failures`, failed too often.
             Episodes in which an environment failed do not count.
 
@@ -224,9 +227,11 @@ def prepared(
     num_envs: int = 1,
 ) -> Iterator[Prepared]:
     """A context manager for the environments and the plan. Closes environments that it made itself."""
-    checked("n_eval_episodes", n_eval_episodes, int)
-    checked("seed", seed, Index | None)
-    checked("num_envs", num_envs, Count)
+    n_eval_episodes, seed = checked("n_eval_episodes", n_eval_episodes, int), checked("seed", seed, Index | None)
+    num_envs = checked("num_envs", num_envs, Count)
+    if episode_seeds is not None:
+        given = list(episode_seeds) if isinstance(episode_seeds, Sequence | np.ndarray) else episode_seeds
+        episode_seeds = checked("episode_seeds", given, tuple[Index, ...])
     count = n_eval_episodes if episode_seeds is None else len(episode_seeds)
     if count < 1:
         raise UserError(f"the number of episodes must be at least 1, got {count}")
@@ -236,7 +241,7 @@ def prepared(
         yield Prepared(make_vec(env), EvenlySpread(count, env.num_envs, seed), seed)
         return
     if episode_seeds is not None:
-        seed, seeds = None, [int(given) for given in episode_seeds]
+        seed, seeds = None, list(episode_seeds)
     else:
         seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
         seeds = seeds_of_episodes(seed, count)

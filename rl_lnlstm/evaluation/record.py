@@ -122,7 +122,8 @@ def load_episodes(folder: str | os.PathLike) -> list[EpisodeArrays]:
     Raises:
         UserError: there are no episodes in the folder, or a file is damaged.
     """
-    paths = sorted(Path(folder).glob("*.npz"))
+    # A file whose name begins with a dot was being written when its process was killed; see `replacing_file`.
+    paths = sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
     if not paths:
         raise UserError(f"{folder} holds no episodes: expected a folder with .npz files")
     episodes = []

@@ -144,3 +144,29 @@ def test_a_module_for_an_id_and_an_environment_without_pictures_are_named(tmp_pa
     with pytest.raises(UserError, match=r"does not take render_mode='rgb_array', which videos need.*RGB array"):
         make_vec("NoPictures-v0", render_mode="rgb_array")
     gym.registry.pop("NoPictures-v0")
+
+
+class Custom(gym.Space):
+    """A space that Gymnasium does not know."""
+
+    def sample(self, mask=None, probability=None):
+        return 0
+
+    def contains(self, x):
+        return True
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Sequence(spaces.Box(0, 1)),
+        spaces.Dict(x=spaces.Discrete(2), graph=spaces.Graph(spaces.Box(0, 1), None)),
+        Custom((), np.float32),
+    ],
+    ids=["sequence", "graph", "custom"],
+)
+def test_spaces_that_are_not_supported_are_named(space):
+    made = type("Other", (Good,), {"observation_space": space})
+    for try_ in (check_env, lambda env: make_vec(env, 2, vectorization="async")):
+        with pytest.raises(UserError, match=r"observation space must be Box, Discrete.*got (Sequence|Graph|.*Custom)"):
+            try_(made)

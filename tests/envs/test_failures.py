@@ -34,6 +34,54 @@ def test_an_environment_that_raises_in_step(vectorization):
         assert not multiprocessing.active_children()
 
 
+class Leaves(gym.Env):
+    """Calls `sys.exit()`, as a script that became an environment may do."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1), gym.spaces.Discrete(2)
+
+    def __init__(self, where):
+        self.where = where
+        self.at("made")
+
+    def at(self, where):
+        if self.where == where:
+            sys.exit()
+
+    def reset(self, *, seed=None, options=None):
+        self.at("in reset")
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.at("at step 1")
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("handed_in", [False, True])
+@pytest.mark.parametrize("where", ["made", "in reset", "at step 1"])
+def test_an_environment_that_leaves_the_program_is_named(where, handed_in):
+    def envs():
+        if handed_in and where != "made":
+            return make_vec(gym.vector.SyncVectorEnv([lambda: Leaves(where)] * 2))
+        return make_vec(Leaves, 2, vectorization="sync", env_kwargs={"where": where})
+
+    with pytest.raises(EnvironmentFailure, match=r"Leaves .*SystemExit|^SyncVectorEnv raised SystemExit"):
+        run(envs())
+
+
+def test_a_signal_handler_may_leave_the_program_while_an_environment_runs():
+    class Signalled(Leaves):
+        def step(self, action):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return super().step(action)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))
+    try:
+        with pytest.raises(SystemExit):
+            run(make_vec(Signalled, env_kwargs={"where": None}, max_failures=3))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 @BOTH
 @pytest.mark.parametrize(("mode", "step"), [("NEXT_STEP", 7), ("SAME_STEP", 6)])
 def test_steps_are_counted_over_episodes(vectorization, mode, step):

@@ -172,6 +172,37 @@ def test_numbers_of_the_infos_of_a_vector_environment_that_is_handed_in(mode):
     assert all(episode.info == {"is_success": 1.0, "inner/x": 0.5} for episode in episodes)
 
 
+@BOTH
+@pytest.mark.parametrize("handed_in", [False, True])
+def test_a_key_may_contain_a_slash(vectorization, handed_in):
+    class Slash(Told):
+        def step(self, action):
+            *answer, _ = super().step(action)
+            return *answer, {"metrics/success": 1.0, "metrics": 2.0, "a/b": {"c": 3}}
+
+    kinds = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
+    made = kinds[vectorization]([Slash] * 2) if handed_in else Slash
+    envs = make_vec(made, 2, vectorization=vectorization, info_keys=["metrics/success", "a/b"])
+    assert all(episode.info == {"metrics/success": 1.0, "a/b/c": 3.0} for episode in episodes_of(play(envs)))
+
+
+@MODES
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_numbers_of_different_types_are_not_rounded(kind, mode):
+    class Mixed(Told):
+        def step(self, action):
+            *answer, _ = super().step(action)
+            first = self.np_random_seed == 0
+            vector = np.array([1]) if first else np.array([0.7])
+            inner = {"bool": True if first else 3, "int": np.int64(1) if first else np.float32(0.5)}
+            return *answer, {"x": 1 if first else 0.7, "array": vector, "inner": inner}
+
+    envs = make_vec(kind([Mixed] * 2, autoreset_mode=mode), info_keys=["x", "array", "inner"])
+    for episode in episodes_of(play(envs)):
+        expected = (1, 1, 1, 1) if episode.environment == 0 else (0.7, 0.7, 3, 0.5)
+        assert tuple(episode.info.values()) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("keys", ["is_success", [3], ["final_obs"]])
 def test_info_keys_are_names_of_numbers(keys):
     with pytest.raises(UserError, match="info_keys"):

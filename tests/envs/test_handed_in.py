@@ -7,13 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import ClipReward, TransformReward
 from gymnasium.wrappers import vector as vector_wrappers
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, RunWarning
 
@@ -93,6 +94,30 @@ def test_calls_of_the_raw_environments_are_noticed(make, how):
         assert {(episode.length, episode.episode_return) for episode in episodes} == {(3, 30.0)}
 
 
+@pytest.mark.parametrize("how", ["reset", "step", "evaluation"])
+def test_calls_of_an_environment_object_are_noticed(how):
+    env = gym.wrappers.RecordEpisodeStatistics(Three())
+    envs = make_vec(HandedIn(env), 1)
+    stepper = Stepper(envs, 0)
+    assert stepper.step(NOTHING[:1]).aborted is None
+    if how == "evaluation":
+        Stepper(make_vec(HandedIn(env), 1), 0)
+    else:
+        env.reset() if how == "reset" else env.step(0)
+    with pytest.warns(RunWarning, match="other code used the training environments"):
+        assert stepper.step(NOTHING[:1]).aborted.all()
+    assert [stepper.step(NOTHING[:1]).episodes for _ in range(3)][-1][0][1:3] == (30.0, 3)
+
+    state, counters, parts = stepper.get_state(), envs.get_state(), envs.take_snapshot()
+    stepper.step(NOTHING[:1])
+    envs.restore_snapshot(parts)
+    envs.set_state(counters)
+    stepper.set_state(state)
+    stepper.step(NOTHING[:1])
+    env.reset()  # which is now another environment
+    assert stepper.step(NOTHING[:1]).aborted is None
+
+
 def test_a_restored_copy_is_counted_too():
     envs = make_vec(Vector())
     stepper = Stepper(envs, 0)
@@ -165,6 +190,44 @@ def test_scores_are_from_before_a_wrapper_transforms_rewards():
     stepper = Stepper(make_vec(lambda: TransformReward(Three(), lambda reward: reward / 10), 2), 0)
     assert stepper.step(NOTHING).rewards.tolist() == [1, 1]
     assert {episode.episode_return for episode in episodes_of(stepper)} == {30.0}
+
+
+class _Irregular:
+    """Outside of the wrapper that clips: it steps twice, then twice not at all, then once."""
+
+    calls = 0
+
+    def step(self, action):
+        self.calls += 1
+        if self.calls % 4 in (2, 3):
+            return (*self.last[:1], 0 * self.last[1], *self.last[2:])
+        rewards = 0.0
+        for _ in range(2 if self.calls % 4 == 1 else 1):
+            self.last = self.env.step(action)
+            rewards = rewards + self.last[1]
+        return (self.last[0], rewards, *self.last[2:])
+
+
+class Irregular(_Irregular, gym.Wrapper):
+    """Of a single environment."""
+
+
+class VectorIrregular(_Irregular, VectorWrapper):
+    """Of a vector environment."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_vec(lambda: Irregular(ClipReward(Three(), -1, 1)), 2),
+        lambda: make_vec(SyncVectorEnv([lambda: Irregular(ClipReward(Three(), -1, 1))] * 2)),
+        lambda: make_vec(VectorIrregular(vector_wrappers.ClipReward(Vector(), -1, 1))),
+    ],
+    ids=["made", "sync", "vector"],
+)
+def test_scores_are_sums_where_an_outer_wrapper_steps_several_times_or_not_at_all(make):
+    stepper = Stepper(make(), 0)
+    assert [episode[1:3] for episode in episodes_of(stepper, 4)] == [(30.0, 4), (30.0, 4)]
 
 
 class AtariPreprocessing(gym.Wrapper):

@@ -83,6 +83,36 @@ def test_auto_takes_the_vector_implementation_where_it_does_all_that_is_asked(en
         assert vector_env.reset(seed=0)[0].shape[0] == 2
 
 
+class TakesNumberOnly(CartPoleVectorEnv):
+    def __init__(self, num_envs):
+        super().__init__(num_envs)
+
+
+@pytest.mark.parametrize(
+    ("registration", "expected"),
+    [
+        ({}, TakesNumberOnly),
+        ({"max_episode_steps": 9}, SyncVectorEnv),
+        ({"kwargs": {"length": 1.0}}, SyncVectorEnv),
+        ({"kwargs": {"num_envs": 2}}, TakesNumberOnly),
+        ({"additional_wrappers": (gym.wrappers.FlattenObservation.wrapper_spec(),)}, SyncVectorEnv),
+    ],
+    ids=["nothing", "time limit", "argument", "number", "wrappers"],
+)
+def test_auto_knows_what_gymnasium_adds_from_the_registration(registration, expected):
+    gym.register(
+        "Added-v0",
+        entry_point=lambda length=0.5, num_envs=0: gym.envs.classic_control.CartPoleEnv(),
+        vector_entry_point=TakesNumberOnly,
+        **registration,
+    )
+    try:
+        with contextlib.closing(make_vec("Added-v0", 2)) as vector_env:
+            assert isinstance(vector_env.unwrapped, expected)
+    finally:
+        del gym.registry["Added-v0"]
+
+
 def test_auto_takes_single_environments_for_keyword_arguments_that_only_they_have():
     gym.register(
         "OnlySingle-v0",

@@ -120,6 +120,71 @@ def test_after_ctrl_c_between_two_workers_episodes_are_whole(half, mode, monkeyp
         assert envs.failures == 0
 
 
+@pytest.mark.parametrize("loses_worker", [False, True])
+def test_after_ctrl_c_in_a_snapshot_steps_and_snapshots_go_on(loses_worker, monkeypatch):
+    with contextlib.closing(make_vec(Told, 2, vectorization="async")) as envs:
+        stepper = Stepper(envs, 0)
+        stepper.step(np.zeros(2, int))
+        pipe = envs.unwrapped.parent_pipes[1]
+
+        def interrupted():
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipe._connection if loses_worker else pipe, "recv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            envs.take_snapshot()
+        monkeypatch.undo()
+        if loses_worker:
+            with pytest.raises(ValueError, match="an interrupt ended a worker process"):
+                envs.take_snapshot()
+            with pytest.warns(RunWarning, match="a worker process was replaced, because a snapshot was interrupted"):
+                assert stepper.step(np.zeros(2, int)).aborted.all()
+        else:
+            assert stepper.step(np.zeros(2, int)).aborted is None
+        envs.restore_snapshot(envs.take_snapshot())
+        lengths = [episode.length for episode in episodes_of([stepper.step(np.zeros(2, int)) for _ in range(10)])]
+        assert set(lengths) == {4}
+        assert envs.failures == 0
+
+
+def test_a_snapshot_after_an_interrupted_step_or_after_close(monkeypatch):
+    envs = make_vec(Told, 2, vectorization="async")
+    with contextlib.closing(envs):
+        envs.reset(seed=0)
+        envs.unwrapped.step_async(np.zeros(2, int))
+        assert len(envs.take_snapshot()) == 2
+        envs.step(np.zeros(2, int))
+    with pytest.raises(ValueError, match="ClosedEnvironmentError"):
+        envs.take_snapshot()
+
+
+class FailsInSnapshots(Told):
+    """The process ends, or hangs, when it is pickled."""
+
+    def __init__(self, hangs):
+        super().__init__()
+        self.hangs = hangs
+
+    def __reduce__(self):
+        if not self.hangs:
+            os._exit(3)
+        time.sleep(1000)
+
+
+@pytest.mark.parametrize(("hangs", "message"), [(False, "ended with exit code 3"), (True, "did not answer within 1 s")])
+def test_a_worker_that_fails_in_a_snapshot_is_replaced_later(hangs, message, monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.envs.worker_pipe.CALL_SECONDS", 0.0)
+    kwargs = {"env_kwargs": {"hangs": hangs}, "timeout": 1.0}
+    with contextlib.closing(make_vec(FailsInSnapshots, 2, vectorization="async", **kwargs)) as envs:
+        stepper = Stepper(envs, 0)
+        with pytest.raises(ValueError, match=rf"FailsInSnapshots \(environment 0 in 0\.\.1\) .*{message}"):
+            envs.take_snapshot()
+        with pytest.warns(RunWarning, match="a worker process was replaced"):
+            assert stepper.step(np.zeros(2, int)).aborted.all()
+        assert stepper.step(np.zeros(2, int)).aborted is None
+        assert envs.failures == 0
+
+
 def test_environments_that_are_borrowed_stay_open():
     envs = SyncVectorEnv([Told] * 2)
     guard = make_vec(envs)
@@ -153,7 +218,7 @@ def test_closing_ends_although_close_hangs():
 
 
 def test_a_constructor_that_hangs_ends(monkeypatch):
-    monkeypatch.setattr("rl_lnlstm.envs.workers.CONSTRUCTION_SECONDS", 0.0)
+    monkeypatch.setattr("rl_lnlstm.envs.worker_pipe.CONSTRUCTION_SECONDS", 0.0)
     with pytest.raises(
         EnvironmentFailure, match=r"HangsWhenMade \(environment 0 in 0\.\.1\) did not answer within 1 s"
     ):

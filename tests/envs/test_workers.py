@@ -9,9 +9,11 @@ import sys
 import time
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 from rl_lnlstm.envs import make_vec
+from rl_lnlstm.errors import EnvironmentFailure
 
 SLOW_IMPORT = """
 import sys, time
@@ -106,3 +108,64 @@ def test_an_error_while_the_function_is_unpickled_is_named():
 
     with pytest.raises(Exception, match="seven"):
         make_vec(Maker(), 2, vectorization="async")
+
+
+class Simulated(gym.Env):
+    """Starts a simulator, whose process id is in a file. A step hangs, or the worker dies."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1), gym.spaces.Discrete(2)
+
+    def __init__(self, path, hangs):
+        self.hangs = hangs
+        self.simulator = subprocess.Popen(["sleep", "1000"])
+        path.write_text(str(self.simulator.pid))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        if not self.hangs:
+            os._exit(3)
+        time.sleep(1000)
+
+    def close(self):
+        self.simulator.kill()
+
+
+def ends(pid):
+    deadline = time.monotonic() + 30
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_running(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_simulator_ends_with_the_worker_that_fails(hangs, tmp_path):
+    path = tmp_path / "pid"
+    kwargs = {"env_kwargs": {"path": path, "hangs": hangs}, "timeout": 1.0}
+    with contextlib.closing(make_vec(Simulated, vectorization="async", **kwargs)) as envs:
+        envs.reset()
+        simulator = int(path.read_text())
+        assert is_running(simulator)
+        with pytest.raises(EnvironmentFailure, match="did not answer" if hangs else "exit code 3"):
+            envs.step(np.zeros(1, int))
+        assert ends(simulator)
+
+
+WITH_SIMULATOR = """
+import os, signal
+from pathlib import Path
+from rl_lnlstm.envs import make_vec
+from tests.envs.test_workers import Simulated
+envs = make_vec(Simulated, vectorization="async", env_kwargs={{"path": Path({path!r}), "hangs": True}})
+envs.reset()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_simulator_ends_with_the_program(tmp_path):
+    path = tmp_path / "pid"
+    subprocess.run([sys.executable, "-c", WITH_SIMULATOR.format(path=str(path))])
+    assert ends(int(path.read_text()))

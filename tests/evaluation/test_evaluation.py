@@ -1,5 +1,6 @@
 """`evaluate_policy` runs whole episodes without bias, in every autoreset mode."""
 
+import contextlib
 import itertools
 from typing import ClassVar
 
@@ -7,13 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import scipy.stats
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import ClipReward
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import ClipReward, TimeLimit
 
 from rl_lnlstm import UserError, evaluate, evaluate_policy
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
-from rl_lnlstm.evaluation.episodes import EpisodeRunner
+from rl_lnlstm.evaluation.episodes import EpisodeRunner, has_time_limit
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.evaluation.statistics import bootstrap_interval, interquartile_mean
 from rl_lnlstm.evaluation.video import rgb
@@ -197,6 +198,20 @@ def test_returns_are_not_clipped_where_an_episode_is_cut(limit):
     result = evaluate(Recorder(), lambda: ClipReward(Countdown(4), -1, 1), 2, seed=0, max_steps=limit)
     assert result.returns == [10.0 if limit is None else 6.0] * 2
     assert result.cut == [limit is not None] * 2
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("how", ["sync", "async", "SyncVectorEnv", "AsyncVectorEnv"])
+def test_time_limits_are_found_in_other_processes_too(how, limited):
+    def make():
+        return gym.wrappers.FlattenObservation(TimeLimit(Countdown(4), 9) if limited else Countdown(4))
+
+    kinds = {"SyncVectorEnv": SyncVectorEnv, "AsyncVectorEnv": AsyncVectorEnv}
+    made = kinds[how]([make] * 2) if how in kinds else make_vec(make, 2, vectorization=how)
+    with contextlib.closing(make_vec(made)) as envs:
+        if how == "AsyncVectorEnv":
+            envs.unwrapped.reset_async()  # as after Ctrl-C
+        assert has_time_limit(envs) == limited
 
 
 @pytest.mark.parametrize(

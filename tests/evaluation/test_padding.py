@@ -7,6 +7,7 @@ import pytest
 from rl_lnlstm import MaskedLNLSTM, UserError, load_episodes, pad_episodes, record_episodes
 from rl_lnlstm.commands import main
 from rl_lnlstm.evaluation.record import save_episode
+from rl_lnlstm.files import replacing_file
 from rl_lnlstm.policies import MlpLnLstmPolicy, policy_for
 from tests.policies import reference
 from tests.policies.card_env import CardEnv
@@ -94,6 +95,15 @@ def test_mask_is_the_padding_mask_of_the_layer():
     outputs = layer(inputs, masks=1 - batch.episode_starts, mask=batch.mask)
     for row, length in enumerate(batch.lengths):
         np.testing.assert_allclose(outputs[row : row + 1], layer(inputs[row : row + 1, :length]), atol=1e-6)
+
+
+def test_the_unfinished_file_of_a_killed_recording_is_left_out(tmp_path):
+    episode = {"rewards": np.ones(3)}
+    save_episode(episode, tmp_path / "episode-00000.npz")
+    with replacing_file(tmp_path / "episode-00001.npz") as unfinished:
+        unfinished.write_bytes(b"PK")
+        (loaded,) = load_episodes(tmp_path)
+    assert loaded.keys() == episode.keys()
 
 
 def test_what_the_command_recorded_is_loaded_in_order(tmp_path):

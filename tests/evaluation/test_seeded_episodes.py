@@ -136,6 +136,21 @@ def test_seeds_that_were_reported_replay_their_episodes(policy):
         evaluate(policy, Lottery, episode_seeds=[])
 
 
+def test_seeds_and_numbers_may_be_of_numpy(policy):
+    expected = evaluate(policy, Lottery, episode_seeds=[3, 4])
+    assert evaluate(policy, Lottery, episode_seeds=np.array([3, 4])) == expected
+    assert evaluate(policy, Lottery, episode_seeds=range(3, 5)) == expected
+    result = evaluate(policy, make_vec(Lottery, 2), np.int64(3), seed=np.int64(1))
+    assert result.returns == evaluate(policy, make_vec(Lottery, 2), 3, seed=1).returns
+
+
+@pytest.mark.parametrize("seeds", [[-1], ["a"], "12", [1.5], [True], 3])
+@pytest.mark.parametrize("function", [evaluate, record_episodes])
+def test_seeds_that_are_none_are_named(function, seeds, policy):
+    with pytest.raises(UserError, match="episode_seeds must be a sequence, each an integer of at least 0"):
+        function(policy, Lottery, episode_seeds=seeds)
+
+
 def test_a_vector_env_cannot_be_seeded_one_by_one_and_the_result_says_so(policy):
     envs = make_vec(Lottery, 3)
     result = evaluate(policy, envs, 7, seed=0)
