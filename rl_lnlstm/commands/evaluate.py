@@ -10,6 +10,7 @@ from pathlib import Path
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import EvaluateOptions
 from rl_lnlstm.commands.trained_in import environment_maker, trained_in
+from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
@@ -27,6 +28,8 @@ def evaluate(options: EvaluateOptions) -> int:
     Raises:
         UserError, RunFailure: as `rl_lnlstm.evaluate`; the policy or a folder cannot be used.
     """
+    if options.episode_seeds == ():
+        raise UserError("--episode-seeds needs at least one seed")
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)

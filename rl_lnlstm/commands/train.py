@@ -45,6 +45,8 @@ def train(options: TrainOptions, stop: Stop) -> int:
     if options.resume is not None and options.run_dir is not None:
         raise UserError("--resume continues in its own run directory: leave out --run-dir")
     run_dir = options.resume or options.run_dir or default_run_dir(options.env_id, str(options.seed))
+    names = [field.name for field in dataclasses.fields(PPOConfig)]
+    PPOConfig(**{name: getattr(options, name) for name in names})  # checks the sizes, from which `to_json` computes
     config = {name: value for name, value in options.to_json().items() if name not in NOT_SAVED}
     tracker = None if options.track is None else TRACKERS[options.track](_name(run_dir), run_dir)
     with contextlib.ExitStack() as resources:
@@ -63,7 +65,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
             resources.enter_context(locked(run_dir))
             _list_changes(saved_options(run_dir), options)
             state = read_newest(run_dir / CHECKPOINTS)
-        hyperparameters = {field.name: config[field.name] for field in dataclasses.fields(PPOConfig)}
+        hyperparameters = {name: config[name] for name in names}
         ppo = PPO(hyperparameters.pop("policy"), hyperparameters.pop("env_id"), **hyperparameters)
         resources.callback(ppo.close)
         if state is None:

@@ -115,6 +115,11 @@ MISTAKES = {
         ["train", "--num-steps", "16", "--sequence-length", "5"],
         ["sequence_length=5", "num_steps=16"],
     ),
+    "no sequence length": (["train", "--sequence-length", "0"], ["sequence_length=0", "num_steps"]),
+    "a sequence length above the steps": (
+        ["train", "--num-steps", "16", "--sequence-length", "32"],
+        ["sequence_length=32", "num_steps=16"],
+    ),
     "units": (["train", "--units", "0"], ["units", "at least 1", "got 0"]),
     "no run": (["evaluate", "no-such-run"], ["no-such-run", "does not exist"]),
     "no policy": (["evaluate", "."], ["policy.json"]),
