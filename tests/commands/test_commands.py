@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
+from rl_lnlstm.ppo.progress import ProgressBar
+from rl_lnlstm.terminal import MessageConsole
 from tests.commands.small_run import ROOT, SMALL, rows, train
 from tests.failing_env import FailingEnv
 
@@ -246,6 +248,29 @@ def test_a_reader_of_the_output_may_leave():
     error = process.stderr.read()
     assert process.wait() == 128 + signal.SIGPIPE
     assert error == ""
+
+
+TELLING = """
+from rl_lnlstm.commands.console import tell
+try:
+    tell("a message")
+except BrokenPipeError:
+    print("standard output is whole")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "printed"),
+    [(["-c", TELLING], 0, "standard output is whole\n"), (["-m", "rl_lnlstm", "trian"], 128 + signal.SIGPIPE, "")],
+    ids=["message", "error"],
+)
+def test_a_reader_of_the_messages_may_leave(words, code, printed):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=write, text=True)
+    os.close(write)
+    assert (done.returncode, done.stdout) == (code, printed)
+    assert isinstance(ProgressBar().console, MessageConsole)
 
 
 class FailingBySeed(FailingEnv):
