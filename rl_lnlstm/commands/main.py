@@ -106,7 +106,8 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
             with stop.at_once():
                 return commands[type(options)](options)
     assert isinstance(options, BuildKernelOptions)
-    return _build_kernel(options)
+    with stop.at_once():
+        return _build_kernel(options)
 
 
 @contextlib.contextmanager

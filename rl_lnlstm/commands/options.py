@@ -90,7 +90,7 @@ class ReportOptions(EpisodesOptions):
     max_lag: Index = 100
     """largest number of steps between an observation and an action, for the gradient"""
     out: Path | None = None
-    """file for the report; None: report.html in the run directory"""
+    """file for the report; None: report.html in the run directory, or policy-report.html beside a folder policy"""
 
 
 Format = Literal["text", "csv", "json"]

@@ -135,7 +135,7 @@ class CheckpointCallback(Callback):
         keep: int = 3,
         env_snapshot: bool = True,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # an environment may change the current folder
         checked("keep", keep, Count)
         self._options = interval, minutes, keep, env_snapshot
         self._checkpoints: Checkpoints | None = None

@@ -250,6 +250,17 @@ def test_a_reader_of_the_output_may_leave():
     assert error == ""
 
 
+def test_ctrl_c_ends_the_compiling_of_the_kernel_at_once(monkeypatch, capsys):
+    def compiled(force):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return "kernel.so"
+
+    monkeypatch.setattr("rl_lnlstm.lstm.kernel.build.library", compiled)
+    assert main(["build-kernel"]) == 128 + signal.SIGINT
+    assert capsys.readouterr() == ("", "")
+
+
 TELLING = """
 from rl_lnlstm.commands.console import tell
 try:
