@@ -42,7 +42,7 @@ class EnvironmentOptions:
     env_id: Annotated[str, FIXED] = "CartPoleNoVel-v1"
     """Gymnasium id of the environment, or module:id"""
     env_kwargs: Annotated[dict[str, bool | int | float | str], FIXED] = dataclasses.field(default_factory=dict)
-    """keyword arguments for each environment"""
+    """keyword arguments for each environment, such as length=5 fast=true"""
     wrappers: Annotated[tuple[str, ...], FIXED] = ()
     """wrappers around each environment, the first one innermost: names from gymnasium.wrappers, or module:Name, with
     arguments in parentheses if the wrapper needs any, such as FrameStackObservation(4)"""

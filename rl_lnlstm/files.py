@@ -44,19 +44,34 @@ def check_is_free(path: Path, what: str, flag: str) -> None:
 
 def check_writable(path: Path, what: str, flag: str) -> None:
     """Raises `UserError` if the file `path`, given by `flag`, cannot be written. Call it before long work."""
+    if _is_special(path) and os.access(path, os.W_OK):
+        return
     folder = next((parent for parent in path.absolute().parents if os.path.exists(parent)), path)
     if os.path.isdir(path) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise UserError(f"{what} cannot be written to {path}: name another file with {flag}")
 
 
+def _is_special(path: Path) -> bool:
+    """Whether `path` is there and neither a regular file nor a folder: a device or a pipe, for example."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """A context manager that gives a temporary path. The file there replaces `path` if the block does not raise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    """A context manager that gives a temporary path. The file there replaces `path` if the block does not raise.
+
+    A symbolic link stays, and the file it leads to is replaced. A device or a pipe, such as /dev/stdout, cannot be
+    replaced: then this gives `path` itself.
+    """
+    if _is_special(path):
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,12 +95,12 @@ def replacing_folder(path: Path, durable: bool = False) -> Iterator[Path]:
             for written in (*new.iterdir(), new):
                 _flush_to_disk(written)
         if not (path.exists() and _exchanged(new, path)):
-            if path.exists():
-                path.rename(old)  # without an atomic exchange, replacing a folder takes two steps
             try:
+                if path.exists():
+                    path.rename(old)  # without an atomic exchange, replacing a folder takes two steps
                 new.rename(path)
-            except OSError:
-                if old.exists():
+            except BaseException:  # also Ctrl-C
+                if old.exists() and not path.exists():
                     old.rename(path)
                 raise
         if durable:
@@ -106,6 +121,8 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _flush_to_disk(path: Path) -> None:
+    if os.name == "nt":  # Windows opens no folders, and flushes no files that are open for reading only
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,8 @@
 """Replacing folders while others read them, and printing text from files safely."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,51 @@ def test_without_an_exchange_a_folder_is_replaced_in_two_steps(tmp_path, monkeyp
     with pytest.raises(RuntimeError), files.replacing_folder(tmp_path / "folder"):
         raise RuntimeError
     assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_between_the_two_steps_loses_nothing(when, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    with files.replacing_folder(tmp_path / "folder") as folder:
+        (folder / "old").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new" and when == "before":
+            raise KeyboardInterrupt
+        moved = rename(self, target)
+        if self.name in ("new", "folder") and when == "after":
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.replacing_folder(tmp_path / "folder") as folder:
+        (folder / "new").write_text("new")
+    assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["old"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link.txt").symlink_to("file")
+    with files.replacing_file(tmp_path / "link.txt") as path:
+        assert path.suffix == ".txt", "it determines the format of a picture"
+        path.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    files.check_writable(pipe, "the episodes", "--csv")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with files.replacing_file(pipe) as path:
+        path.write_text("text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_what_a_file_says_cannot_reach_a_terminal():

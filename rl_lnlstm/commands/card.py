@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import CardOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
@@ -20,19 +23,21 @@ def card(options: CardOptions) -> int:
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
-    result = write_card(
-        policy,
-        environment_maker(options, environment, policy.observation_space),
-        environment,
-        options.folder,
-        saved_config(options.run_dir),
-        n_episodes=options.episodes,
-        deterministic=options.deterministic,
-        seed=options.seed,
-        max_steps=options.max_steps,
-        num_envs=options.num_envs,
-        progress=tell,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what the environment prints
+        result = write_card(
+            policy,
+            environment_maker(options, environment, policy.observation_space),
+            environment,
+            options.folder.absolute(),  # an environment may change the current folder
+            saved_config(options.run_dir),
+            n_episodes=options.episodes,
+            deterministic=options.deterministic,
+            seed=options.seed,
+            max_steps=options.max_steps,
+            num_envs=options.num_envs,
+            vectorization=options.vectorization,
+            progress=tell,
+        )
     output(str(result))
     tell(f"the card is in {options.folder / README}; the folder can be pushed to a model hub as it is")
     return 0

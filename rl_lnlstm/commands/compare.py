@@ -25,6 +25,8 @@ def plot(options: PlotOptions) -> int:
     Raises:
         UserError: a directory contains no run, or the picture cannot be written.
     """
+    if not options.out.suffix:
+        raise UserError(f"--out {options.out} needs an extension, such as .png, which determines the format")
     groups = _groups(options.runs)
     try:
         with replacing_file(options.out) as path:

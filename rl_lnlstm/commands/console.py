@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 from typing import TextIO
 
-from rich.console import Console
-
 from rl_lnlstm.errors import RunFailure, UserError, losing_messages, printable
+from rl_lnlstm.terminal import MessageConsole
 
 MOST_CHARACTERS = 10_000  # the longest message
 
-messages = Console(stderr=True, highlight=False)
+messages = MessageConsole()
 
 
 def tell(message: str) -> None:
@@ -41,6 +41,8 @@ def output(text: str) -> None:
 def discard(*streams: TextIO) -> None:
     """Redirects the streams to nowhere. Otherwise Python would try to write again when it exits."""
     for stream in streams:
+        with contextlib.suppress(OSError):
+            stream.flush()  # what can still be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import EvaluateOptions
 from rl_lnlstm.commands.trained_in import environment_maker, trained_in
+from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
+from rl_lnlstm.evaluation.plans import InOrder
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.files import check_is_free, check_writable
@@ -27,6 +30,8 @@ def evaluate(options: EvaluateOptions) -> int:
     Raises:
         UserError, RunFailure: as `rl_lnlstm.evaluate`; the policy or a folder cannot be used.
     """
+    if options.episode_seeds == ():
+        raise UserError("--episode-seeds needs at least one seed")
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
@@ -39,21 +44,21 @@ def evaluate(options: EvaluateOptions) -> int:
     else:
         seed, seeds = None, list(options.episode_seeds)
     make_envs = environment_maker(options, environment, policy.observation_space)
-    envs = make_envs(min(options.num_envs, len(seeds)), options.video is not None)
-    with contextlib.ExitStack() as resources:
-        resources.callback(envs.close)
-        video = None
-        if options.video is not None:
-            video = VideoRecorder(options.video, float(envs.metadata.get("render_fps", FPS)))
+    # An environment may change the current folder, and may print.
+    videos, record, csv = (path and path.absolute() for path in (options.video, options.record, options.csv))
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as resources:
+        envs = resources.enter_context(contextlib.closing(make_envs(min(options.num_envs, len(seeds)), bool(videos))))
+        plan, video = plan_for(envs, seeds, seed), None
+        if videos is not None:
+            if not isinstance(plan, InOrder):
+                raise UserError("--video: the environments cannot be seeded one by one, which videos need")
+            video = VideoRecorder(videos, float(envs.metadata.get("render_fps", FPS)))
             resources.callback(video.close)
-        plan = plan_for(envs, seeds, seed)
-        runner = EpisodeRunner(
-            policy, envs, plan, options.deterministic, options.max_steps, options.record is not None, video
-        )
-        result = gathered(_saved(runner, options.record), options.deterministic, seed)
+        runner = EpisodeRunner(policy, envs, plan, options.deterministic, options.max_steps, record is not None, video)
+        result = gathered(_saved(runner, record), options.deterministic, seed)
     output(json.dumps({"env_id": environment["env_id"], **result.to_dict()}) if options.json else str(result))
-    if options.csv is not None:
-        result.save_csv(options.csv)
+    if csv is not None:
+        result.save_csv(csv)
     for what, path in (("videos", options.video), ("recorded episodes", options.record), ("episodes", options.csv)):
         if path is not None:
             tell(f"{what} are in {path}")

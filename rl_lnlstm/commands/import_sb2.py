@@ -6,6 +6,7 @@ import shlex
 
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import ImportSb2Options
+from rl_lnlstm.commands.trained_in import naming_words
 from rl_lnlstm.importing import import_sb2 as imported
 
 
@@ -29,6 +30,6 @@ def import_sb2(options: ImportSb2Options) -> int:
         f"{type(policy).__name__} with {policy.units} units, from {policy.observation_space} to {policy.action_space}"
         + (f", {' and '.join(normalized)} normalised" if normalized else "")
     )
-    command = ["rl-lnlstm", "evaluate", str(options.run_dir)]
+    command = ["rl-lnlstm", "evaluate", str(options.run_dir), *naming_words(options.env_id, options.wrappers)]
     tell(f"next: {shlex.join(command)}{'' if options.env_id else ' --env-id ID'}")
     return 0

@@ -30,6 +30,7 @@ from rl_lnlstm.commands.tuning_options import TuneOptions
 from rl_lnlstm.errors import RunFailure, UserError, run_warnings_to
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
+SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,25 +41,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with signals() as stop, run_warnings_to(lambda text: tell(f"warning: {text}"), "default"):
+        code = EXIT_FAILURE
         try:
-            options = parse(arguments)
-            code = 0 if options is None else _run(options, arguments[1:], stop)
-        except UserError as error:
-            tell(f"error: {error}")
-            code = EXIT_USAGE
-        except RunFailure as error:
-            _tell_failure(error)
-            code = EXIT_FAILURE
-        except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
+            code = _answer(arguments, stop)
+        except BrokenPipeError:  # the reader of the output or of the messages, such as `head`, has closed the pipe
             discard(sys.stdout, sys.stderr)
-            code = 128 + signal.SIGPIPE
+            code = 128 + SIGPIPE
         except KeyboardInterrupt:
             stop.signal = stop.signal or signal.SIGINT
-        except SystemExit as ended:  # of the parser, after help or an error; or of the user's code
-            if isinstance(ended.code, str):
-                tell(f"error: {ended.code}")
-            code = EXIT_FAILURE if isinstance(ended.code, str) else int(ended.code or 0)
     return code if stop.signal is None else 128 + stop.signal
+
+
+def _answer(arguments: Sequence[str], stop: Stop) -> int:
+    """Runs a command, prints the message of an error, and returns the exit code."""
+    try:
+        options = parse(list(arguments))
+        return 0 if options is None else _run(options, arguments[1:], stop)
+    except UserError as error:
+        tell(f"error: {error}")
+        return EXIT_USAGE
+    except RunFailure as error:
+        _tell_failure(error)
+        return EXIT_FAILURE
+    except SystemExit as ended:  # of the parser, after help or an error; or of the user's code
+        if isinstance(ended.code, str):
+            tell(f"error: {ended.code}")
+        return EXIT_FAILURE if isinstance(ended.code, str) else int(ended.code or 0)
 
 
 def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
@@ -98,7 +106,8 @@ def _run(options: Options, arguments: Sequence[str], stop: Stop) -> int:
             with stop.at_once():
                 return commands[type(options)](options)
     assert isinstance(options, BuildKernelOptions)
-    return _build_kernel(options)
+    with stop.at_once():
+        return _build_kernel(options)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class EpisodesOptions:
     env_id: str | None = None
     """environment; None: the training environment"""
     env_kwargs: dict[str, bool | int | float | str] | None = None
-    """keyword arguments for each environment; None: as in training"""
+    """keyword arguments for each environment, such as length=5 fast=true; None: as in training"""
     wrappers: tuple[str, ...] | None = None
     """wrappers around each environment; None: as in training"""
     mask_key: str | None = None
@@ -90,7 +90,7 @@ class ReportOptions(EpisodesOptions):
     max_lag: Index = 100
     """largest number of steps between an observation and an action, for the gradient"""
     out: Path | None = None
-    """file for the report; None: report.html in the run directory"""
+    """file for the report; None: report.html in the run directory, or policy-report.html beside a folder policy"""
 
 
 Format = Literal["text", "csv", "json"]
@@ -135,7 +135,7 @@ class ImportSb2Options:
     env_id: str | None = None
     """environment, whose spaces the policy then has; None: the spaces that the file describes, with rounded bounds"""
     env_kwargs: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
-    """keyword arguments for the environment"""
+    """keyword arguments for the environment, such as length=5 fast=true"""
     wrappers: tuple[str, ...] = ()
     """wrappers around the environment, as for train"""
     vecnormalize: Path | None = None

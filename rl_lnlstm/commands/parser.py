@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl_lnlstm.commands.words import normalised, without_exponent
+from rl_lnlstm.commands.words import kinds_of, normalised, without_exponent
 
 WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -53,6 +53,9 @@ def parse_options(
         description=inspect.getdoc(kind),
     )
     values = {name: value for group in vars(parsed).values() for name, value in vars(group).items()}
+    for name in _dictionaries(hints):
+        if values[name] is None:
+            values[name] = _value(kind, name, default)
     return kind(**values)
 
 
@@ -61,12 +64,11 @@ def _grouped_class(
 ) -> type:
     """Makes a dataclass with a nested dataclass for each group, because tyro groups its help in this way."""
     docs = option_docs(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
     outer: list[Any] = []
     for title, names in groups.items():
         inner: list[Any] = []
         for name in names:
-            value = _default(fields[name]) if default is None else getattr(default, name)
+            value = _value(kind, name, default)
             if value is dataclasses.MISSING:
                 described = tyro.conf.arg(help=docs[name], metavar=name.upper(), help_behavior_hint="")
                 inner.append((name, Annotated[hints[name], described]))
@@ -74,7 +76,11 @@ def _grouped_class(
             described = tyro.conf.arg(
                 help=docs[name], metavar=_word(hints[name]), help_behavior_hint=_described(value, marks.get(name))
             )
-            inner.append((name, Annotated[hints[name], described], _constant(value)))
+            if name in _dictionaries(hints):
+                # tyro would turn a dictionary with entries into one flag for each. `parse_options` puts it back.
+                inner.append((name, Annotated[hints[name] | None, described], None))
+            else:
+                inner.append((name, Annotated[hints[name], described], value))
         group = dataclasses.make_dataclass(title, inner, kw_only=True)
         group.__doc__ = ""
         required = any(len(field) == 2 for field in inner)
@@ -82,12 +88,16 @@ def _grouped_class(
     return dataclasses.make_dataclass("options", outer, kw_only=True)
 
 
-def _constant(value: Any) -> Any:
-    """A dataclass field with this default, which may be a dictionary."""
-    return dataclasses.field(default_factory=lambda: value)
+def _dictionaries(hints: Mapping[str, Any]) -> list[str]:
+    """Names of the options whose values are dictionaries."""
+    return [name for name, hint in hints.items() if dict in kinds_of(hint)]
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _value(kind: type, name: str, default: Any) -> Any:
+    """The default of an option; `dataclasses.MISSING` if it must be given."""
+    if default is not None:
+        return getattr(default, name)
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
@@ -140,12 +150,17 @@ def _word(hint: Any) -> str | None:
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
-    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it."""
+    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it.
+
+    Returns None if the option is not given, is given as None, or has no value, which `normalised` refuses later.
+    """
     found = None
     for position, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
+        flag, equals, value = argument.partition("=")
         if flag in (option, option.replace("-", "_").replace("__", "--", 1)):
-            found = value or next(iter(arguments[position + 1 :]), "")
+            found = value if equals else next(iter(arguments[position + 1 :]), "")
+            if found in ("", "None") or (found.startswith("--") and not equals):
+                found = None
     return found  # the last one counts
 
 

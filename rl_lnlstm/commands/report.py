@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from pathlib import Path
+
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import ReportOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import check_writable, replacing_file
 from rl_lnlstm.policies.loading import load_policy
+from rl_lnlstm.policies.saving import DESCRIPTION
 from rl_lnlstm.runs.layout import REPORT
 
 
@@ -25,32 +31,44 @@ def report(options: ReportOptions) -> int:
         ) from error
     from rl_lnlstm.reports.report import make_report  # imports plotly
 
-    path = options.run_dir / REPORT if options.out is None else options.out
+    told_as = _default_path(options.run_dir) if options.out is None else options.out
+    path = told_as.absolute()  # an environment may change the current folder
     policy = load_policy(options.run_dir)
-    check_writable(path, "the report", "--out")
+    check_writable(told_as, "the report", "--out")
+    if options.out is None and path.is_symlink():
+        raise UserError(f"{told_as} is a link, which may lead anywhere: name a file with --out")
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
 
-    text = make_report(
-        policy,
-        environment_maker(options, environment, policy.observation_space),
-        str(environment["env_id"]),
-        options.run_dir,
-        saved_config(options.run_dir),
-        n_episodes=options.episodes,
-        deterministic=options.deterministic,
-        seed=options.seed,
-        cuts=options.cuts,
-        max_lag=options.max_lag,
-        max_steps=options.max_steps,
-        num_envs=options.num_envs,
-        progress=tell,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what the environment prints
+        text = make_report(
+            policy,
+            environment_maker(options, environment, policy.observation_space),
+            str(environment["env_id"]),
+            options.run_dir,
+            saved_config(options.run_dir),
+            n_episodes=options.episodes,
+            deterministic=options.deterministic,
+            seed=options.seed,
+            cuts=options.cuts,
+            max_lag=options.max_lag,
+            max_steps=options.max_steps,
+            num_envs=options.num_envs,
+            progress=tell,
+        )
     try:
         with replacing_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"the report cannot be written to {path}: {error}") from error
+        raise UserError(f"the report cannot be written to {told_as}: {error}") from error
     tell("the report is in")
-    output(str(path))
+    output(str(told_as))
     return 0
+
+
+def _default_path(run_dir: Path) -> Path:
+    """In a run directory; but beside a policy folder, because saving the policy replaces the whole folder."""
+    if os.path.isfile(run_dir / DESCRIPTION):
+        folder = Path(os.path.abspath(run_dir))
+        return folder.with_name(f"{folder.name}-{REPORT}")
+    return run_dir / REPORT

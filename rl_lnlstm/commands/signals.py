@@ -39,7 +39,8 @@ class Stop:
         again, self.signal = self.requested, self.signal or number
         if again or not self._deferred:
             raise KeyboardInterrupt
-        tell("stopping after this iteration; press Ctrl-C again to stop at once")
+        with contextlib.suppress(BrokenPipeError):  # Ctrl-C may have ended the reader too; the iteration goes on
+            tell("stopping after this iteration; press Ctrl-C again to stop at once")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

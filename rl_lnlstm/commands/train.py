@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from rl_lnlstm.commands.console import messages, output, tell
 from rl_lnlstm.commands.options import EvaluateOptions
 from rl_lnlstm.commands.signals import Stop
-from rl_lnlstm.commands.trained_in import needs_naming
+from rl_lnlstm.commands.trained_in import naming_words
 from rl_lnlstm.commands.training_options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
@@ -45,12 +46,17 @@ def train(options: TrainOptions, stop: Stop) -> int:
     if options.resume is not None and options.run_dir is not None:
         raise UserError("--resume continues in its own run directory: leave out --run-dir")
     run_dir = options.resume or options.run_dir or default_run_dir(options.env_id, str(options.seed))
+    names = [field.name for field in dataclasses.fields(PPOConfig)]
+    PPOConfig(**{name: getattr(options, name) for name in names})  # checks the sizes, from which `to_json` computes
     config = {name: value for name, value in options.to_json().items() if name not in NOT_SAVED}
+    # An environment may change the current folder.
+    told_as, run_dir = run_dir, run_dir.absolute()
+    episodes = None if options.pretrain is None else os.path.abspath(options.pretrain)
     tracker = None if options.track is None else TRACKERS[options.track](_name(run_dir), run_dir)
     with contextlib.ExitStack() as resources:
         state = None
         if options.resume is None:
-            check_is_free(run_dir, "run directory", OTHER_RUN)
+            check_is_free(told_as, "run directory", OTHER_RUN)
             if options.check_env:
                 check_env(
                     options.env_id,
@@ -63,26 +69,26 @@ def train(options: TrainOptions, stop: Stop) -> int:
             resources.enter_context(locked(run_dir))
             _list_changes(saved_options(run_dir), options)
             state = read_newest(run_dir / CHECKPOINTS)
-        hyperparameters = {field.name: config[field.name] for field in dataclasses.fields(PPOConfig)}
+        hyperparameters = {name: config[name] for name in names}
         ppo = PPO(hyperparameters.pop("policy"), hyperparameters.pop("env_id"), **hyperparameters)
         resources.callback(ppo.close)
         if state is None:
-            if options.pretrain is not None:
+            if episodes is not None:
                 with stop.at_once():
-                    _pretrain(ppo, options.pretrain)
+                    _pretrain(ppo, episodes)
             resources.enter_context(locked(run_dir))
             check_is_free(run_dir, "run directory", OTHER_RUN)
             run = RunDirectory(run_dir, config, ppo.policy)
-            tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {run_dir}")
+            tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {told_as}")
         else:
             run = _resume(ppo, state, run_dir, config, options)
-        whole = _learn(ppo, run, options, stop, tracker)
+        whole = _learn(ppo, run, told_as, options, stop, tracker)
         if not whole:
             return 1
         if not stop.requested and options.eval_episodes:
             with stop.at_once():
                 _evaluate(ppo, run_dir, options)
-        tell(f"next: {evaluate_command(run_dir, options)}")
+        tell(f"next: {evaluate_command(told_as, options)}")
     return 0
 
 
@@ -101,7 +107,9 @@ def _pretrain(ppo: PPO, folder: str) -> None:
     tell(f"pretrained on {count} episodes of {folder}: loss {result.loss:.4f}{accuracy}")
 
 
-def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop, tracker: Tracker | None) -> bool:
+def _learn(
+    ppo: PPO, run: RunDirectory, told_as: Path, options: TrainOptions, stop: Stop, tracker: Tracker | None
+) -> bool:
     """Trains to the end, or until a signal. Returns whether all files could be written."""
     checkpoints = Checkpoints(
         run.path / CHECKPOINTS,
@@ -126,9 +134,9 @@ def _learn(ppo: PPO, run: RunDirectory, options: TrainOptions, stop: Stop, track
     finally:
         with ppo.best_weights():
             whole = run.finish()
-        tell(f"{ppo.num_timesteps:,} frames trained; policy, metrics and learning curve are in {run.path}")
+        tell(f"{ppo.num_timesteps:,} frames trained; policy, metrics and learning curve are in {told_as}")
     if not whole:
-        tell(f"error: some files in {run.path} could not be written")
+        tell(f"error: some files in {told_as} could not be written")
     return whole
 
 
@@ -142,7 +150,7 @@ def _resume(
     if not ppo.finished:
         (run_dir / RESULTS).unlink(missing_ok=True)  # of a policy that is about to change
     left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
-    tell(f"resumed after {ppo.num_timesteps:,} frames in {run_dir}: {left}")
+    tell(f"resumed after {ppo.num_timesteps:,} frames in {options.resume}: {left}")
     return run
 
 
@@ -184,12 +192,7 @@ def _evaluate(ppo: PPO, run_dir: Path, options: TrainOptions) -> None:
 
 def evaluate_command(run_dir: Path, options: TrainOptions) -> str:
     """The command line that runs the same evaluation again."""
-    words = ["rl-lnlstm", "evaluate", str(run_dir)]
-    unnamed = needs_naming({"env_id": options.env_id, "wrappers": options.wrappers})
-    if "env_id" in unnamed:
-        words += ["--env-id", options.env_id]
-    if "wrappers" in unnamed:
-        words += ["--wrappers", *options.wrappers]
+    words = ["rl-lnlstm", "evaluate", str(run_dir), *naming_words(options.env_id, options.wrappers)]
     if options.eval_episodes not in (0, EvaluateOptions.episodes):
         words += ["--episodes", str(options.eval_episodes)]
     if options.seed != EvaluateOptions.seed:

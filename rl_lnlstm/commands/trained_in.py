@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from rl_lnlstm.commands.console import tell
 from rl_lnlstm.commands.options import EpisodesOptions
 from rl_lnlstm.commands.training_options import TrainOptions, read_config
 from rl_lnlstm.config import check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.evaluation.environments import MakeEnvs, make_evaluation_envs
 from rl_lnlstm.option_types import from_json
-from rl_lnlstm.runs.layout import CONFIG
+from rl_lnlstm.runs.layout import CHECKPOINTS, CONFIG, POLICY
 
 # The options that describe the environments -> their values if a configuration does not contain them
 ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (), "mask_key": None}
@@ -33,7 +34,7 @@ def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
     Raises:
         UserError: the configuration is wrong, or would import a module or write files.
     """
-    path, config = options.run_dir / CONFIG, saved_config(options.run_dir)
+    path, config = config_path(options.run_dir), saved_config(options.run_dir)
     known = {name: config.get(name, default) for name, default in ENVIRONMENT.items()}
     known["env_id"] = env_id if known["env_id"] is None else known["env_id"]
     given = {name: getattr(options, name) for name in ENVIRONMENT if getattr(options, name) is not None}
@@ -50,13 +51,25 @@ def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
             f"{options.run_dir} names {printable(value)!r}, which would import a module or write files; a file is not "
             f"trusted to do that: give --{name.replace('_', '-')} to allow it"
         )
+    if not config and "env_kwargs" not in given and "wrappers" not in given:
+        tell(
+            f"{options.run_dir} has no {CONFIG} that can be read: the environment gets no env_kwargs and no wrappers; "
+            "if it had any in training, give --env-kwargs and --wrappers"
+        )
     return {**taken, **given}
 
 
+def config_path(folder: Path) -> Path:
+    """The configuration of a run directory, or of the run in which a policy folder is."""
+    whole = Path(os.path.abspath(folder))
+    above = [whole.parent] if whole.name == POLICY else [whole.parent.parent] * (whole.parent.name == CHECKPOINTS)
+    return next((path for place in (folder, *above) if os.path.isfile(path := place / CONFIG)), folder / CONFIG)
+
+
 def saved_config(run_dir: Path) -> dict[str, Any]:
-    """The options in the configuration of a run; empty if there is none that can be read."""
+    """The options in the configuration of a run or of a policy in it; empty if there is none that can be read."""
     try:
-        return read_config(run_dir / CONFIG)
+        return read_config(config_path(run_dir))
     except (OSError, ValueError):
         return {}
 
@@ -72,6 +85,13 @@ def needs_naming(config: Mapping[str, Any]) -> list[str]:
 
     values = {"env_id": [config.get("env_id") or ""], "wrappers": config.get("wrappers", ())}
     return [name for name, found in values.items() if any(is_untrusted(name, value) for value in found)]
+
+
+def naming_words(env_id: str | None, wrappers: Sequence[str]) -> list[str]:
+    """The words of a command line for those of the two options that must be on it."""
+    unnamed = needs_naming({"env_id": env_id, "wrappers": wrappers})
+    words = ["--env-id", str(env_id)] if "env_id" in unnamed else []
+    return words + (["--wrappers", *wrappers] if "wrappers" in unnamed else [])
 
 
 def environment_maker(options: EpisodesOptions, environment: Mapping[str, Any], trained_on: gym.Space) -> MakeEnvs:

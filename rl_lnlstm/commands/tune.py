@@ -53,13 +53,14 @@ def tune(options: TuneOptions, arguments: Sequence[str]) -> int:
         fixed = _fixed_before(options, fixed)
     if not search_space(base, fixed):
         raise UserError("all options that tune varies are fixed, so there is nothing to search")
-    check_env(
-        base.env_id,
-        vectorization=base.vectorization,
-        wrappers=base.wrappers,
-        env_kwargs=base.env_kwargs,
-        mask_key=base.mask_key,
-    )
+    with contextlib.chdir("."):  # goes back to the current folder, which an environment may change
+        check_env(
+            base.env_id,
+            vectorization=base.vectorization,
+            wrappers=base.wrappers,
+            env_kwargs=base.env_kwargs,
+            mask_key=base.mask_key,
+        )
     check_packages()
     with contextlib.ExitStack() as resources:
         parallel = resources.enter_context(connected(address, options.parallel))

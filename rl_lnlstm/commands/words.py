@@ -88,7 +88,7 @@ def _option(flag: str, flags: Mapping[str, str], hints: Mapping[str, Any]) -> st
 def _number_of_values(flag: str, words: Sequence[str], hint: Any) -> int:
     """How many of the words after a flag are its values."""
     if not _is_switch(hint):
-        return len(words) if _kinds(hint) & {tuple, dict} else 1
+        return len(words) if kinds_of(hint) & {tuple, dict} else 1
     if words and words[0].lower() in ("true", "false"):
         name = flag.removeprefix("no-")
         raise UserError(f"--{flag} takes no value, got {words[0]}: write --{name} or --no-{name}")
@@ -97,10 +97,10 @@ def _number_of_values(flag: str, words: Sequence[str], hint: Any) -> int:
 
 def _values(flag: str, words: Sequence[str], hint: Any) -> list[str]:
     """Checks the values of a flag, and returns them in the form that tyro knows."""
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     if dict in kinds:
-        return _pairs(flag, words)
-    if not words and not _is_switch(hint) and tuple not in kinds:
+        return list(words) if types.NoneType in kinds and list(words) == ["None"] else _pairs(flag, words)
+    if list(words) in ([], [""]) and not _is_switch(hint) and tuple not in kinds:
         raise UserError(f"{flag} needs a value")
     whole = int in kinds and float not in kinds
     words = [without_exponent(word) if whole else word for word in words]
@@ -111,12 +111,13 @@ def _values(flag: str, words: Sequence[str], hint: Any) -> list[str]:
 
 
 def _pairs(flag: str, words: Sequence[str]) -> list[str]:
-    """Keys and values, which were written `key=value` or `key value`."""
+    """Keys and values, which were written `key=value` or `key value`. The words true and false are Booleans."""
     result = list[str]()
     for word in words:  # a word after a single key is its value, and may contain a "="
         result += word.split("=", 1) if len(result) % 2 == 0 else [word]
     if len(result) % 2:
         raise UserError(f"{flag} needs pairs such as length=5, got {result[-1]!r} without a value")
+    result[1::2] = [word.title() if word in ("true", "false") else word for word in result[1::2]]  # as tyro knows them
     return result
 
 
@@ -145,7 +146,7 @@ def _check_positional(words: Sequence[str], hints: Mapping[str, Any]) -> None:
     places = {name: hint for name, hint in hints.items() if _is_positional(hint)}
     if missing := list(places)[len(words) :]:
         raise UserError(f"{' and '.join(name.upper() for name in missing)} must be given: --help explains it")
-    if len(words) > len(places) and not any(tuple in _kinds(hint) for hint in places.values()):
+    if len(words) > len(places) and not any(tuple in kinds_of(hint) for hint in places.values()):
         raise UserError(f"unexpected {words[len(places)]!r}: --help lists the options")
 
 
@@ -154,16 +155,16 @@ def _is_positional(hint: Any) -> bool:
 
 
 def _is_switch(hint: Any) -> bool:
-    return _kinds(hint) == {bool}
+    return kinds_of(hint) == {bool}
 
 
-def _kinds(hint: Any) -> set[Any]:
+def kinds_of(hint: Any) -> set[Any]:
     """All types in a hint. A dictionary counts as `dict`, without the types of its keys and values."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _kinds(arguments[0])
+        return kinds_of(arguments[0])
     if origin is tuple:
-        return {tuple, *_kinds(arguments[0])}
+        return {tuple, *kinds_of(arguments[0])}
     if origin in (typing.Union, types.UnionType):
-        return set().union(*map(_kinds, arguments))
+        return set().union(*map(kinds_of, arguments))
     return {origin or hint} if origin is not Literal else {Literal}

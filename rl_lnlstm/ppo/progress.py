@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rl_lnlstm.errors import losing_messages
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.ppo.callbacks import Callback, Training
+from rl_lnlstm.terminal import MessageConsole
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPDATES = 0.2  # of the line in a notebook
@@ -35,7 +36,7 @@ class ProgressBar(Callback):
     """
 
     def __init__(self, console: Console | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
-        self.console = Console(stderr=True, highlight=False) if console is None else console
+        self.console = MessageConsole() if console is None else console
         self._pause = seconds_between_lines
         self._bar: Progress | None = None
         self._notebook: _NotebookBar | None = None

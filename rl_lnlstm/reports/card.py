@@ -104,6 +104,7 @@ def write_card(
     seed: int = 0,
     max_steps: int | None = None,
     num_envs: int = MOST_ENVS,
+    vectorization: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluates a policy and writes a folder that shares it, completely or not at all.
@@ -115,6 +116,7 @@ def write_card(
         folder: a new folder.
         config: the options of the run.
         n_episodes, deterministic, seed, max_steps, num_envs: as for `evaluate`.
+        vectorization: how the user wants environments to be made, for the command that repeats the evaluation.
         progress: is told what is missing in the folder, and why.
 
     Returns:
@@ -144,7 +146,8 @@ def write_card(
                     write(new / name)
                 except (UserError, RunFailure) as error:
                     progress(f"without {name}: {error}")
-            (new / README).write_text(_card(policy, environment, result, new, max_steps), encoding="utf-8")
+            text = _card(policy, environment, result, new, max_steps, vectorization)
+            (new / README).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written: {error}") from error
     return result
@@ -179,7 +182,12 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 
 def _card(
-    policy: RecurrentPolicy, environment: Mapping[str, Any], result: Evaluation, folder: Path, max_steps: int | None
+    policy: RecurrentPolicy,
+    environment: Mapping[str, Any],
+    result: Evaluation,
+    folder: Path,
+    max_steps: int | None,
+    vectorization: str | None,
 ) -> str:
     digits = decimals(result.returns)
     score = f"{result.mean:.{digits}f} +/- {result.std:.{digits}f}"
@@ -196,6 +204,7 @@ def _card(
     command = [LIBRARY, "evaluate", "FOLDER", "--env-id", env_id, "--episodes", str(len(result.returns))]
     command += ["--seed", str(result.seed)] + ([] if result.deterministic else ["--no-deterministic"])
     command += [] if max_steps is None else ["--max-steps", str(max_steps)]
+    command += [] if vectorization is None else ["--vectorization", vectorization]
     if environment.get("wrappers"):
         command += ["--wrappers", *map(_plain, environment["wrappers"])]
     metadata = {"tags": [env_id, *TAGS], "library": LIBRARY, "policy": name, "env_id": env_id, "score": score}

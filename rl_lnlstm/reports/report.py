@@ -64,6 +64,7 @@ def make_report(
         UserError: the spaces of the environments differ from the policy's, or an option is out of range.
         EnvironmentFailure: an environment failed.
     """
+    metrics, unread = read_metrics(run_dir)  # before an environment changes the current folder
     seeds = seeds_of_episodes(seed, n_episodes)
     kept: list[EvaluatedEpisode] = []
     with contextlib.closing(make_envs(min(num_envs, n_episodes), render=False)) as envs:
@@ -74,9 +75,8 @@ def make_report(
         recorded = _keeping(run(policy, record=True), kept)
         memory = measured(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
     problems = {} if config else {"config": f"{run_dir} has no config.json that can be read."}
-    metrics, problem = read_metrics(run_dir)
-    if problem:
-        problems["metrics"] = problem
+    if unread:
+        problems["metrics"] = unread
     chosen = _chosen(kept)
     pictures: list[list[bytes]] = [[] for _ in chosen]
     if all(episode.seed is not None for episode in chosen.values()):

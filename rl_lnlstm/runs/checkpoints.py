@@ -139,7 +139,7 @@ class CheckpointCallback(Callback):
         keep: int = 3,
         env_snapshot: bool = True,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # an environment may change the current folder
         checked("keep", keep, Count)
         checked("interval", interval, Count | None)
         checked("minutes", minutes, NonNegative | None)

@@ -19,18 +19,19 @@ except ImportError:  # Windows has other locks
 def locked(path: Path) -> Iterator[None]:
     """A context manager that locks the folder `path` against other runs. Makes the folder if it is missing.
 
-    It uses the operating system's lock on the folder, which ends with the process, however the process ends.
+    It uses the operating system's lock on the folder, which ends with the process, however that ends. On Windows,
+    nothing is locked.
 
     Raises:
         UserError: another run has the lock, or the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"run directory {path} cannot be written: {error}") from error
     try:
-        if fcntl is not None:
+        if descriptor is not None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -39,4 +40,5 @@ def locked(path: Path) -> Iterator[None]:
                 warn(f"{path} cannot be locked, {error}: make sure that no other run uses it")
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)

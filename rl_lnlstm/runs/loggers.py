@@ -40,7 +40,7 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike, iteration: int | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # an environment may change the current folder
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._columns, self.rows, self._cells = keep_metrics(self.path, iteration)
         self._file = Appender(self.path)
@@ -107,7 +107,7 @@ class TensorBoardLogger(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike, frames: int | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # an environment may change the current folder
         self.folder.mkdir(parents=True, exist_ok=True)
         if frames is not None:
             keep_events(self.folder, frames)

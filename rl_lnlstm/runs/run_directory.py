@@ -48,7 +48,7 @@ class RunDirectory(Callback):
         iteration: int | None = None,
         frames: int = 0,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # an environment may change the current folder
         self._config = config
         self._of_trainer = policy is None
         self._began: int | None = None  # the trainer's iteration when it was first used

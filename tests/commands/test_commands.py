@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
+from rl_lnlstm.ppo.progress import ProgressBar
+from rl_lnlstm.terminal import MessageConsole
 from tests.commands.small_run import ROOT, SMALL, rows, train
 from tests.failing_env import FailingEnv
 
@@ -114,6 +116,11 @@ MISTAKES = {
     "sequence length": (
         ["train", "--num-steps", "16", "--sequence-length", "5"],
         ["sequence_length=5", "num_steps=16"],
+    ),
+    "no sequence length": (["train", "--sequence-length", "0"], ["sequence_length=0", "num_steps"]),
+    "a sequence length above the steps": (
+        ["train", "--num-steps", "16", "--sequence-length", "32"],
+        ["sequence_length=32", "num_steps=16"],
     ),
     "units": (["train", "--units", "0"], ["units", "at least 1", "got 0"]),
     "no run": (["evaluate", "no-such-run"], ["no-such-run", "does not exist"]),
@@ -241,6 +248,40 @@ def test_a_reader_of_the_output_may_leave():
     error = process.stderr.read()
     assert process.wait() == 128 + signal.SIGPIPE
     assert error == ""
+
+
+def test_ctrl_c_ends_the_compiling_of_the_kernel_at_once(monkeypatch, capsys):
+    def compiled(force):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return "kernel.so"
+
+    monkeypatch.setattr("rl_lnlstm.lstm.kernel.build.library", compiled)
+    assert main(["build-kernel"]) == 128 + signal.SIGINT
+    assert capsys.readouterr() == ("", "")
+
+
+TELLING = """
+from rl_lnlstm.commands.console import tell
+try:
+    tell("a message")
+except BrokenPipeError:
+    print("standard output is whole")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "printed"),
+    [(["-c", TELLING], 0, "standard output is whole\n"), (["-m", "rl_lnlstm", "trian"], 128 + signal.SIGPIPE, "")],
+    ids=["message", "error"],
+)
+def test_a_reader_of_the_messages_may_leave(words, code, printed):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=write, text=True)
+    os.close(write)
+    assert (done.returncode, done.stdout) == (code, printed)
+    assert isinstance(ProgressBar().console, MessageConsole)
 
 
 class FailingBySeed(FailingEnv):

@@ -2,13 +2,16 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 from moviepy import VideoFileClip
 
 from rl_lnlstm import load_policy
@@ -127,6 +130,7 @@ def test_a_policy_folder_knows_its_environment(run, tmp_path, capsys):
         assert main(["evaluate", str(old)]) == 2
         assert "--env-id" in capsys.readouterr().err
     assert main(["evaluate", str(old), "--env-id", "CartPoleNoVel-v1", "--episodes", "1"]) == 0
+    assert f"{old} has no config.json that can be read: the environment gets no env_kwargs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["config.json", "policy/policy.json"])
@@ -146,10 +150,17 @@ def test_environments_are_wrapped_alike_in_training_and_evaluation(tmp_path, cap
     environment = ["--env-id", "CartPole-v1", "--env-kwargs", "sutton_barto_reward", "True", *wrappers]
     assert train(tmp_path / "run", *environment, "--eval-episodes", "1") == 0
     assert load_policy(tmp_path / "run").observation_space.shape == (2, 4)
-    for arguments, returns, length in (([], 0.0, 7), (["--env-kwargs", "sutton_barto_reward", "False"], 7.0, 7)):
+    for folder, arguments, returns, length in (
+        ("run", [], 0.0, 7),
+        ("run/policy", [], 0.0, 7),
+        ("run/checkpoints/best", [], 0.0, 7),
+        ("run", ["--env-kwargs", "sutton_barto_reward", "False"], 7.0, 7),
+    ):
         capsys.readouterr()
-        assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--json", *arguments]) == 0
-        result = json.loads(capsys.readouterr().out)
+        assert main(["evaluate", str(tmp_path / folder), "--episodes", "2", "--json", *arguments]) == 0
+        printed, told = capsys.readouterr()
+        assert told == ""
+        result = json.loads(printed)
         assert result["episode_lengths"] == [length] * 2
         assert result["episode_rewards"] == [returns] * 2
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--wrappers"]) == 2  # other observations
@@ -166,6 +177,40 @@ def test_seeds_for_a_vector_implementation_are_refused(run, tmp_path, capsys):
     command = ["evaluate", str(run), "--vectorization", "vector_entry_point", "--env-id", "CartPole-v1"]
     assert main([*command, "--episode-seeds", "3", "4"]) == 2
     assert "episode_seeds: the environment has only a vector implementation" in capsys.readouterr().err
+
+
+def test_videos_of_a_vector_implementation_are_refused(run, tmp_path, capsys):
+    command = ["evaluate", str(run), "--env-id", "CartPole-v1", "--vectorization", "vector_entry_point"]
+    assert main([*command, "--video", str(tmp_path / "videos")]) == 2
+    assert "--video: the environments cannot be seeded one by one" in capsys.readouterr().err
+    assert not (tmp_path / "videos").exists()
+
+
+class Wandering(CartPoleEnv):
+    """Prints, and changes the current folder, as some simulators do."""
+
+    def reset(self, **options):
+        print("the simulator starts")
+        Path("elsewhere").mkdir(exist_ok=True)
+        os.chdir("elsewhere")
+        return super().reset(**options)
+
+
+def test_an_environment_may_print_and_change_the_current_folder(tmp_path, capsys, monkeypatch, request):
+    gym.register("Wandering-v0", Wandering, max_episode_steps=9)
+    request.addfinalizer(lambda: gym.registry.pop("Wandering-v0"))
+    monkeypatch.chdir(tmp_path)
+    assert train("run", "--env-id", "Wandering-v0", "--eval-episodes", "1") == 0
+    assert "recorded in run\n" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "run", "--episodes", "2", "--json", "--csv", "scores.csv", "--record", "episodes"]
+    assert main(command) == 0
+    printed, told = capsys.readouterr()
+    assert json.loads(printed)["env_id"] == "Wandering-v0"
+    assert "the simulator starts" in told
+    assert "episodes are in scores.csv" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "scores.csv", "episodes", "elsewhere"}
+    assert not [path for path in (tmp_path / "elsewhere").rglob("*") if path.name != "elsewhere"]
 
 
 def test_a_file_that_cannot_be_written_is_named_before_the_evaluation(run, capsys):

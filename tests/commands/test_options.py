@@ -48,8 +48,33 @@ def test_values_may_be_written_in_several_ways():
     for form in (["length=5", "name=a=b", "fast=True"], ["length", "5", "name", "a=b", "fast", "True"]):
         assert parsed("--env-kwargs", *form, "--seed", "1").env_kwargs == {"length": 5, "name": "a=b", "fast": True}
     assert parsed("--env-kwargs=length=5").env_kwargs == {"length": 5}
+    assert parsed("--env-kwargs", "fast=false", "slow=true").env_kwargs == {"fast": False, "slow": True}
     assert parsed("--learning-rate", "1e-4", "--no-anneal-lr").learning_rate == 1e-4
     assert parsed("--env-id", "Pendulum-v1", "--units", "7").units == 7
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_keyword_arguments_replace_those_of_the_preset(command, capsys):
+    words = [command, "--env-id", "ALE/Pong-v5"]
+    assert parse(words).env_kwargs == {"stack_num": 1}
+    assert parse([*words, "--env-kwargs", "frameskip=4"]).env_kwargs == {"frameskip": 4}
+    assert parse([*words, "--env-kwargs"]).env_kwargs == {}
+    assert main([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "(preset: stack_num=1)" in shown
+    assert "--stack-num" not in shown
+
+
+def test_a_keyword_argument_may_have_the_name_of_an_option(tmp_path):
+    env_kwargs = {"seed": 3, "gamma": 0.5, "units": "m"}
+    (tmp_path / "config.json").write_text(json.dumps(PPOConfig(env_kwargs=env_kwargs).to_json()))
+    assert parse(["train", "--resume", str(tmp_path)]).env_kwargs == env_kwargs
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_none_is_a_value_wherever_help_offers_it(command):
+    assert parse([command, "--preset", "None", "--resume", "None"]) == parse([command])
+    assert parse(["evaluate", "run", "--env-kwargs", "None"]).env_kwargs is None
 
 
 @pytest.mark.parametrize(
@@ -84,6 +109,10 @@ def test_a_wrong_name_is_answered_with_the_right_one(option, words, capsys):
             "--vectorization must be one of 'auto', 'sync', 'async'",
         ),
         ("train --seed", "--seed needs a value"),
+        ("train --preset", "--preset needs a value"),
+        ("train --preset=", "--preset needs a value"),
+        ("train --resume --total-timesteps 5", "--resume needs a value"),
+        ("tune --resume --trials 5", "--resume needs a value"),
         ("train --seed --units 3", "--seed needs a value"),
         ("train --seed 1 2", "unexpected '2'"),
         ("train CartPole-v1", "unexpected 'CartPole-v1'"),
@@ -95,6 +124,7 @@ def test_a_wrong_name_is_answered_with_the_right_one(option, words, capsys):
         ("evaluate one two", "unexpected 'two'"),
         ("evaluate run --seed -1", "--seed must be an integer of at least 0, got -1"),
         ("evaluate run --episode-seeds 1 b", "--episode-seeds must be a sequence, each an integer of at least 0 or N"),
+        ("evaluate run --episode-seeds", "--episode-seeds needs at least one seed"),
         ("compare one", "SECOND must be given"),
         ("compare", "FIRST and SECOND must be given"),
         ("plot", "RUNS must be given"),

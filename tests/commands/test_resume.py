@@ -18,6 +18,7 @@ from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.files import parse_json
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.checkpoint_files import read
+from rl_lnlstm.runs import lock
 from rl_lnlstm.runs.checkpoints import read_newest
 from rl_lnlstm.runs.lock import locked
 from tests.commands.processes import TINY, assert_same_run, checkpoints, ended, rows, start, wait_for
@@ -222,6 +223,15 @@ def test_a_second_run_in_a_directory_is_refused(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_where_folders_cannot_be_locked_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)  # as on Windows, which opens no folders either
+    with monkeypatch.context() as opening:
+        opening.setattr(os, "open", lambda *_: pytest.fail("a folder was opened"))
+        with lock.locked(tmp_path / "new"):
+            pass
+    assert (tmp_path / "new").is_dir()
+
+
 def test_sigterm_while_a_checkpoint_is_written_ends_the_run_in_order(left_alone, tmp_path):
     run_dir = tmp_path / "run"
     process = start(*TINY, "--checkpoint-interval", "1", "--run-dir", run_dir, "--total-timesteps", FRAMES)

@@ -149,6 +149,8 @@ def test_a_picture_that_cannot_be_written_is_named(groups, capsys):
     for out in ("/proc/nowhere/picture.png", "picture.nonsense"):
         assert main(["plot", str(groups[0]), "--out", out]) == 2
         assert out in capsys.readouterr().err
+    assert main(["plot", str(groups[0]), "--out", "curves"]) == 2
+    assert capsys.readouterr().err.startswith("error: --out curves needs an extension, such as .png")
 
 
 @pytest.mark.slow

@@ -157,6 +157,14 @@ def test_the_run_directory_can_be_loaded_and_evaluated(cart_pole, capsys):
     assert json.loads(capsys.readouterr().out)["env_id"] == "CartPole-v1"
 
 
+def test_the_next_command_names_what_a_file_may_not(cart_pole, capsys, monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.commands.import_sb2.imported", lambda *_, **__: load_policy(cart_pole[2]))
+    command = ["import-sb2", "agent.zip", "run", "--env-id", "mine:My-v0", "--wrappers", "mine:Wrapper"]
+    assert main(command) == 0
+    expected = "next: rl-lnlstm evaluate run --env-id mine:My-v0 --wrappers mine:Wrapper"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
 def test_training_continues_from_the_imported_policy(cart_pole):
     _, _, run = cart_pole
     policy = load_policy(run)

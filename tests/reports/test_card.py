@@ -154,5 +154,7 @@ def test_the_command_writes_a_folder_that_evaluate_takes(policy, tmp_path, monke
     assert main(["evaluate", "shared", "--episodes", "2", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == json.loads((tmp_path / "shared" / "results.json").read_text())
+    assert main(["card", "policy", "vector", "--env-id", ENV_ID, "--episodes", "1", "--vectorization", "sync"]) == 0
+    assert "--vectorization sync" in (tmp_path / "vector" / "README.md").read_text()
     assert main(["card", "policy", "shared", "--env-id", ENV_ID]) == 2
     assert "already holds" in capsys.readouterr().err
