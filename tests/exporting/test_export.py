@@ -1,5 +1,6 @@
 """Exported policies compute what the policy computes, in the runtimes of their formats."""
 
+import functools
 import json
 import re
 import subprocess
@@ -31,7 +32,6 @@ DICT = S.Dict({"a": VECTOR, "image": IMAGE, "k": S.Discrete(4, start=2), "t": S.
 FAR = S.Box(np.array([-2, 0, -np.inf], np.float32), np.array([2, 5e4, np.inf], np.float32))
 KINDS = {
     "discrete": (MlpLnLstmPolicy, VECTOR, S.Discrete(3, start=-1), {"previous_action": True, "previous_reward": True}),
-    "multi_discrete": (MlpLnLstmPolicy, S.Discrete(5), S.MultiDiscrete([[2, 3], [4, 2]]), {"previous_action": True}),
     "multi_binary": (MlpLnLstmPolicy, S.MultiBinary(4), S.MultiBinary([2, 2]), {"num_layers": 2, "residual": True}),
     "box": (
         MlpLnLstmPolicy,
@@ -40,9 +40,18 @@ KINDS = {
         {"previous_action": True, "normalize_observations": True, "shared_lstm": False},
     ),
     "gsde": (MlpLnLstmPolicy, VECTOR, S.Box(-1, 1, (2,), np.float64), {"std": "gsde", "normalize_observations": True}),
-    "std_network": (MlpLnLstmPolicy, VECTOR, S.Box(-3, 1, (2,), np.float16), {"std": "network"}),
-    "image": (CnnLnLstmPolicy, IMAGE, S.Discrete(4), {"normalize_observations": True}),
-    "symbols": (CnnLnLstmPolicy, S.Box(0, 255, (7, 7, 2), np.uint8), S.Discrete(4), {}),
+    "image": (
+        CnnLnLstmPolicy,
+        IMAGE,
+        S.Box(-3, 1, (2,), np.float16),
+        {"normalize_observations": True, "std": "network"},
+    ),
+    "symbols": (
+        CnnLnLstmPolicy,
+        S.Box(0, 255, (7, 7, 2), np.uint8),
+        S.MultiDiscrete([[2, 3], [4, 2]]),
+        {"previous_action": True},
+    ),
     "dict": (
         MultiInputLnLstmPolicy,
         DICT,
@@ -56,7 +65,7 @@ KINDS = {
         {"critic_keys": ("image", "state"), "shared_lstm": False, "num_layers": 2, "previous_reward": True},
     ),
 }
-MASKED = ("discrete", "multi_discrete", "multi_binary")
+MASKED = ("discrete", "symbols", "multi_binary")
 
 
 def make(kind):
@@ -77,19 +86,30 @@ def written(policy, path, file_format="onnx", batch=None, sequence=False, action
     return graph
 
 
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory):
+    """A function that exports a kind once: the policy, the graph and the file, which no test changes."""
+
+    @functools.cache
+    def exported(kind, sequence=False):
+        policy, path = make(kind), tmp_path_factory.mktemp(kind) / "policy.onnx"
+        policy.env_id = "CartPole-v1"
+        return policy, written(policy, path, sequence=sequence, action_masks=kind in MASKED and not sequence), path
+
+    return exported
+
+
 @pytest.mark.many_cases
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_onnx_file_equals_predict_at_every_batch_size(kind, tmp_path):
-    policy = make(kind)
-    graph = written(policy, tmp_path / "policy.onnx", action_masks=kind in MASKED)
+def test_one_onnx_file_equals_predict_at_every_batch_size(kind, onnx):
+    policy, graph, path = onnx(kind)
     for batch, steps in ((1, 100), (17, 20)):
-        assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", batch, steps) < 1e-5
+        assert largest_difference(policy, graph, "onnx", path, batch, steps) < 1e-5
 
 
-def test_of_a_critic_that_sees_more_nothing_is_exported(tmp_path):
-    policy = make("critic_keys")
-    graph = written(policy, tmp_path / "policy.onnx")
-    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 3, 30) < 1e-5
+def test_of_a_critic_that_sees_more_nothing_is_exported(onnx):
+    policy, graph, path = onnx("critic_keys")
+    assert largest_difference(policy, graph, "onnx", path, 3, 30) < 1e-5
     described = json.loads(describe(policy, graph))
     assert list(described["inputs"]) == ["observation_a", "h", "c", "episode_start", "previous_reward", "noise"]
     assert described["inputs"]["h"]["shape"] == ["batch", 16]  # two of the four layers
@@ -98,10 +118,9 @@ def test_of_a_critic_that_sees_more_nothing_is_exported(tmp_path):
 
 @pytest.mark.many_cases
 @pytest.mark.parametrize("kind", ["critic_keys", "discrete", "box", "gsde", "dict"])
-def test_onnx_of_sequences_resets_inside(kind, tmp_path):
-    policy = make(kind)
-    graph = written(policy, tmp_path / "policy.onnx", sequence=True)
-    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 120) < 1e-5
+def test_onnx_of_sequences_resets_inside(kind, onnx):
+    policy, graph, path = onnx(kind, sequence=True)
+    assert largest_difference(policy, graph, "onnx", path, 2, 120) < 1e-5
 
 
 @pytest.mark.many_cases
@@ -133,7 +152,6 @@ def test_saved_model_equals_predict_and_loads_without_this_package(tmp_path):
 def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
     """A policy whose bias changes between writing and comparing stands for a converter that is wrong."""
     policy = make("discrete")
-
     write = WRITERS["onnx"]
 
     def wrong(graph, description, path):
@@ -146,12 +164,10 @@ def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_actions_follow_from_parameters_and_noise(tmp_path):
+def test_actions_follow_from_parameters_and_noise(onnx):
     """Worked out in NumPy from what the model says of itself, without the policy."""
     for kind in ("discrete", "box"):
-        policy = make(kind)
-        written(policy, tmp_path / "policy.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+        session = onnxruntime.InferenceSession(onnx(kind)[2])
         description = json.loads(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
         rng, sizes = np.random.default_rng(0), {"batch": 5}
         inputs = {}
@@ -188,11 +204,9 @@ def test_actions_are_inside_of_bounds_that_float32_does_not_have(tmp_path):
     assert (np.abs(actions) > 0.0999).any(), "or nothing was clipped"
 
 
-def test_metadata_and_names_of_axes(tmp_path):
-    policy = make("discrete")
-    policy.env_id = "CartPole-v1"
-    written(policy, tmp_path / "policy.onnx", sequence=True)
-    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+def test_metadata_and_names_of_axes(onnx, tmp_path):
+    policy, _, path = onnx("discrete", sequence=True)
+    session = onnxruntime.InferenceSession(path)
     assert {port.name: port.shape for port in session.get_inputs()} == {
         "observation": ["batch", "time", 3],
         "h": ["batch", 8],
