@@ -34,10 +34,10 @@ train: $(VENV)/.installed  ## train the main job, CartPoleNoVel-v1, from scratch
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-test: $(VENV)/.installed  ## run the tests, on all cores, without the slow ones: about 6 minutes on two cores
+test: $(VENV)/.installed  ## run the tests, on all cores, without the slow ones: 10 to 20 minutes on two cores
 	$(PYTEST) -m 'not peers and not ray and not slow' $(ARGS)
 
-test-slow: $(VENV)/.installed  ## run the tests that `make test` leaves out, about 5 minutes
+test-slow: $(VENV)/.installed  ## run the tests that `make test` leaves out, 10 to 20 minutes on two cores
 	$(PYTEST) -m 'slow and not peers and not ray' $(ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
@@ -58,7 +58,7 @@ test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, 
 
 # One after the other, because each starts a cluster with several processes.
 test-ray: $(VENV)/.ray  ## the tests that start clusters of Ray, all on this machine
-	RAY_AUTH_MODE=disabled $(PYTEST) -m ray $(ARGS)
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m ray $(ARGS)
 
 # uv finds the lowest versions that pyproject.toml allows for direct dependencies, and the newest ones of all others.
 LOWEST := $(VENV)-lowest

@@ -1,10 +1,10 @@
 """README and docs/ work: examples, commands and notebooks run page by page, as a newcomer would paste them."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -12,9 +12,12 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
+from rl_lnlstm import PPO
 from rl_lnlstm.commands import main
+from rl_lnlstm.commands.options import COMMANDS as OPTIONS
 from rl_lnlstm.commands.options import parse
 from rl_lnlstm.config import PPOConfig
+from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.presets import write_preset
 from rl_lnlstm.tuning.records import write_sweep
 from tests.importing.sb2_agent import random_agent, write_zip
@@ -32,10 +35,16 @@ def name(page):
 EXAMPLES = {
     name(page): re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) for page in PAGES
 }
-COMMANDS = {
-    name(page): re.findall(r"^ {4,}(?:python train\.py|rl-lnlstm) ?((?:.*\\\n)*.*)$", page.read_text(), re.MULTILINE)
-    for page in PAGES
-}
+COMMAND = r"(?:python train\.py|rl-lnlstm) ?((?:.*\\\n)*.*)$"
+
+
+def commands_of(text):
+    """The command lines of a page, in blocks that are indented or fenced."""
+    fenced = re.findall(r"^```(?:bash|text)\n.*?^```|^ {4,}(?:.*\\\n)*.*$", text, re.DOTALL | re.MULTILINE)
+    return [line for block in fenced for line in re.findall(r"^ *" + COMMAND, block, re.MULTILINE)]
+
+
+COMMANDS = {name(page): commands_of(page.read_text()) for page in PAGES}
 
 # Given last, they take the place of what is given before.
 SHORT = {
@@ -43,16 +52,11 @@ SHORT = {
     "--eval-episodes 0 --eval-interval 0 --no-jit-compile --shared-lstm",
     "resume": "--total-timesteps 33 --eval-episodes 0",
     "evaluate": "--episodes 1 --max-steps 60",
-    "export": "",
-    "build-kernel": "",
-    "import-sb2": "",
     "card": "--episodes 1",
     "report": "--episodes 1 --cuts 2",
-    "plot": "",
-    "compare": "",
 }
-SHORT["seeds"] = SHORT["train"].replace("--total-timesteps 1", "--total-timesteps 200") + " --seeds 0"
-PACKAGES = {"MiniGrid": "minigrid", "ALE/": "ale_py", "Atari": "ale_py"}
+ENOUGH = ("--total-timesteps", "200")  # for some episodes to end
+PACKAGES = ("MiniGrid", "ALE/", "Atari")  # only parsed, because these packages may be missing
 MY_PACKAGE = """
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -100,6 +104,7 @@ def test_the_examples_are_found():
     assert len(COMMANDS["README.md"]) > 6
     commands = COMMANDS["docs/how-to/environments.md"]
     assert any("AtariPreprocessing" in line for line in commands), "on a line that goes on"
+    assert len(COMMANDS["docs/how-to/machines.md"]) == 4, "in a fence"
     assert len(NOTEBOOKS) == 2
 
 
@@ -120,29 +125,63 @@ def test_the_notebooks_run(notebook, tmp_path, monkeypatch):
     run("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), notebook.name)
 
 
-@pytest.mark.many_cases
-@pytest.mark.parametrize("page", [page for page in COMMANDS if COMMANDS[page]])
-def test_the_commands_run(page, tmp_path, monkeypatch, request):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, which commands get copies of."""
+    run_dir = tmp_path_factory.mktemp("runs") / "trained"
+    assert main(["train", *SHORT["train"].split(), *ENOUGH, "--env-id", "CartPole-v1", "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+def train(options, trained):
+    """All but the training: checks the options, makes what is to be trained, and leaves a run where it would be."""
+    check_env(options.env_id, wrappers=options.wrappers, env_kwargs=options.env_kwargs, mask_key=options.mask_key)
+    config = {field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)}
+    config |= {"ray": None, "workers": None}
+    PPO(config.pop("policy"), config.pop("env_id"), **config).close()
+    assert options.pretrain is None or Path(options.pretrain).is_dir()
+    if options.run_dir is not None:
+        for folder in [f"seed-{seed}" for seed in options.seeds] or ["."]:
+            shutil.copytree(trained, options.run_dir / folder)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder with what the pages speak of."""
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_package", raising=False)  # it registers MyEnv-v0 again
-    for registered in ("MyEnv-v0", "MyDictEnv-v0"):  # other tests' workers could not import them
-        request.addfinalizer(lambda env_id=registered: gym.registry.pop(env_id, None))
     monkeypatch.chdir(tmp_path)
     an_agent_to_import(tmp_path)
-    not_there = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
+    yield tmp_path
+    for registered in ("MyEnv-v0", "MyDictEnv-v0"):  # other tests' workers could not import them
+        gym.registry.pop(registered, None)
+
+
+@pytest.mark.parametrize("page", [page for page in COMMANDS if COMMANDS[page]])
+def test_the_commands_run(page, elsewhere, trained):
+    """README's train as well; on other pages, `train` stops before the training."""
     for line in COMMANDS[page]:
         words = shlex.split(line.replace("\\\n", " "), comments=True)
-        if words and words[0] == "tune":  # it takes minutes, so `make test-ray` runs one
-            assert parse(words) is not None
+        command = words.pop(0) if words and words[0] in OPTIONS else "train"
+        if command == "tune" and "--resume" in words:
             write_sweep(Path("sweep"), {"options": {}, "fixed": []})
+        resumed = words[words.index("--resume") + 1] if "--resume" in words else None
+        if command != "tune" and resumed is not None and not Path(resumed).exists():
+            shutil.copytree(trained, resumed)
+        options = None if "--help" in words else parse([command, *words])  # as it is written
+        if command == "tune":  # it takes minutes, so `make test-ray` runs one
+            Path("sweep").mkdir(exist_ok=True)
             write_preset(Path("sweep/preset.json"), {"env_id": "CartPole-v1"})
+        elif any(name.lower() in line.lower() for name in PACKAGES):
             continue
-        command = words.pop(0) if words and words[0] in SHORT else "train"
-        kinds = [kind for kind in ("resume", "seeds") if f"--{kind}" in words]
-        short = SHORT[kinds[0] if kinds else command]
-        if not any(name.lower() in line.lower() for name in not_there):
-            assert main([command, *words, *shlex.split(short)]) == 0, line
+        elif command == "train" and page != "README.md" and resumed is None:
+            train(options, trained)
+        else:
+            short = SHORT.get("resume" if resumed else command, "").split()
+            if page != "README.md" and resumed:
+                short += [*ENOUGH, "--ray", "None", "--workers", "None"]  # nothing is left to train
+            assert main([command, *words, *short]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

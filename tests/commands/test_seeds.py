@@ -120,7 +120,7 @@ def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
         (run / "metrics.csv").write_bytes(bytes(range(256)))
     assert main(["plot", str(groups[0]), "--out", str(tmp_path / "picture.png")]) == 2
     error = capsys.readouterr().err
-    assert "small" in error
+    assert str(groups[0] if damage == "nothing" else run) in error
     assert "Traceback" not in error
     assert not (tmp_path / "picture.png").exists()
 
@@ -176,7 +176,7 @@ def test_seeds_are_trained_one_directory_each(tmp_path, capsys):
 @pytest.mark.parametrize("wrong", [["--seeds", "1", "1"], ["--seeds", "-1"], ["--parallel", "0"]], ids=" ".join)
 def test_wrong_seeds_are_refused(wrong, tmp_path, capsys):
     assert main(["train", "--run-dir", str(tmp_path / "runs"), *wrong]) == 2
-    assert "seeds" in capsys.readouterr().err or "parallel" in wrong[0]
+    assert wrong[0] in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

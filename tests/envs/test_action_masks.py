@@ -12,6 +12,7 @@ from rl_lnlstm.envs.action_masks import mask_sizes
 from rl_lnlstm.envs.autoreset import Stepper
 from rl_lnlstm.policies import MlpLnLstmPolicy
 from tests.policies import reference
+from tests.policies.acting import assert_reproduced
 from tests.policies.card_env import CARDS, NVEC, Over, cards
 from tests.ppo.tiny_ppo import iterate
 
@@ -135,31 +136,28 @@ def test_a_vector_environments_own_method():
 
 @pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
 @pytest.mark.parametrize("nvec", [None, NVEC], ids=["discrete", "multi-discrete"])
-def test_the_update_reproduces_masked_acting(mode, nvec, intercept):
-    seen = []
-
-    def see(rollout, sequences):
-        log_probs, entropies, _ = ppo.policy.evaluate_actions(
-            sequences.observations, sequences.actions, sequences.state, sequences.episode_starts, sequences.action_masks
-        )
-        np.testing.assert_allclose(log_probs, sequences.log_probs, atol=1e-5, rtol=1e-5)
-        assert np.isfinite(entropies).all()
-        seen.append(rollout)
-
-    intercept(see)
-    ppo = PPO("MlpLnLstmPolicy", make_vec(cards(nvec=nvec), 3, autoreset_mode=mode), learning_rate=0.03, **TINY)
-    reference.randomise(ppo.policy)
-    for of_one in iterate(ppo, 3):
-        assert abs(of_one["train/approx_kl"]) < 1e-9
-        assert all(np.isfinite(value) for name, value in of_one.items() if name.startswith("train/"))
-    assert all(np.isfinite(weight).all() for weight in ppo.policy.get_weights())
-    assert fouls(ppo.envs) == 0
-    for rollout in seen:
+def test_masked_acting_is_reproduced(mode, nvec):
+    envs = make_vec(cards(nvec=nvec), 3, autoreset_mode=mode)
+    policy = reference.randomise(policy_for(envs))
+    for rollout, _ in assert_reproduced(policy, envs, 16, 8, rollouts=3):
         assert rollout.action_masks.shape == (16, 3, CARDS if nvec is None else sum(NVEC))
         assert rollout.action_masks[~rollout.valid].all()
         # The environment's masks, which its observations tell too.
         expected = rollout.observations[..., : rollout.action_masks.shape[-1]] == 1
         np.testing.assert_array_equal(rollout.action_masks[rollout.valid], expected[rollout.valid])
+    assert fouls(envs) == 0
+
+
+def test_ppo_trains_with_masks():
+    """Before an update's first step, acting is reproduced."""
+    envs = make_vec(cards(nvec=NVEC), 3)
+    ppo = PPO("MlpLnLstmPolicy", envs, learning_rate=0.03, **TINY)
+    reference.randomise(ppo.policy)
+    for of_one in iterate(ppo, 3):
+        assert abs(of_one["train/approx_kl"]) < 1e-9
+        assert all(np.isfinite(value) for name, value in of_one.items() if name.startswith("train/"))
+    assert all(np.isfinite(weight).all() for weight in ppo.policy.get_weights())
+    assert fouls(envs) == 0
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "XLA"])

@@ -102,6 +102,7 @@ def test_an_observation_out_of_bounds_is_a_warning():
         check_env(type("Mine", (Good,), single))
 
 
+@pytest.mark.peers
 def test_what_only_a_vector_implementation_takes_is_not_tried_with_single_environments():
     """ALE's vector implementation stacks frames, its single environments do not."""
     pytest.importorskip("ale_py")

@@ -54,10 +54,7 @@ each_mode = pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MO
 both = pytest.mark.parametrize("vectorization", ["sync", "async"])
 
 
-@pytest.mark.many_cases
-@both
-@each_mode
-def test_only_the_broken_episode_is_left_out(vectorization, mode):
+def only_the_broken_episode_is_left_out(vectorization, mode):
     played, plan = play(vectorization, mode), PLANS[vectorization]
     observations, valid, ends = (played.column(name) for name in ("observations", "valid", "episode_ends"))
     assert played.failures == len(plan) - 1, "each environment but the first fails once"
@@ -77,10 +74,7 @@ def test_only_the_broken_episode_is_left_out(vectorization, mode):
         np.testing.assert_array_equal(valid[:, env], ~(left_out | resets), err_msg=str(failure))
 
 
-@pytest.mark.many_cases
-@both
-@each_mode
-def test_what_is_valid_is_what_happens_without_failures(vectorization, mode):
+def what_is_valid_is_what_happens_without_failures(vectorization, mode):
     """Valid steps equal those of an environment that does not fail. A new environment begins with its first episode."""
     played, plan = play(vectorization, mode), PLANS[vectorization]
     valid = played.column("valid")
@@ -101,9 +95,7 @@ def test_what_is_valid_is_what_happens_without_failures(vectorization, mode):
         np.testing.assert_array_equal(starts, [time == 0 for _, _, time in expected])
 
 
-@both
-@each_mode
-def test_only_whole_episodes_are_counted(vectorization, mode):
+def only_whole_episodes_are_counted(vectorization, mode):
     played = play(vectorization, mode)
     for env in range(len(PLANS[vectorization])):
         counted = [e for rollout in played.rollouts for e in rollout.episodes if e.environment == env]
@@ -118,9 +110,7 @@ def test_only_whole_episodes_are_counted(vectorization, mode):
                 assert episode.episode_return == pytest.approx(sum(earned))
 
 
-@both
-@each_mode
-def test_advantages_do_not_see_what_is_left_out(vectorization, mode):
+def advantages_do_not_see_what_is_left_out(vectorization, mode):
     played = play(vectorization, mode)
     assert not played.column("valid").all()
     for rollout in played.rollouts:
@@ -138,6 +128,16 @@ def test_advantages_do_not_see_what_is_left_out(vectorization, mode):
         )
         for other in others:
             np.testing.assert_array_equal(advantages, other)
+
+
+@both
+@each_mode
+def test_a_broken_episode_has_no_influence(vectorization, mode):
+    """All checks of a play in one test, so that one process plays it, and only once."""
+    only_the_broken_episode_is_left_out(vectorization, mode)
+    what_is_valid_is_what_happens_without_failures(vectorization, mode)
+    only_whole_episodes_are_counted(vectorization, mode)
+    advantages_do_not_see_what_is_left_out(vectorization, mode)
 
 
 @each_mode

@@ -291,6 +291,7 @@ def test_returns_are_of_the_rewards_before_they_are_clipped(vectorization, mode)
         assert {episode.episode_return for episode in episodes_of(handed_in)} == {31.0}
 
 
+@pytest.mark.peers
 def test_ataris_vector_implementation_gives_whole_games_and_their_scores():
     pytest.importorskip("ale_py")
     for kwargs, pellet in (({}, 10), ({"reward_clipping": True}, 1)):

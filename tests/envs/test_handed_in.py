@@ -254,6 +254,7 @@ def test_episodes_of_single_lives_are_named(how, lives):
     assert all("AtariPreprocessing ends an episode with each life" in message for message in told)
 
 
+@pytest.mark.peers
 def test_what_ataris_vector_implementation_reports_is_named():
     pytest.importorskip("ale_py")
     for kwargs, expected in (

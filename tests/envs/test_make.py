@@ -257,6 +257,7 @@ def test_a_missing_dependency_says_what_to_install(vectorization):
         make_vec("Ant-v5", 2, vectorization=vectorization)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("package", "env_id"), [("ale_py", "ALE/Pong-v5"), ("minigrid", "MiniGrid-Empty-5x5-v0")])
 def test_ids_of_well_known_packages_need_no_module_in_front(package, env_id):
     pytest.importorskip(package)

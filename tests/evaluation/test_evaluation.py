@@ -129,6 +129,7 @@ def test_the_stratified_interval_counts_all_resamples():
     assert bootstrap_interval(constant) == (50.5, 50.5), "each environment has as many runs in every resample"
 
 
+@pytest.mark.peers
 def test_an_id_is_evaluated_in_what_has_the_policys_observations():
     """Atari's vector implementation stacks and resizes frames, its single environments do not."""
     pytest.importorskip("ale_py")

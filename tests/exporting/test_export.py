@@ -1,7 +1,7 @@
 """Exported policies compute what the policy computes, in the runtimes of their formats."""
 
+import functools
 import json
-import re
 import subprocess
 import sys
 
@@ -14,7 +14,6 @@ import tensorflow as tf
 import rl_lnlstm
 from rl_lnlstm.commands import main
 from rl_lnlstm.errors import RunFailure, UserError
-from rl_lnlstm.exporting import verification
 from rl_lnlstm.exporting.description import describe
 from rl_lnlstm.exporting.formats import WRITERS
 from rl_lnlstm.exporting.graph import trace
@@ -32,7 +31,6 @@ DICT = S.Dict({"a": VECTOR, "image": IMAGE, "k": S.Discrete(4, start=2), "t": S.
 FAR = S.Box(np.array([-2, 0, -np.inf], np.float32), np.array([2, 5e4, np.inf], np.float32))
 KINDS = {
     "discrete": (MlpLnLstmPolicy, VECTOR, S.Discrete(3, start=-1), {"previous_action": True, "previous_reward": True}),
-    "multi_discrete": (MlpLnLstmPolicy, S.Discrete(5), S.MultiDiscrete([[2, 3], [4, 2]]), {"previous_action": True}),
     "multi_binary": (MlpLnLstmPolicy, S.MultiBinary(4), S.MultiBinary([2, 2]), {"num_layers": 2, "residual": True}),
     "box": (
         MlpLnLstmPolicy,
@@ -41,9 +39,18 @@ KINDS = {
         {"previous_action": True, "normalize_observations": True, "shared_lstm": False},
     ),
     "gsde": (MlpLnLstmPolicy, VECTOR, S.Box(-1, 1, (2,), np.float64), {"std": "gsde", "normalize_observations": True}),
-    "std_network": (MlpLnLstmPolicy, VECTOR, S.Box(-3, 1, (2,), np.float16), {"std": "network"}),
-    "image": (CnnLnLstmPolicy, IMAGE, S.Discrete(4), {"normalize_observations": True}),
-    "symbols": (CnnLnLstmPolicy, S.Box(0, 255, (7, 7, 2), np.uint8), S.Discrete(4), {}),
+    "image": (
+        CnnLnLstmPolicy,
+        IMAGE,
+        S.Box(-3, 1, (2,), np.float16),
+        {"normalize_observations": True, "std": "network"},
+    ),
+    "symbols": (
+        CnnLnLstmPolicy,
+        S.Box(0, 255, (7, 7, 2), np.uint8),
+        S.MultiDiscrete([[2, 3], [4, 2]]),
+        {"previous_action": True},
+    ),
     "dict": (
         MultiInputLnLstmPolicy,
         DICT,
@@ -57,7 +64,7 @@ KINDS = {
         {"critic_keys": ("image", "state"), "shared_lstm": False, "num_layers": 2, "previous_reward": True},
     ),
 }
-MASKED = ("discrete", "multi_discrete", "multi_binary")
+MASKED = ("discrete", "symbols", "multi_binary")
 
 
 def make(kind):
@@ -78,19 +85,30 @@ def written(policy, path, file_format="onnx", batch=None, sequence=False, action
     return graph
 
 
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory):
+    """A function that exports a kind once: the policy, the graph and the file, which no test changes."""
+
+    @functools.cache
+    def exported(kind, sequence=False):
+        policy, path = make(kind), tmp_path_factory.mktemp(kind) / "policy.onnx"
+        policy.env_id = "CartPole-v1"
+        return policy, written(policy, path, sequence=sequence, action_masks=kind in MASKED and not sequence), path
+
+    return exported
+
+
 @pytest.mark.many_cases
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_onnx_file_equals_predict_at_every_batch_size(kind, tmp_path):
-    policy = make(kind)
-    graph = written(policy, tmp_path / "policy.onnx", action_masks=kind in MASKED)
+def test_one_onnx_file_equals_predict_at_every_batch_size(kind, onnx):
+    policy, graph, path = onnx(kind)
     for batch, steps in ((1, 100), (17, 20)):
-        assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", batch, steps) < 1e-5
+        assert largest_difference(policy, graph, "onnx", path, batch, steps) < 1e-5
 
 
-def test_of_a_critic_that_sees_more_nothing_is_exported(tmp_path):
-    policy = make("critic_keys")
-    graph = written(policy, tmp_path / "policy.onnx")
-    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 3, 30) < 1e-5
+def test_of_a_critic_that_sees_more_nothing_is_exported(onnx):
+    policy, graph, path = onnx("critic_keys")
+    assert largest_difference(policy, graph, "onnx", path, 3, 30) < 1e-5
     described = json.loads(describe(policy, graph))
     assert list(described["inputs"]) == ["observation_a", "h", "c", "episode_start", "previous_reward", "noise"]
     assert described["inputs"]["h"]["shape"] == ["batch", 16]  # two of the four layers
@@ -99,10 +117,9 @@ def test_of_a_critic_that_sees_more_nothing_is_exported(tmp_path):
 
 @pytest.mark.many_cases
 @pytest.mark.parametrize("kind", ["critic_keys", "discrete", "box", "gsde", "dict"])
-def test_onnx_of_sequences_resets_inside(kind, tmp_path):
-    policy = make(kind)
-    graph = written(policy, tmp_path / "policy.onnx", sequence=True)
-    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 120) < 1e-5
+def test_onnx_of_sequences_resets_inside(kind, onnx):
+    policy, graph, path = onnx(kind, sequence=True)
+    assert largest_difference(policy, graph, "onnx", path, 2, 120) < 1e-5
 
 
 @pytest.mark.many_cases
@@ -134,7 +151,6 @@ def test_saved_model_equals_predict_and_loads_without_this_package(tmp_path):
 def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
     """A policy whose bias changes between writing and comparing stands for a converter that is wrong."""
     policy = make("discrete")
-
     write = WRITERS["onnx"]
 
     def wrong(graph, description, path):
@@ -147,24 +163,10 @@ def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_in_any_output_is_a_difference(tmp_path, monkeypatch):
-    policy = make("box")
-    graph = written(policy, tmp_path / "policy.onnx")
-    right, played = {}, verification._played
-    monkeypatch.setattr(verification, "_played", lambda *arguments: right.update(played(*arguments)) or right)
-    assert largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 5) < 1e-5
-    for name, array in right.items():
-        wrong = {**right, name: np.full_like(array, np.nan)}
-        monkeypatch.setattr(verification, "_played", lambda *_, wrong=wrong: wrong)
-        assert np.isnan(largest_difference(policy, graph, "onnx", tmp_path / "policy.onnx", 2, 5)), name
-
-
-def test_actions_follow_from_parameters_and_noise(tmp_path):
+def test_actions_follow_from_parameters_and_noise(onnx):
     """Worked out in NumPy from what the model says of itself, without the policy."""
     for kind in ("discrete", "box"):
-        policy = make(kind)
-        written(policy, tmp_path / "policy.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+        session = onnxruntime.InferenceSession(onnx(kind)[2])
         description = json.loads(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
         rng, sizes = np.random.default_rng(0), {"batch": 5}
         inputs = {}
@@ -201,11 +203,9 @@ def test_actions_are_inside_of_bounds_that_float32_does_not_have(tmp_path):
     assert (np.abs(actions) > 0.0999).any(), "or nothing was clipped"
 
 
-def test_metadata_and_names_of_axes(tmp_path):
-    policy = make("discrete")
-    policy.env_id = "CartPole-v1"
-    written(policy, tmp_path / "policy.onnx", sequence=True)
-    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+def test_metadata_and_names_of_axes(onnx, tmp_path):
+    policy, _, path = onnx("discrete", sequence=True)
+    session = onnxruntime.InferenceSession(path)
     assert {port.name: port.shape for port in session.get_inputs()} == {
         "observation": ["batch", "time", 3],
         "h": ["batch", 8],
@@ -301,48 +301,6 @@ def refuses(policy, file_format, message, tmp_path):
         rl_lnlstm.export(policy, tmp_path / "policy", file_format)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["policy.onxx"], "policy.onxx does not tell the format: give --format onnx, tflite, saved_model"),
-        (["policy.onnx", "--batch", "0"], "--batch"),
-        (["folder", "--format", "onnx"], "onnx is written to a file, and .*folder is a folder"),
-        (["file", "--format", "saved_model"], "a SavedModel is a folder, and .*file is something else"),
-        (["policy.onnx", "--action-masks"], "action masks are for Discrete.*Box"),
-    ],
-)
-def test_mistakes_on_the_command_line_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make("gsde").save("policy")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "mine").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    before = sorted(tmp_path.rglob("*"))
-    assert main(["export", "policy", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert re.search(message, error), error
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(UserError, match=r'onnx needs the package tf2onnx: pip install "rl-lnlstm\[export\]"'):
-        rl_lnlstm.export(make("discrete"), tmp_path / "policy.onnx")
-
-
-def test_names_that_clash_are_refused(tmp_path):
-    space = S.Dict({"a b": VECTOR, "a_b": VECTOR})
-    policy = MultiInputLnLstmPolicy(space, S.Discrete(2), units=8)
-    with pytest.raises(UserError, match="observation_a_b"):
-        rl_lnlstm.export(policy, tmp_path / "policy.onnx")
-    box = S.Box(-1, 1, (1,))
-    for actions in (S.Dict({"left arm": box, "left_arm": box}), S.Dict({"a": S.Dict({"b": box}), "a_b": box})):
-        policy = MlpLnLstmPolicy(VECTOR, actions, units=8)
-        with pytest.raises(UserError, match=r"both be exported as action_(left_arm|a_b)"):
-            rl_lnlstm.export(policy, tmp_path / "policy.onnx")
 
 
 def test_large_means_are_normalised_precisely(tmp_path):

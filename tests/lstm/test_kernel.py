@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from rl_lnlstm.lstm import kernel, recurrence
 from rl_lnlstm.lstm.equations import State, Weights
+from rl_lnlstm.lstm.kernel import build
 from tests.lstm.fresh_process import run_fresh
 
-pytestmark = pytest.mark.skipif(kernel.operations() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build._compiler() is None, reason="no C++ compiler")
 # Of a single feature or of few units, normalisation leaves differences of nearly equal numbers, and steps magnify them.
 SIZES = st.tuples(st.integers(0, 12), st.integers(0, 9), st.integers(2, 20), st.integers(8, 40))
 

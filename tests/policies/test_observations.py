@@ -10,10 +10,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import PPO, evaluate_policy, load_policy
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, MultiInputLnLstmPolicy
+from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, MultiInputLnLstmPolicy, policy_for
 from rl_lnlstm.ppo.collect import RolloutRunner
 from rl_lnlstm.spaces import flatten, leaves, map_leaves
 from tests.any_space import OBSERVATION_SPACES, AnyEnv
+from tests.policies.acting import assert_reproduced, evaluated
 from tests.policies.scripted_env import MODES, SCRIPTS, ScriptedEnv, scripted_envs
 from tests.ppo.tiny_ppo import iterate
 
@@ -35,35 +36,28 @@ def train(envs, **config):
     return ppo, iterate(ppo, 2)
 
 
-@pytest.fixture
-def sequences(intercept):
-    """The sequences that each update got."""
-    seen = []
-    intercept(lambda _, of_update: seen.append(of_update))
-    return seen
+SIZES = {"units": 4, "encoder_layers": (16,), "head_layers": (), "seed": 0}
 
 
-@pytest.mark.many_cases
 @pytest.mark.parametrize("kind", OBSERVATION_SPACES)
-def test_every_space_trains_saves_loads_and_evaluates(kind, sequences, tmp_path):
+def test_every_space_is_learnt_saves_loads_and_evaluates(kind, tmp_path):
     space = OBSERVATION_SPACES[kind]
-    ppo, metrics = train(lambda: AnyEnv(copy.deepcopy(space)), normalize_observations=True)
-    assert type(ppo.policy) is SUITABLE[kind]
-    for of_one in metrics:  # acting is reproduced
-        assert abs(of_one["train/approx_kl"]) < 1e-9
-        assert of_one["train/clip_fraction"] == 0
-    for leaf, part in zip(leaves(space), flatten(space, sequences[0].observations), strict=True):
-        assert part.dtype == leaf.dtype  # bytes stay bytes
-        assert part.shape == (2, 8, *leaf.shape)
+    envs = make_vec(lambda: AnyEnv(copy.deepcopy(space)), 2)
+    assert policy_for(space) is SUITABLE[kind]
+    policy = SUITABLE[kind](space, envs.single_action_space, normalize_observations=True, **SIZES)
+    for _, sequences in assert_reproduced(policy, envs, 8, 8):
+        for leaf, part in zip(leaves(space), flatten(space, sequences.observations), strict=True):
+            assert part.dtype == leaf.dtype  # bytes stay bytes
+            assert part.shape == (2, 8, *leaf.shape)
 
-    ppo.save(tmp_path / "policy")
+    policy.save(tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
     assert loaded.observation_space == space
     space.seed(0)
     samples = [space.sample() for _ in range(5)]
     batch = map_leaves(lambda _, *parts: np.stack(parts), space, *samples)
     actions, (h, _) = loaded.predict(batch, deterministic=True)
-    np.testing.assert_array_equal(h, ppo.policy.predict(batch)[1][0])
+    np.testing.assert_array_equal(h, policy.predict(batch)[1][0])
     assert np.ptp(h, 0).max() > 1e-6  # it sees them
     for sample, action, row in zip(samples, actions, h, strict=True):
         single, (alone, _) = loaded.predict(sample, deterministic=True)
@@ -145,7 +139,6 @@ def test_nested_observations_are_the_flat_ones(mode, copy_arrays):
 BOTH = {"previous_action": True, "previous_reward": True, "num_layers": 2, "residual": True, "shared_lstm": False}
 
 
-@pytest.mark.many_cases
 @pytest.mark.parametrize(
     ("mode", "config"),
     [
@@ -155,40 +148,37 @@ BOTH = {"previous_action": True, "previous_reward": True, "num_layers": 2, "resi
     ],
     ids=["action", "reward", *(f"both, deep, {mode.name}" for mode in MODES)],
 )
-def test_the_update_reproduces_what_the_lstm_saw(mode, config, sequences, tmp_path):
+def test_what_the_lstm_saw_is_reproduced(mode, config, tmp_path):
     """Previous actions and rewards too, across sequences and rollouts and at episodes' starts."""
-    space = OBSERVATION_SPACES["nested"]
+    space, options = OBSERVATION_SPACES["nested"], dict(config)
+    length = options.pop("sequence_length", 8)
     makers = [lambda n=n: AnyEnv(copy.deepcopy(space), ACTIONS, n) for n in (1, 3, 5, 20)]
-    ppo = PPO("auto", SyncVectorEnv(makers, autoreset_mode=mode), **{**TINY, "num_envs": 4, **config})
+    policy = MultiInputLnLstmPolicy(space, ACTIONS, **SIZES, **options)
     worst = []
 
-    def compare(_):
-        got = sequences[-1]
-        rewards = {"rewards": got.rewards} if ppo.policy.previous_reward else {}
-        seen = {"right": got.actions, "wrong": map_leaves(lambda _, part: part[::-1], ACTIONS, got.actions)}
-        assert np.isfinite(got.log_probs).all()
-        values = {
-            name: ppo.policy.evaluate_actions(got.observations, actions, got.state, got.episode_starts, **rewards)[
-                2
-            ].numpy()
-            for name, actions in seen.items()
-        }
-        worst.append(np.abs(values["right"] - values["wrong"]).max())
-        return len(worst) < 2
+    for _, sequences in assert_reproduced(policy, SyncVectorEnv(makers, autoreset_mode=mode), 8, length):
+        assert np.isfinite(sequences.log_probs).all()
+        wrong = map_leaves(lambda _, part: part[::-1], ACTIONS, sequences.actions)
+        values = [evaluated(policy, sequences, actions)[2].numpy() for actions in (None, wrong)]
+        worst.append(np.abs(values[0] - values[1]).max())
+    assert (min(worst) > 1e-6) == policy.options.previous_action  # what was done before decides what is seen
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    for name, value in options.items():
+        assert getattr(loaded.options, name) == value
+    mean, _ = evaluate_policy(loaded, makers[2], 2, seed=0)
+    again, _ = evaluate_policy(policy, makers[2], 2, seed=0)
+    assert mean == again
 
-    metrics = []
-    ppo.learn(10**6, [compare, metrics.append])
+
+def test_ppo_trains_on_nested_observations():
+    """Before an update's first step, acting is reproduced."""
+    space = OBSERVATION_SPACES["nested"]
+    ppo, metrics = train(lambda: AnyEnv(copy.deepcopy(space), ACTIONS), normalize_observations=True, **BOTH)
+    assert type(ppo.policy) is MultiInputLnLstmPolicy
     for of_one in metrics:
         assert abs(of_one["train/approx_kl"]) < 1e-9
         assert of_one["train/clip_fraction"] == 0
-    assert (min(worst) > 1e-6) == ppo.policy.options.previous_action  # what was done before decides what is seen
-    ppo.save(tmp_path / "policy")
-    loaded = load_policy(tmp_path / "policy")
-    for name, value in config.items():
-        assert getattr(loaded.options, name, value) == value
-    mean, _ = evaluate_policy(loaded, makers[2], 2, seed=0)
-    again, _ = evaluate_policy(ppo.policy, makers[2], 2, seed=0)
-    assert mean == again
 
 
 @pytest.mark.peers

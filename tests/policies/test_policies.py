@@ -185,6 +185,7 @@ def test_a_subclass_that_runs_otherwise_acts_otherwise():
 )
 def test_observations_of_any_shape_and_dtype(space):
     policy = reference.randomise(policy_for(space, normalize_observations=True, shared_lstm=False))
+    space.seed(0)
     observations = np.stack([space.sample() for _ in range(12)]).reshape(2, 6, *space.shape)
     policy.observation_statistics.update(observations.reshape(12, *space.shape))
     expected = reference.run(policy, observations)

@@ -4,7 +4,6 @@ The tests marked `peers` run a tracker if its package is installed: `pip install
 """
 
 import csv
-import importlib.util
 import json
 import math
 
@@ -150,4 +149,3 @@ def test_the_names_of_the_option_are_those_of_the_trackers():
     hint = typing.get_type_hints(TrainOptions)["track"]
     (names,) = [typing.get_args(part) for part in typing.get_args(hint) if typing.get_args(part)]
     assert set(names) == set(TRACKERS)
-    assert importlib.util.find_spec("rl_lnlstm.runs.trackers") is not None
