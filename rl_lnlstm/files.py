@@ -57,23 +57,33 @@ def _is_special(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
+def replacing_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
     """A context manager that gives a temporary path. The file there replaces `path` if the block does not raise.
 
-    A symbolic link stays, and the file it leads to is replaced. A device or a pipe, such as /dev/stdout, cannot be
-    replaced: then this gives `path` itself.
+    Args:
+        path: the file. A link is replaced too: in a run directory of another person, it may lead anywhere.
+        suffix: of the temporary path; None for that of `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix if suffix is None else suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """Like `replacing_file`, for a path that the user named. A symbolic link stays, and its file is replaced.
+
+    A device or a pipe, such as /dev/stdout, cannot be replaced: then this gives `path` itself.
     """
     if _is_special(path):
         yield path
-        return
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    else:
+        with replacing_file(Path(os.path.realpath(path)), path.suffix) as temporary:
+            yield temporary
 
 
 @contextlib.contextmanager

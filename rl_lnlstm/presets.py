@@ -12,7 +12,7 @@ from typing import Any
 
 from rl_lnlstm.config import BEFORE, PPOOptions, WorkerOptions, make_config, upgraded
 from rl_lnlstm.errors import UserError, printable
-from rl_lnlstm.files import read_json, replacing_file
+from rl_lnlstm.files import output_file, read_json
 from rl_lnlstm.option_types import from_json
 
 # As CleanRL's ppo_atari_lstm.py: single frames, so the LSTM must remember where things move. But they are normalised.
@@ -270,7 +270,7 @@ def write_preset(path: Path, options: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with replacing_file(path) as temporary:
+    with output_file(path) as temporary:
         left_out = {"seed", *(field.name for field in dataclasses.fields(WorkerOptions))}
         content = {name: value for name, value in options.items() if name not in left_out}
         temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -68,14 +68,27 @@ def test_ctrl_c_between_the_two_steps_loses_nothing(when, tmp_path, monkeypatch)
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+def test_a_link_that_the_user_named_stays_and_its_file_is_replaced(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "link.txt").symlink_to("file")
-    with files.replacing_file(tmp_path / "link.txt") as path:
+    with files.output_file(tmp_path / "link.txt") as path:
         assert path.suffix == ".txt", "it determines the format of a picture"
         path.write_text("new")
     assert (tmp_path / "link.txt").is_symlink()
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_link_in_a_run_directory_is_replaced(tmp_path):
+    """The directory may come from another person, and the link may lead anywhere."""
+    (tmp_path / "mine").write_text("mine")
+    for target in (tmp_path / "mine", Path(os.devnull)):
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        (tmp_path / "config.json").symlink_to(target)
+        with files.replacing_file(tmp_path / "config.json") as path:
+            path.write_text("new")
+        assert not (tmp_path / "config.json").is_symlink()
+        assert (tmp_path / "config.json").read_text() == "new"
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
@@ -83,7 +96,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     os.mkfifo(pipe)
     files.check_writable(pipe, "the episodes", "--csv")
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with files.replacing_file(pipe) as path:
+    with files.output_file(pipe) as path:
         path.write_text("text")
     assert os.read(reader, 100) == b"text"
     os.close(reader)

@@ -14,7 +14,7 @@ from rl_lnlstm.commands.options import CompareOptions, PlotOptions
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.evaluation.statistics import difference_interval, improvement_interval, probability_of_improvement
-from rl_lnlstm.files import replacing_file
+from rl_lnlstm.files import output_file
 from rl_lnlstm.runs.comparison_plot import comparison_plot
 from rl_lnlstm.runs.groups import Group, Score, differing_options, read_group, score, score_name
 
@@ -29,7 +29,7 @@ def plot(options: PlotOptions) -> int:
         raise UserError(f"--out {options.out} needs an extension, such as .png, which determines the format")
     groups = _groups(options.runs)
     try:
-        with replacing_file(options.out) as path:
+        with output_file(options.out) as path:
             comparison_plot(groups).savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"the picture cannot be written to {options.out}: {error}") from error

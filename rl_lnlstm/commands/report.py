@@ -11,7 +11,7 @@ from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import ReportOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.files import check_writable, replacing_file
+from rl_lnlstm.files import check_writable, output_file, replacing_file
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.policies.saving import DESCRIPTION
 from rl_lnlstm.runs.layout import REPORT
@@ -35,8 +35,6 @@ def report(options: ReportOptions) -> int:
     path = told_as.absolute()  # an environment may change the current folder
     policy = load_policy(options.run_dir)
     check_writable(told_as, "the report", "--out")
-    if options.out is None and path.is_symlink():
-        raise UserError(f"{told_as} is a link, which may lead anywhere: name a file with --out")
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
 
@@ -57,7 +55,7 @@ def report(options: ReportOptions) -> int:
             progress=tell,
         )
     try:
-        with replacing_file(path) as temporary:
+        with (replacing_file if options.out is None else output_file)(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"the report cannot be written to {told_as}: {error}") from error

@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, interquartile_mean, mean
-from rl_lnlstm.files import replacing_file
+from rl_lnlstm.files import output_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Evaluation:
         """
         columns = (range(len(self.returns)), self.seeds, self.returns, self.lengths, self.cut)
         try:
-            with replacing_file(path) as temporary, temporary.open("w", newline="") as file:
+            with output_file(path) as temporary, temporary.open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(["episode", "seed", "return", "length", "cut"])
                 writer.writerows(zip(*columns, strict=True))
