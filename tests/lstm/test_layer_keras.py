@@ -323,33 +323,3 @@ def test_saved_models_work_in_a_fresh_process(tmp_path):
         close("from_zeros", model([xs, masks])[0])
     """
     run_fresh(program, tmp_path)
-
-
-@pytest.mark.parametrize("others", ["masks", "initial_state", "both"])
-def test_the_padding_mask_of_the_inputs_arrives_beside_other_tensors(others, tmp_path):
-    ids = np.array([[3, 4, 0, 5, 0], [6, 0, 0, 7, 8]])
-    resets, state = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 1, 1]], "float32"), np.full((2, 4), 0.5, "float32")
-    embedding, layer = keras.layers.Embedding(10, 3, mask_zero=True), MaskedLNLSTM(4, return_sequences=True)
-
-    def called(embedded, resets, state, **options):
-        options |= {} if others == "initial_state" else {"masks": resets}
-        return layer(embedded, **options, **({} if others == "masks" else {"initial_state": [state, state]}))
-
-    embedded = np.asarray(embedding(ids))  # without its mask
-    expected = called(embedded, resets, state, mask=ids != 0)
-    assert not np.allclose(expected, called(embedded, resets, state))
-    np.testing.assert_allclose(called(embedding(ids), resets, state), expected, atol=1e-6)
-
-    inputs = [keras.Input([5], dtype="int32"), keras.Input([5]), keras.Input([4])]
-    model = keras.Model(inputs, called(embedding(inputs[0]), *inputs[1:]))
-    np.testing.assert_allclose(model([ids, resets, state]), expected, atol=1e-6)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(loaded([ids, resets, state]), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("time_major", [False, True])
-def test_without_steps_a_padding_mask_changes_nothing(time_major):
-    shape = [0, 2] if time_major else [2, 0]
-    layer = MaskedLNLSTM(4, time_major=time_major)
-    np.testing.assert_array_equal(layer(tf.zeros([*shape, 3]), mask=tf.zeros(shape, tf.bool)), np.zeros((2, 4)))
