@@ -47,8 +47,14 @@ def check_writable(path: Path, what: str, flag: str) -> None:
     if _is_special(path) and os.access(path, os.W_OK):
         return
     folder = next((parent for parent in path.absolute().parents if os.path.exists(parent)), path)
-    if os.path.isdir(path) or not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        raise UserError(f"{what} cannot be written to {path}: name another file with {flag}")
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError("it is a folder")
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone say little of a read-only disk, or to root
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{what} cannot be written to {path}, {reason}: name another file with {flag}") from error
 
 
 def _is_special(path: Path) -> bool:

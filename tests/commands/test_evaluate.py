@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from moviepy import VideoFileClip
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
+from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from tests.commands.small_run import ROOT, train
 
 
@@ -213,9 +215,10 @@ def test_an_environment_may_print_and_change_the_current_folder(tmp_path, capsys
     assert not [path for path in (tmp_path / "elsewhere").rglob("*") if path.name != "elsewhere"]
 
 
-def test_a_file_that_cannot_be_written_is_named_before_the_evaluation(run, capsys):
-    assert main(["evaluate", str(run), "--episodes", "100000", "--csv", "/proc/nowhere/episodes.csv"]) == 2
-    assert "the episodes cannot be written to /proc/nowhere/episodes.csv" in capsys.readouterr().err
+def test_a_file_that_cannot_be_written_is_named_before_the_evaluation(run, capsys, monkeypatch):
+    monkeypatch.setattr(EpisodeRunner, "__iter__", lambda self: pytest.fail("the evaluation began"))
+    assert main(["evaluate", str(run), "--csv", "/proc/nowhere/episodes.csv"]) == 2  # not even root may write there
+    assert re.search("the episodes cannot be written to /proc/nowhere/episodes.csv, .*: name", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("module", ["mine", "mine(", "a(b"])
