@@ -56,9 +56,9 @@ format: $(VENV)/.installed  ## format the code
 test-peers: $(VENV)/.peers  ## the tests that need Stable-Baselines3 and Box2D, which are large
 	$(BIN)/python -m pytest -m peers $(ARGS)
 
-# One after the other, because each starts a cluster with several processes.
+# Each starts a cluster with several processes of its own.
 test-ray: $(VENV)/.ray  ## the tests that start clusters of Ray, all on this machine
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m ray $(ARGS)
+	RAY_AUTH_MODE=disabled $(PYTEST) -m ray $(ARGS)
 
 # uv finds the lowest versions that pyproject.toml allows for direct dependencies, and the newest ones of all others.
 LOWEST := $(VENV)-lowest
