@@ -144,7 +144,7 @@ def make_vec(
 
 
 class HandedIn:
-    """A function object that returns an environment which other code made, and has the name of that environment.
+    """A function object that returns an environment of other code. Its name is that of the environment's class.
 
     Steps and resets of the environment are counted from now on.
     """

@@ -210,7 +210,7 @@ def _check_sizes(arguments: Mapping[str, Any], headers: Mapping[str, Header]) ->
 
 
 def _build_encoder(encoder: keras.Model, space: gym.Space, critic_keys: Sequence[str]) -> None:
-    """Builds the user's encoder. If it were first built in the graph of `_outline`, it would have no weights after."""
+    """Builds the user's encoder now. The weights of one that is built in the graph of `_outline` end with the graph."""
     check_observation_space(space)
     with keras_defaults():
         check_encoder(encoder, divided(space, critic_keys).actor)

@@ -53,8 +53,8 @@ def parse_options(
         description=inspect.getdoc(kind),
     )
     values = {name: value for group in vars(parsed).values() for name, value in vars(group).items()}
-    for name in _dictionaries(hints):
-        if values[name] is None:
+    for name, hint in hints.items():
+        if _is_dictionary(hint) and values[name] is None:
             values[name] = _value(kind, name, default)
     return kind(**values)
 
@@ -76,7 +76,7 @@ def _grouped_class(
             described = tyro.conf.arg(
                 help=docs[name], metavar=_word(hints[name]), help_behavior_hint=_described(value, marks.get(name))
             )
-            if name in _dictionaries(hints):
+            if _is_dictionary(hints[name]):
                 # tyro would turn a dictionary with entries into one flag for each. `parse_options` puts it back.
                 inner.append((name, Annotated[hints[name] | None, described], None))
             else:
@@ -88,9 +88,8 @@ def _grouped_class(
     return dataclasses.make_dataclass("options", outer, kw_only=True)
 
 
-def _dictionaries(hints: Mapping[str, Any]) -> list[str]:
-    """Names of the options whose values are dictionaries."""
-    return [name for name, hint in hints.items() if dict in kinds_of(hint)]
+def _is_dictionary(hint: Any) -> bool:
+    return dict in kinds_of(hint)
 
 
 def _value(kind: type, name: str, default: Any) -> Any:

@@ -96,8 +96,7 @@ class Checkpoints:
         try:
             self.flush()
             self.ppo.save_checkpoint(self.folder / _name(self.ppo.iteration), self.env_snapshot)
-            older = [path for path in _numbered(self.folder) if int(path.name) <= self.ppo.iteration]
-            for path in older[: -self.keep]:
+            for path in _numbered(self.folder)[: -self.keep]:
                 shutil.rmtree(path)
             self._written = self.ppo.iteration
         except OSError as error:
