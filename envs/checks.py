@@ -145,7 +145,7 @@ def checked_parts(space: gym.Space, path: tuple[Any, ...] = ()) -> Iterator[Chec
         if np.issubdtype(space.dtype, np.floating):
             yield CheckedPart(what, path, None)
     elif isinstance(space, gym.spaces.Discrete):
-        yield CheckedPart(what, path, (space.start, space.start + space.n - 1))
+        yield CheckedPart(what, path, (int(space.start), int(space.start) + int(space.n) - 1))
     elif isinstance(space, gym.spaces.MultiDiscrete):
         yield CheckedPart(what, path, (space.start, space.start + space.nvec - 1))
     elif isinstance(space, gym.spaces.MultiBinary):

@@ -207,7 +207,8 @@ class Copies(gym.Wrapper):
 
 def _reset(env: gym.Env, seed: int | None, options: dict[str, Any] | None) -> Any:
     try:
-        return env.reset(seed=seed, options=options)
+        # Gymnasium takes its own entry, "reset_mask", out of the options, and passes on what may be an empty rest.
+        return env.reset(seed=seed, options=options or None)
     except TypeError as error:
         if any(f"unexpected keyword argument {name!r}" in str(error) for name in ("seed", "options")):
             what = f"has a reset without the arguments of Gymnasium's, reset(self, *, seed=None, options=None): {error}"
@@ -252,6 +253,24 @@ def resynchronise(envs: VectorEnv) -> None:
         while not isinstance(pipe.recv()[0], bool):
             pass
     envs._state = AsyncState.DEFAULT
+
+
+def infos_as_dict(envs: VectorEnv, infos: Any) -> dict[str, Any]:
+    """The infos of a vector environment as Gymnasium's dict of arrays.
+
+    Some vector environments, and Gymnasium's wrapper `DictInfoToList`, return a list with an info for each environment.
+
+    Raises:
+        Fault: the infos are neither.
+    """
+    if isinstance(infos, dict):
+        return infos
+    if not isinstance(infos, list | tuple) or [isinstance(info, Mapping) for info in infos] != [True] * envs.num_envs:
+        raise Fault(f"returned infos of type {type(infos).__name__}, expected a dict", lasting=True)
+    joined: dict[str, Any] = {}
+    for index, info in enumerate(infos):
+        joined = _add_any_info(functools.partial(VectorEnv._add_info, envs), envs.num_envs, joined, dict(info), index)
+    return joined
 
 
 def _add_any_info(

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import DependencyNotInstalled
@@ -23,7 +24,11 @@ EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
 
 # Packages that do not register their ids by themselves: the start of the ids, the module to import, and the package to
 # install
-REGISTERED_BY = {"ALE/": ("ale_py", "atari"), "MiniGrid-": ("minigrid", "minigrid")}
+REGISTERED_BY = {
+    "ALE/": ("ale_py", "atari"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+}
 
 # Our extras by what the message about a missing package names
 EXTRAS = {
@@ -60,7 +65,7 @@ def find_spec(env_id: str) -> EnvSpec:
     by_lower = {known.lower(): known for known in gym.registry}
     near = [by_lower[match] for match in difflib.get_close_matches(registered_id.lower(), by_lower, n=5, cutoff=0.5)]
     hint = f"the nearest known ones are {', '.join(near)}" if near else "no known one is similar"
-    if not module and registered_id.isidentifier() and importlib.util.find_spec(registered_id):
+    if not module and registered_id.isidentifier() and _is_module(registered_id):
         hint = f"it is a module, so write {registered_id}:ID, with an id that it registers"
     raise UserError(
         f"unknown environment id {env_id!r}: {hint} (an id of another package is written 'module:id', "
@@ -132,9 +137,27 @@ def portable(spec: EnvSpec) -> EnvSpec:
     return spec
 
 
-def portable_registrations() -> dict[str, EnvSpec]:
-    """The specifications of all ids, for another process."""
-    return {env_id: portable(spec) for env_id, spec in gym.registry.items()}
+def pickled_registrations() -> dict[str, bytes]:
+    """The specifications of all ids, pickled one by one for another process; without those that cannot be pickled."""
+    pickled = {}
+    for env_id, spec in gym.registry.items():
+        with contextlib.suppress(Exception):
+            pickled[env_id] = cloudpickle.dumps(portable(spec))
+    return pickled
+
+
+def register(pickled: Mapping[str, bytes]) -> None:
+    """Registers the ids of another process that are unknown here, except for those whose module is not found here."""
+    for env_id, content in pickled.items():
+        if env_id not in gym.registry:
+            with contextlib.suppress(Exception):
+                gym.registry[env_id] = cloudpickle.loads(content)
+
+
+def _is_module(name: str) -> bool:
+    with contextlib.suppress(ImportError, ValueError):  # ValueError: a module without a specification
+        return importlib.util.find_spec(name) is not None
+    return False
 
 
 def _install(extra: str) -> str:

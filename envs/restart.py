@@ -16,7 +16,7 @@ from gymnasium.vector.utils import concatenate
 from rl_lnlstm.envs.faults import Numbering, comparing_spaces
 from rl_lnlstm.envs.guard import Guard
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_wrappers
-from rl_lnlstm.envs.registry import EnvSource, construction, portable, portable_registrations
+from rl_lnlstm.envs.registry import EnvSource, construction, pickled_registrations, portable, register
 from rl_lnlstm.envs.scores import warn_of_lives
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper
@@ -37,12 +37,11 @@ class EnvMaker:
     kwargs: dict[str, Any]
     wrappers: tuple[Wrapper, ...]
     info_keys: tuple[str, ...] = ()
-    registrations: Mapping[str, EnvSpec] = dataclasses.field(default_factory=dict)  # that another process needs
+    registrations: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # for another process
 
     def __call__(self) -> gym.Env:
         """Makes the environment with its wrappers and its guard."""
-        for env_id, spec in self.registrations.items():
-            gym.registry.setdefault(env_id, spec)
+        register(self.registrations)
         with construction(self.name, self.kwargs):
             if isinstance(self.source, EnvSpec):
                 env = gym.make(self.source, disable_env_checker=True, **self.kwargs)
@@ -91,7 +90,7 @@ def make_async(
     makers: Sequence[EnvMaker], name: str, mode: AutoresetMode, timeout: float | None, numbering: Numbering
 ) -> VectorEnv:
     """Makes environments that run in a process each."""
-    registrations = portable_registrations()
+    registrations = pickled_registrations()
     makers = [
         dataclasses.replace(
             maker,

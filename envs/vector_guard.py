@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
@@ -34,7 +35,7 @@ from rl_lnlstm.envs.faults import (
     user_frames,
 )
 from rl_lnlstm.envs.final_observations import FinalObservations
-from rl_lnlstm.envs.guard import Copies, guard_environments_of, resynchronise
+from rl_lnlstm.envs.guard import Copies, guard_environments_of, infos_as_dict, resynchronise
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
@@ -76,6 +77,10 @@ class GuardedVectorEnv(VectorWrapper):
         mask_key: str | None = None,
         numbering: Numbering | None = None,
     ) -> None:
+        for attribute in ("single_observation_space", "single_action_space"):
+            space = getattr(env, attribute, None)
+            if not isinstance(space, gym.Space):
+                raise UserError(f"{name}: {attribute} must be a gymnasium.Space, got {space!r:.100}")
         super().__init__(env)
         self.name, self.info_keys, self.failures = name, info_keys, 0
         self.numbering = numbering or Numbering(0, env.num_envs)
@@ -161,7 +166,7 @@ class GuardedVectorEnv(VectorWrapper):
         rewards = checked_rewards(rewards, num_envs)
         terminations = checked_ends(terminations, num_envs, "terminations")
         truncations = checked_ends(truncations, num_envs, "truncations")
-        infos = infos if isinstance(infos, dict) else {}
+        infos = infos_as_dict(self.env.unwrapped, infos)
         if self._mode is AutoresetMode.SAME_STEP and (ends := terminations | truncations).any():
             infos = {**infos, "final_obs": self._final.read(infos, ends, observations), "_final_obs": ends}
         if self._score is not None:
@@ -199,9 +204,9 @@ class GuardedVectorEnv(VectorWrapper):
             resynchronise(self.env.unwrapped)
             observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
             observations = checked_observation(self._inner_spaces[0], observations, self._batch)
+            infos = infos_as_dict(self.env.unwrapped, infos)
         except FAILURES as error:
             self._raise_named(error, "in the reset after step")
-        infos = infos if isinstance(infos, dict) else {}
         for index, fault in sorted(self._faults(observations, infos).items()):
             observations = self._restart(index, fault, infos, "in the reset after step")
         self._ended = np.zeros((2, self.num_envs), bool)

@@ -297,11 +297,9 @@ def check_spaces(policy: Any, envs: Any, learning: bool = False) -> None:
 
 
 def has_time_limit(envs: VectorEnv) -> bool:
-    """Whether the environments have a time limit: in their registration, or through a wrapper `TimeLimit`."""
-    if envs.spec is not None and envs.spec.max_episode_steps is not None:
-        return True
+    """Whether the environments have a time limit: a wrapper `TimeLimit`, or that of a vector implementation."""
     base = envs.unwrapped
     if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
-        return False
+        return envs.spec is not None and envs.spec.max_episode_steps is not None
     resynchronise(base)
     return all(base.call("has_wrapper_attr", "_max_episode_steps"))  # TimeLimit's; it may be in another process

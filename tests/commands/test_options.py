@@ -71,6 +71,12 @@ def test_a_keyword_argument_may_have_the_name_of_an_option(tmp_path):
     assert parse(["train", "--resume", str(tmp_path)]).env_kwargs == env_kwargs
 
 
+def test_values_of_env_kwargs_that_look_like_options_are_named(capsys):
+    assert parse(["train", "--env-kwargs", "penalty=-1e-3"]).env_kwargs == {"penalty": -1e-3}
+    assert main(["train", "--env-kwargs", "name=-x"]) == 2
+    assert capsys.readouterr().err == "error: --env-kwargs: the value of name must not begin with a hyphen, got '-x'\n"
+
+
 @pytest.mark.parametrize("command", ["train", "tune"])
 def test_none_is_a_value_wherever_help_offers_it(command):
     assert parse([command, "--preset", "None", "--resume", "None"]) == parse([command])

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +17,7 @@ from gymnasium.wrappers.vector import NormalizeObservation as VectorNormalizeObs
 
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.autoreset import Stepper
+from rl_lnlstm.envs.checks import checked_parts
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from tests.envs.told_env import BOTH, MODES, Told, episodes_of, play, told
 
@@ -103,6 +105,8 @@ class Own(VectorEnv):
         ({"rewards": ["a", "b", "c"]}, r"rewards of text, expected numbers"),
         ({"terminations": [None] * 3}, r"None as terminations, expected numbers"),
         ({"truncations": np.full(3, np.nan)}, r"nan in truncations"),
+        ({"infos": 7}, r"infos of type int, expected a dict"),
+        ({"infos": [{}, {}]}, r"infos of type list, expected a dict"),
         ({"mode": AutoresetMode.SAME_STEP}, r"\(environment 0 in 0\.\.2\) gave no info\['final_obs'\]"),
         (
             {"mode": AutoresetMode.SAME_STEP, "infos": {"final_obs": [np.zeros(2), None, None]}},
@@ -157,6 +161,30 @@ def test_numbers_of_infos_that_are_asked_for(vectorization, mode):
         success = float(episode.environment == 1)
         assert episode.info == {"is_success": success, "score": 2.5, "episode/r": 4.0, "episode/l": 3.0}
     assert all(episode.info == {} for episode in episodes_of(play(make_vec(Winner, 2, autoreset_mode=mode))))
+
+
+def test_a_vector_environment_without_the_space_of_one_environment_is_named():
+    envs = Own()
+    del envs.single_action_space
+    with pytest.raises(UserError, match="Own: single_action_space must be a "):
+        make_vec(envs)
+
+
+@BOTH
+def test_a_reset_without_options_gets_none(vectorization):
+    class Picky(Told):
+        def reset(self, *, seed=None, options=None):
+            assert options is None
+            return super().reset(seed=seed)
+
+    assert episodes_of(play(make_vec(Picky, 2, vectorization=vectorization, autoreset_mode="DISABLED")))
+
+
+def test_the_bounds_of_narrow_integers_do_not_overflow():
+    space = spaces.Discrete(255, start=1, dtype=np.uint8)
+    with warnings.catch_warnings(action="error"):
+        (part,) = checked_parts(space)
+    assert part.bounds == (1, 255)
 
 
 @MODES

@@ -286,3 +286,28 @@ def test_a_reset_without_seed_and_options_is_named_at_once(how):
         with pytest.raises(EnvironmentFailure, match=r"has a reset without the arguments .*seed=None, options=None"):
             envs.reset(seed=0)
         assert envs.failures <= 1
+
+
+class Legal(Three):
+    """Only action 1 is legal."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset()
+        return observation, {"action_mask": np.array([0, 1])}
+
+    def step(self, action):
+        *answer, _ = super().step(action)
+        return *answer, {"action_mask": np.array([0, 1]), "won": self.time / 3}
+
+
+@MODES
+def test_infos_may_be_a_list(mode):
+    inner = SyncVectorEnv([lambda: ClipReward(Legal(), -1, 1)] * 2, autoreset_mode=mode)
+    stepper = Stepper(make_vec(vector_wrappers.DictInfoToList(inner), info_keys=["won"]), 0)
+    episodes = []
+    for _ in range(9):
+        assert stepper.action_masks[:, 1].all()
+        assert not (stepper.action_masks[:, 0] & ~stepper._resetting).any()
+        episodes += stepper.step(NOTHING + 1).episodes
+    assert len(episodes) >= 4
+    assert {(episode.episode_return, episode.info["won"]) for episode in episodes} == {(30, 1)}

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import gymnasium as gym
 import numpy as np
@@ -250,6 +251,27 @@ def test_what_cannot_be_sent_to_a_worker():
         make_vec(lambda: (lock, gym.make("CartPole-v1"))[1], 2, vectorization="async")
 
 
+def test_ids_that_a_worker_cannot_have_do_not_matter_to_others():
+    lock = multiprocessing.Lock()
+    unknown = types.ModuleType("unknown_there")
+    exec("import gymnasium as gym\ndef make(): return gym.make('CartPole-v1')", vars(unknown))
+    sys.modules["unknown_there"] = unknown
+    gym.register("CannotBeSent-v0", entry_point=lambda: (lock, gym.make("CartPole-v1"))[1])
+    gym.register("CannotBeImported-v0", entry_point=unknown.make)
+    try:
+        make_vec("CartPole-v1", 1, vectorization="async").close()
+        with pytest.raises(UserError, match=r"CannotBeSent-v0: cannot be sent to a worker process"):
+            make_vec("CannotBeSent-v0", 1, vectorization="async")
+    finally:
+        del gym.registry["CannotBeSent-v0"], gym.registry["CannotBeImported-v0"], sys.modules["unknown_there"]
+
+
+def test_an_id_that_is_a_module_without_a_specification(monkeypatch):
+    monkeypatch.setitem(sys.modules, "made_by_hand", types.ModuleType("made_by_hand"))
+    with pytest.raises(UserError, match="unknown environment id 'made_by_hand'"):
+        make_vec("made_by_hand", 1)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mujoco") is not None, reason="its absence is what is tested")
 @BOTH
 def test_a_missing_dependency_says_what_to_install(vectorization):
@@ -258,7 +280,10 @@ def test_a_missing_dependency_says_what_to_install(vectorization):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize(("package", "env_id"), [("ale_py", "ALE/Pong-v5"), ("minigrid", "MiniGrid-Empty-5x5-v0")])
+@pytest.mark.parametrize(
+    ("package", "env_id"),
+    [("ale_py", "ALE/Pong-v5"), ("minigrid", "MiniGrid-Empty-5x5-v0"), ("minigrid", "BabyAI-GoToRedBallGrey-v0")],
+)
 def test_ids_of_well_known_packages_need_no_module_in_front(package, env_id):
     pytest.importorskip(package)
     code = f"from rl_lnlstm.envs import make_vec; make_vec({env_id!r}).close()"

@@ -215,6 +215,13 @@ def test_time_limits_are_found_in_other_processes_too(how, limited):
         assert has_time_limit(envs) == limited
 
 
+def test_a_time_limit_can_be_turned_off():
+    with contextlib.closing(
+        make_vec("CartPole-v1", 1, vectorization="sync", env_kwargs={"max_episode_steps": -1})
+    ) as envs:
+        assert not has_time_limit(envs)
+
+
 @pytest.mark.parametrize(
     ("picture", "problem"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 import cloudpickle
 
 from rl_lnlstm.config import PPOConfig
-from rl_lnlstm.envs.registry import portable_registrations
+from rl_lnlstm.envs.registry import pickled_registrations
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.ppo.collectors.crew import Crew, Transport
 from rl_lnlstm.ppo.collectors.merge import divided_state, joined_rollouts, joined_states
@@ -34,7 +34,7 @@ class ParallelCollector:
 
     def __init__(self, env: GivenEnv, config: PPOConfig, transport: Transport, workers: int) -> None:
         self._transport = transport
-        setup = pickled(Setup(env, config, portable_registrations(), versions()), "the environment")
+        setup = pickled(Setup(env, config, pickled_registrations(), versions()), "the environment")
         shares = shares_of(config.num_envs, workers)
         self._crew = Crew(transport, shares, setup, config.worker_timeout, config.max_worker_failures)
         description = self._crew.call("describe")[0]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 
 from rl_lnlstm.config import AUTO, PPOConfig
 from rl_lnlstm.envs.faults import picklable
+from rl_lnlstm.envs.registry import register
 from rl_lnlstm.errors import UserError, run_warnings_to, warn
 from rl_lnlstm.ppo.collectors.local import LocalCollector
 from rl_lnlstm.ppo.collectors.share import Share
@@ -30,7 +30,7 @@ class Setup(NamedTuple):
 
     env: GivenEnv
     config: PPOConfig
-    registrations: Mapping[str, EnvSpec]  # the ids that are known in the training process
+    registrations: Mapping[str, bytes]  # the ids that are known in the training process
     versions: dict[str, str]  # in the training process
 
 
@@ -177,8 +177,7 @@ class Worker:
 def _made(setup: bytes, share: Share) -> LocalCollector:
     env, config, registrations, versions = _unpickled(setup, "the environment")
     check_versions(versions)
-    for env_id, spec in registrations.items():
-        gym.registry.setdefault(env_id, spec)
+    register(registrations)
     collector = LocalCollector(env, config, share)
     return collector if config.vectorization != AUTO else _independent(collector, env, config, share)
 
