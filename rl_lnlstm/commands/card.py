@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-
-from rl_lnlstm.commands.console import output, tell
+from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import CardOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.files import check_is_free
@@ -23,7 +20,7 @@ def card(options: CardOptions) -> int:
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
-    with contextlib.redirect_stdout(sys.stderr):  # what the environment prints
+    with prints_on_stderr():
         result = write_card(
             policy,
             environment_maker(options, environment, policy.observation_space),

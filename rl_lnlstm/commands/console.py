@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 from rl_lnlstm.errors import RunFailure, UserError, losing_messages, printable
@@ -36,6 +38,25 @@ def output(text: str) -> None:
     except OSError as error:
         discard(sys.stdout)
         raise RunFailure(f"standard output cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Sends what environments print to standard error, also from C code and from child processes.
+
+    Standard output is for the command's result.
+    """
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if sys.platform != "win32":
+            ctypes.CDLL(None).fflush(None)  # what C code has printed
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def discard(*streams: TextIO) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rl_lnlstm.commands.console import output, tell
+from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import EvaluateOptions
 from rl_lnlstm.commands.trained_in import environment_maker, trained_in
 from rl_lnlstm.errors import UserError
@@ -46,7 +45,7 @@ def evaluate(options: EvaluateOptions) -> int:
     make_envs = environment_maker(options, environment, policy.observation_space)
     # An environment may change the current folder, and may print.
     videos, record, csv = (path and path.absolute() for path in (options.video, options.record, options.csv))
-    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as resources:
+    with prints_on_stderr(), contextlib.ExitStack() as resources:
         envs = resources.enter_context(contextlib.closing(make_envs(min(options.num_envs, len(seeds)), bool(videos))))
         plan, video = plan_for(envs, seeds, seed), None
         if videos is not None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from pathlib import Path
 
-from rl_lnlstm.commands.console import output, tell
+from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import ReportOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
 from rl_lnlstm.errors import UserError
@@ -38,7 +36,7 @@ def report(options: ReportOptions) -> int:
     policy.seed(options.seed)
     environment = trained_in(options, policy.env_id)
 
-    with contextlib.redirect_stdout(sys.stderr):  # what the environment prints
+    with prints_on_stderr():
         text = make_report(
             policy,
             environment_maker(options, environment, policy.observation_space),

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.option_types import tuple_if_list
@@ -22,6 +24,9 @@ from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
 GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
+
+# Arguments of `gymnasium.make` and `make_vec` that change no task
+NOT_OF_THE_TASK = "render_mode", "num_envs", "vectorization_mode", "autoreset_mode"
 
 
 class Spaces(Protocol):
@@ -45,12 +50,7 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
             f"num_envs is {options['num_envs']}, but an environment object is only one environment: give its id or a "
             "function that makes one"
         )
-    if isinstance(env, str):
-        options["env_id"] = env
-    else:
-        # A spec need not come from Gymnasium. For example, envpool's has no id.
-        named = getattr(getattr(env, "spec", None), "id", None) or getattr(env, "__name__", None)
-        options["env_id"] = named or str(env)
+    options["env_id"] = _name_of(env)
     if isinstance(policy, str):
         options["policy"] = policy
     elif isinstance(policy, type):
@@ -67,6 +67,32 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
             f"policy must be {AUTO!r}, the name of a policy class, a policy class or a policy, got {policy!r:.100}"
         )
     return make_config(**options)
+
+
+def _name_of(env: GivenEnv) -> str:
+    """The id of an environment; for one that its id alone does not make again, a name that is no id."""
+    if isinstance(env, str):
+        return env
+    # A spec need not come from Gymnasium. For example, envpool's has no id.
+    spec = getattr(env, "spec", None)
+    env_id = getattr(spec, "id", None)
+    if env_id is None:
+        return getattr(env, "__name__", None) or str(env)
+    return env_id if isinstance(spec, EnvSpec) and _is_made_by_id(env) else f"{type(env).__name__}({env_id})"
+
+
+def _is_made_by_id(env: Any) -> bool:
+    """Whether the environment has no wrappers, arguments or time limit but those of its registration."""
+    if isinstance(env, GuardedVectorEnv):
+        env = env.env
+    registered = gym.registry.get(env.spec.id)
+    if registered is None or (isinstance(env, VectorEnv) and env is not env.unwrapped):
+        return False
+    same = env.spec.additional_wrappers == registered.additional_wrappers
+    arguments = {name: value for name, value in env.spec.kwargs.items() if name not in NOT_OF_THE_TASK}
+    limit = arguments.pop("max_episode_steps", env.spec.max_episode_steps)  # an argument of vector implementations
+    # As text, because arguments may be arrays.
+    return same and repr(arguments) == repr(registered.kwargs) and limit == registered.max_episode_steps
 
 
 def check_makes_more(env: GivenEnv, why: str) -> None:

@@ -47,7 +47,7 @@ class EvalCallback(Callback):
     ) -> None:
         self.env, self.interval, self.n_eval_episodes = env, checked("interval", interval, Count), n_eval_episodes
         self.deterministic, self.seed = deterministic, seed
-        self.best_path = None if best_path is None else Path(best_path)
+        self.best_path = None if best_path is None else Path(best_path).absolute()
         self._options: dict[str, Any] = {"num_envs": num_envs, "max_steps": max_steps}
         self.result: Evaluation | None = None
         self.best_mean = -float("inf")

@@ -53,9 +53,10 @@ class Tracker(Callback):
                 f"tracking needs a package that is not installed ({error}): pip install {self.package}"
             ) from error
         self.name = name
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).absolute()
         self.project = project or os.environ.get(self.project_variable) or PROJECT
         self._working = False
+        self._handled: BaseException | None = None  # what the caller of `learn` was already handling
 
     def start(self, config: Mapping[str, Any], run_id: str | None) -> str | None:
         """Starts a run, or continues the run `run_id`. Returns the run's id, None if its name suffices."""
@@ -83,7 +84,7 @@ class Tracker(Callback):
             raise UserError(
                 f"{self.package} cannot track the run, {type(error).__name__}: {printable(error)}"
             ) from error
-        self._working = True
+        self._working, self._handled = True, sys.exc_info()[1]
 
     def __call__(self, metrics: Metrics) -> None:
         """Sends the metrics of an iteration that are finite."""
@@ -101,7 +102,7 @@ class Tracker(Callback):
         self._working = False
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                self.end(failed=sys.exc_info()[0] is not None)
+                self.end(failed=sys.exc_info()[1] is not self._handled)
         except Exception as error:
             warn(f"{self.package} cannot end the run, {type(error).__name__}: {printable(error)}")
 

@@ -6,10 +6,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import TimeAwareObservation
+from gymnasium.wrappers.vector import ClipReward
 
 from rl_lnlstm import PPO, UserError, evaluate, evaluate_policy, load_policy
-from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs import HideVelocities, make_vec
 from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
+from rl_lnlstm.ppo.setup import configuration
 
 SMALL = {"num_steps": 16, "units": 4, "jit_compile": False, "seed": 0, "update_epochs": 1}
 
@@ -100,6 +103,29 @@ def test_the_configuration_is_that_of_the_given_policy():
 def test_any_number_of_environments_works_by_default(num_envs):
     ppo = PPO("auto", "CartPole-v1", num_envs=num_envs, **SMALL).learn(20)
     assert ppo.num_timesteps >= 20
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: gym.make("CartPole-v1", render_mode="rgb_array"), "CartPole-v1"),
+        (lambda: gym.make("CartPole-v1", sutton_barto_reward=True), "TimeLimit(CartPole-v1)"),
+        (lambda: gym.make("CartPole-v1", max_episode_steps=9), "TimeLimit(CartPole-v1)"),
+        (lambda: HideVelocities(gym.make("CartPole-v1"), [1, 3]), "HideVelocities(CartPole-v1)"),
+        (lambda: gym.make_vec("CartPole-v1", 2), "CartPole-v1"),
+        (lambda: gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"), "CartPole-v1"),
+        (lambda: gym.make_vec("CartPole-v1", 2, "sync", wrappers=[TimeAwareObservation]), "SyncVectorEnv(CartPole-v1)"),
+        (lambda: gym.make_vec("CartPole-v1", 2, sutton_barto_reward=True), "CartPoleVectorEnv(CartPole-v1)"),
+        (lambda: ClipReward(gym.make_vec("CartPole-v1", 2), -1, 1), "ClipReward(CartPole-v1)"),
+        (lambda: make_vec("CartPole-v1", 2), "CartPole-v1"),
+        (lambda: make_vec("CartPole-v1", 2, vectorization="sync"), "CartPole-v1"),
+        (lambda: make_vec("CartPole-v1", 2, wrappers=[TimeAwareObservation]), "GuardedVectorEnv(CartPole-v1)"),
+    ],
+)
+def test_an_environment_is_recorded_as_its_id_only_if_the_id_makes_it_again(make, expected):
+    envs = make()
+    assert configuration("auto", envs, {}).env_id == expected
+    envs.close()
 
 
 def test_an_environment_object_is_one_environment():

@@ -149,3 +149,18 @@ def test_the_names_of_the_option_are_those_of_the_trackers():
     hint = typing.get_type_hints(TrainOptions)["track"]
     (names,) = [typing.get_args(part) for part in typing.get_args(hint) if typing.get_args(part)]
     assert set(names) == set(TRACKERS)
+
+
+def test_only_an_exception_of_the_training_marks_the_run_as_failed(monkeypatch):
+    from rl_lnlstm import PPO
+
+    ended = []
+    monkeypatch.setattr(Failing, "end", lambda _, failed: ended.append(failed))
+    with PPO("MlpLnLstmPolicy", "CartPole-v1", num_envs=1, num_steps=8, units=4, jit_compile=False) as ppo:
+        try:
+            raise ConnectionError("of an earlier attempt")
+        except ConnectionError:
+            ppo.learn(8, callback=Failing("run"))
+        with pytest.raises(ZeroDivisionError):
+            ppo.learn(16, callback=[Failing("run"), lambda metrics: 1 / 0])
+    assert ended == [False, True]
