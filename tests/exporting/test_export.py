@@ -142,10 +142,18 @@ def test_saved_model_equals_predict_and_loads_without_this_package(tmp_path):
     result = rl_lnlstm.export(policy, tmp_path / "model", "saved_model")
     assert 0 < result.difference < 1e-5
     assert result.steps == 1000
-    description = json.loads((tmp_path / "model" / "assets.extra" / "rl_lnlstm.json").read_text())
+    description = json_of((tmp_path / "model" / "assets.extra" / "rl_lnlstm.json").read_text())
     assert description["inputs"]["observation_t_0"]["dtype"] == "int8"
     program = "import sys, tensorflow as tf; tf.saved_model.load('model'); assert 'rl_lnlstm' not in sys.modules"
     subprocess.run([sys.executable, "-I", "-c", program], check=True, cwd=tmp_path)
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.exporting.export.largest_difference", lambda *_: 0.0)
+    (tmp_path / "link.onnx").symlink_to("model")
+    rl_lnlstm.export(make("discrete"), tmp_path / "link.onnx")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert onnxruntime.InferenceSession(tmp_path / "model").get_inputs()
 
 
 def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
