@@ -284,6 +284,27 @@ def test_a_reader_of_the_messages_may_leave(words, code, printed):
     assert isinstance(ProgressBar().console, MessageConsole)
 
 
+WITHOUT_STANDARD_ERROR = """
+import os, sys
+from rl_lnlstm.commands import main
+sys.argv = ["rl-lnlstm", "build-kernel", "--help"]
+code = main()
+assert os.path.samestat(os.fstat(2), os.stat(os.devnull)) and os.get_inheritable(2)
+sys.stderr.write("message")
+sys.stderr.flush()
+sys.exit(code)
+"""
+
+
+def test_standard_error_may_be_closed(monkeypatch):
+    shell = ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, WITHOUT_STANDARD_ERROR]
+    done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert "build-kernel" in done.stdout
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["evaluate", "no-such-run"]) == 2
+
+
 class FailingBySeed(FailingEnv):
     """A quarter of the episodes that begin with a seed fail."""
 
