@@ -1,5 +1,6 @@
 """The commands as a user runs them: files, exit codes, messages."""
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
+from rl_lnlstm.commands.console import tell
+from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.ppo.progress import ProgressBar
 from rl_lnlstm.terminal import MessageConsole
 from tests.commands.small_run import ROOT, SMALL, rows, train
@@ -238,6 +241,24 @@ def test_a_signal_ends_the_run_in_order(vectorization, number, tmp_path):
     assert load_policy(run_dir).units == 8
     assert len(rows(run_dir)) >= 3
     assert imread(run_dir / "learning_curve.png").std() > 0
+
+
+def test_a_signal_may_come_while_a_message_is_written(capfd, monkeypatch):
+    stop = Stop()
+
+    class Interrupted(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not stop.requested:
+                stop.note(signal.SIGINT, None)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
+    tell("a message")
+    assert stop.signal == signal.SIGINT
+    assert capfd.readouterr().err == "stopping after this iteration; press Ctrl-C again to stop at once\n"
 
 
 def test_a_reader_of_the_output_may_leave():
