@@ -5,7 +5,7 @@ import pickle
 import re
 import signal
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +97,15 @@ def reraise_of_signal_handler(error: BaseException) -> None:
         codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
         if any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise error
+
+
+def close_or_warn(close: Callable[..., None], name: str, **kwargs: Any) -> None:
+    """Closes environments. A failure is a warning, so that results are not lost and other environments are closed."""
+    try:
+        close(**kwargs)
+    except FAILURES as error:
+        reraise_of_signal_handler(error)
+        errors.warn(f"{name} {raised(error, ' in close')}")
 
 
 def picklable(error: BaseException) -> BaseException:

@@ -28,9 +28,8 @@ from rl_lnlstm.envs.checks import (
     checked_reward,
     unpacked,
 )
-from rl_lnlstm.envs.faults import FAILURES, FAULT, Fault, as_fault, raised, reraise_of_signal_handler
+from rl_lnlstm.envs.faults import FAILURES, FAULT, Fault, as_fault, close_or_warn
 from rl_lnlstm.envs.scores import SCORE, find_score
-from rl_lnlstm.errors import warn
 
 
 class Guard(gym.Wrapper):
@@ -98,11 +97,7 @@ class Guard(gym.Wrapper):
 
     def close(self) -> None:
         """Closes the environment. An error in its `close` is a warning, so that the other environments are closed."""
-        try:
-            super().close()
-        except FAILURES as error:
-            reraise_of_signal_handler(error)
-            warn(f"{type(self.env.unwrapped).__name__} {raised(error, ' in close')}")
+        close_or_warn(super().close, type(self.env.unwrapped).__name__)
 
     def _read(self, info: Any) -> dict[str, Any]:
         """The parts of an info that are used. Nothing else may reach Gymnasium."""

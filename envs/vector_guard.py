@@ -29,6 +29,7 @@ from rl_lnlstm.envs.faults import (
     FAULT,
     Fault,
     Numbering,
+    close_or_warn,
     forget,
     raised,
     reraise_of_signal_handler,
@@ -211,6 +212,10 @@ class GuardedVectorEnv(VectorWrapper):
             observations = self._restart(index, fault, infos, "in the reset after step")
         self._ended = np.zeros((2, self.num_envs), bool)
         return self._without_mask(observations, infos, "in the reset after step"), infos
+
+    def close(self, **kwargs: Any) -> None:
+        """Closes the environments. An error is a warning, so that an evaluation does not lose its results."""
+        close_or_warn(super().close, self.name, **kwargs)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the counters, for `set_state`. The environments themselves are in `take_snapshot`."""

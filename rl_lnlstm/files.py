@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,10 @@ def check_is_free(path: Path, what: str, flag: str) -> None:
 
 def check_writable(path: Path, what: str, flag: str) -> None:
     """Raises `UserError` if the file `path`, given by `flag`, cannot be written. Call it before long work."""
-    if _is_special(path) and os.access(path, os.W_OK):
+    if _standard_stream(path) is not None or (is_special(path) and os.access(path, os.W_OK)):
         return
-    folder = next((parent for parent in path.absolute().parents if os.path.exists(parent)), path)
+    target = Path(os.path.realpath(path))  # of a link, as in `output_file`
+    folder = next((parent for parent in target.parents if os.path.exists(parent)), target)
     try:
         if os.path.isdir(path):
             raise IsADirectoryError("it is a folder")
@@ -57,9 +59,18 @@ def check_writable(path: Path, what: str, flag: str) -> None:
         raise UserError(f"{what} cannot be written to {path}, {reason}: name another file with {flag}") from error
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether `path` is there and neither a regular file nor a folder: a device or a pipe, for example."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _standard_stream(path: Path) -> int | None:
+    """The descriptor of standard output or standard error if `path` is the same file, also if a shell redirected it."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # there is no such file, or the stream is closed
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 @contextlib.contextmanager
@@ -83,13 +94,29 @@ def replacing_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
 def output_file(path: Path) -> Iterator[Path]:
     """Like `replacing_file`, for a path that the user named. A symbolic link stays, and its file is replaced.
 
-    A device or a pipe, such as /dev/stdout, cannot be replaced: then this gives `path` itself.
+    A device or a pipe cannot be replaced: then this gives `path` itself. What is written to standard output or standard
+    error, such as /dev/stdout, follows what was printed there, also if it is a file.
     """
-    if _is_special(path):
+    stream = _standard_stream(path)
+    if stream is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder, f"output{path.suffix}")
+            yield temporary
+            _append_to(stream, temporary)
+    elif is_special(path):
         yield path
     else:
         with replacing_file(Path(os.path.realpath(path)), path.suffix) as temporary:
             yield temporary
+
+
+def _append_to(stream: int, path: Path) -> None:
+    """Writes the content of a file to the descriptor of a standard stream, after what was printed before."""
+    for printed in (sys.stdout, sys.stderr):
+        if printed is not None:  # a stream that was closed when the program started
+            printed.flush()
+    with path.open("rb") as source, open(stream, "wb", closefd=False) as target:
+        shutil.copyfileobj(source, target)
 
 
 @contextlib.contextmanager

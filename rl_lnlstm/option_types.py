@@ -60,10 +60,18 @@ def metadata(hint: Any) -> tuple[Any, ...]:
 
 
 def described(kind: type) -> str:
-    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring."""
+    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring.
+
+    Returns "" if the package was installed without its sources.
+    """
+    bases = reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)])
+    try:
+        sources = [inspect.getsource(base) for base in bases]
+    except OSError:
+        return ""
     entries: dict[str, str] = {}
-    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
-        (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
+    for source in sources:
+        (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 name, default = (

@@ -11,6 +11,7 @@ import pytest
 
 from rl_lnlstm import PPO, PPOConfig, UserError
 from rl_lnlstm.config import make_config
+from rl_lnlstm.option_types import described
 from rl_lnlstm.other_names import OTHER_NAMES
 
 PUBLIC_NAMES = [
@@ -190,3 +191,13 @@ def test_help_says_what_each_option_means():
     for field in dataclasses.fields(PPOConfig):
         assert re.search(rf"^ *{field.name} \(.+\): \w", shown, re.MULTILINE), field.name
     assert "shared_lstm (False)" in shown, "the default of PPO, which differs from the policies'"
+
+
+def test_without_sources_help_has_no_options(monkeypatch):
+    """As in a program that PyInstaller made."""
+
+    def missing(_):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", missing)
+    assert described(PPOConfig) == ""

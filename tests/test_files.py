@@ -1,13 +1,16 @@
 """Replacing folders while others read them, and printing text from files safely."""
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
 import pytest
 
 from rl_lnlstm import files
-from rl_lnlstm.errors import printable
+from rl_lnlstm.errors import UserError, printable
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -102,6 +105,32 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     os.close(reader)
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stderr", "/dev/fd/1", "log", "link"])
+def test_a_standard_stream_that_is_a_file_is_written_to_and_not_replaced(name, tmp_path):
+    program = f"""
+        from pathlib import Path
+        from rl_lnlstm import files
+        print("before")
+        files.check_writable(Path({name!r}), "the episodes", "--csv")
+        with files.output_file(Path({name!r})) as path:
+            path.write_text("rows\\n")
+        print("after")
+    """
+    (tmp_path / "link").symlink_to("log")
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        subprocess.run(command, check=True, cwd=tmp_path, stdout=log, stderr=log)
+    assert (tmp_path / "log").read_text() == "before\nrows\nafter\n"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "log"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that takes no files")
+def test_a_link_is_tried_where_it_leads(tmp_path):
+    (tmp_path / "link").symlink_to("/proc/nothing.csv")
+    with pytest.raises(UserError, match=r"the episodes cannot be written to .*link.*--csv"):
+        files.check_writable(tmp_path / "link", "the episodes", "--csv")
 
 
 def test_what_a_file_says_cannot_reach_a_terminal():

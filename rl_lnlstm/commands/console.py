@@ -67,6 +67,20 @@ def discard(*streams: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def open_standard_error() -> None:
+    """Opens standard error to nowhere if the program was started without it (`2>&-`).
+
+    Otherwise its descriptor would be that of the next file, and what C code prints would be written to this file.
+    """
+    try:
+        os.fstat(2)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.set_inheritable(2, True)  # `dup2` does nothing if `open` has returned 2
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
 def import_tensorflow_quietly() -> None:
     """Imports TensorFlow with standard error closed, because it ignores its log level until it is imported.
 

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from rl_lnlstm.commands.console import tell
-
 GRACE = 8.0  # seconds from SIGTERM to the end of the process; many schedulers kill after 10
 
 
@@ -39,8 +37,9 @@ class Stop:
         again, self.signal = self.requested, self.signal or number
         if again or not self._deferred:
             raise KeyboardInterrupt
-        with contextlib.suppress(BrokenPipeError):  # Ctrl-C may have ended the reader too; the iteration goes on
-            tell("stopping after this iteration; press Ctrl-C again to stop at once")
+        # Not with `tell`: the main thread may be writing to the same stream, which would raise an error.
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader too; the iteration goes on
+            os.write(2, b"stopping after this iteration; press Ctrl-C again to stop at once\n")
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -22,7 +23,7 @@ OUTPUTS = "action", "sampled_action", "logits", "mean", "log_std", "value", "nex
 
 
 def describe(policy: Any, graph: Graph) -> str:
-    """The description, as JSON."""
+    """The description, as JSON. Bounds of spaces that are not finite are null, because most parsers refuse Infinity."""
     inputs = {
         port.name: _port(port.kind, port.dtype, [*port.axes(graph.sequence), *port.shape]) for port in graph.ports
     }
@@ -36,8 +37,8 @@ def describe(policy: Any, graph: Graph) -> str:
             "format": FORMAT,
             "policy": type(policy).__name__,
             "env_id": policy.env_id,
-            "observation_space": space_to_json(policy.actor_observation_space),
-            "action_space": space_to_json(policy.action_space),
+            "observation_space": _finite(space_to_json(policy.actor_observation_space)),
+            "action_space": _finite(space_to_json(policy.action_space)),
             "units": policy.units,
             "state_size": exported_state_size(policy),
             "sequence": graph.sequence,
@@ -50,8 +51,18 @@ def describe(policy: Any, graph: Graph) -> str:
                 "tensorflow": tf.__version__,
                 "keras": keras.__version__,
             },
-        }
+        },
+        allow_nan=False,
     )
+
+
+def _finite(description: Any) -> Any:
+    """The description of a space with None in place of numbers that are not finite."""
+    if isinstance(description, dict):
+        return {key: _finite(value) for key, value in description.items()}
+    if isinstance(description, list):
+        return [_finite(value) for value in description]
+    return None if isinstance(description, float) and not math.isfinite(description) else description
 
 
 def kind_of(name: str) -> str:

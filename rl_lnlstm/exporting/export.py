@@ -13,7 +13,7 @@ from rl_lnlstm.exporting.description import describe
 from rl_lnlstm.exporting.formats import WRITERS, check_packages
 from rl_lnlstm.exporting.graph import trace
 from rl_lnlstm.exporting.verification import STEPS, largest_difference
-from rl_lnlstm.files import is_empty_folder, replacing_file, replacing_folder
+from rl_lnlstm.files import is_empty_folder, is_special, output_file, replacing_folder
 from rl_lnlstm.policies import RecurrentPolicy
 
 Format = Literal["onnx", "tflite", "saved_model"]
@@ -56,7 +56,7 @@ def export(
 
     Args:
         policy: a `RecurrentPolicy`.
-        path: the file, or for a SavedModel the folder. What is there is replaced.
+        path: the file, or for a SavedModel the folder. What is there is replaced; if it is a link to a file, this file.
         format: "onnx", "tflite" (LiteRT), or "saved_model" (TensorFlow).
         batch: the batch size; None for any.
         sequence: export sequences `[batch, time, ...]` of any length instead of single steps. `h` and `c` are then the
@@ -84,7 +84,7 @@ def export(
     check_packages(format)
     masks = policy.uses_action_masks if action_masks is None else action_masks
     graph = trace(policy, batch, sequence, masks, float64=format != "tflite")
-    replacing = replacing_folder if format == "saved_model" else replacing_file
+    replacing = replacing_folder if format == "saved_model" else output_file
     with _naming(target), replacing(target) as temporary:
         WRITERS[format](graph, describe(policy, graph), temporary)
         difference = largest_difference(policy, graph, format, temporary, batch or BATCH)
@@ -111,3 +111,5 @@ def _check_target(target: Path, format: str) -> None:
             raise UserError(f"a SavedModel is a folder, and {target} is something else: name another path")
     elif target.is_dir():
         raise UserError(f"{format} is written to a file, and {target} is a folder: name a file")
+    elif is_special(target):
+        raise UserError(f"{format} is written to a file, and {target} is a device or a pipe: name a file")

@@ -13,6 +13,7 @@ import gymnasium as gym
 import keras
 import numpy as np
 
+from rl_lnlstm.config import check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import check_is_free, replacing_folder
 from rl_lnlstm.importing.agent import Agent, activation_in, described, read_agent
@@ -66,7 +67,8 @@ def import_sb2(
 
     Raises:
         UserError: a file cannot be read, is damaged or not of such an agent; its network or normalisation cannot be
-            represented; the sources of the spaces contradict each other; `run_dir` is not free.
+            represented; the sources of the spaces contradict each other; `run_dir` is not free; an argument of the
+            environment is neither a number nor text.
 
     Example:
 
@@ -74,6 +76,7 @@ def import_sb2(
     >>> PPO(policy, "CartPole-v1").learn(100_000)
     """
     path, folder = Path(agent), None if run_dir is None else Path(run_dir)
+    check_types({"env_kwargs": dict(env_kwargs or {}), "wrappers": tuple(wrappers)})
     if folder is not None:
         check_is_free(folder, "run directory", "RUN_DIR")
     found = read_agent(path)

@@ -19,11 +19,11 @@ if keras.backend.backend() != "tensorflow":
 
 Shape = Sequence[int | None]
 
-# Arguments of keras.layers.LSTM that can have only one value here.
-FIXED = {
-    "unroll": (False, "one loop serves every length"),
-    "activation": ("tanh", "the gradient is derived for it"),
-    "recurrent_activation": ("sigmoid", "the gradient is derived for it"),
+# Arguments of keras.layers.LSTM that can have only one value here, which may have several forms.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "unroll": ((False,), "one loop serves every length"),
+    "activation": (("tanh", keras.activations.tanh), "the gradient is derived for it"),
+    "recurrent_activation": (("sigmoid", keras.activations.sigmoid), "the gradient is derived for it"),
 }
 
 
@@ -53,9 +53,9 @@ class LNLSTMWeights(keras.layers.Layer):
     ) -> None:
         if isinstance(units, bool) or not hasattr(units, "__index__") or units < 1:
             raise UserError(f"units must be an integer of at least 1, got {units!r}")
-        for name, (only, reason) in FIXED.items():
-            if (got := kwargs.pop(name, only)) != only:
-                raise UserError(f"{name} must be {only!r}, because {reason}; got {got!r}")
+        for name, (forms, reason) in FIXED.items():
+            if (got := kwargs.pop(name, forms[0])) not in forms:
+                raise UserError(f"{name} must be {forms[0]!r}, because {reason}; got {got!r}")
         for name, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise UserError(f"{name} must be a number of at least 0 and less than 1, got {rate!r}")

@@ -106,7 +106,7 @@ def read_run(path: Path) -> Run:
             raise ValueError(f"{CONFIG} is not a JSON object")
         if not np.isfinite(returns).any():
             raise ValueError("no episode has ended in it")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
         raise UserError(f"{path}: the run cannot be read: {printable(error)}") from error
     return Run(path, config, frames, returns, result)
 

@@ -102,7 +102,10 @@ def test_a_single_run_has_no_interval(groups, tmp_path, capsys, monkeypatch):
         assert "None" not in capsys.readouterr().out.partition("option")[0]
 
 
-@pytest.mark.parametrize("damage", ["nothing", "no metrics", "no episode", "no json", "an image", "zeros at the end"])
+DAMAGES = ["nothing", "no metrics", "no episode", "no json", "an image", "zeros at the end", "a huge result"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
     run = groups[0] / "seed-3"
     if damage == "nothing":
@@ -114,6 +117,8 @@ def test_what_is_no_run_is_named(damage, groups, tmp_path, capsys):
         (run / "metrics.csv").write_text(f"{FRAMES},{RETURN}\n100,nan\n")
     elif damage == "zeros at the end":
         (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes() + bytes(50))
+    elif damage == "a huge result":  # for a float
+        (run / "results.json").write_text(f'{{"mean_reward": 1{400 * "0"}}}')
     elif damage == "no json":
         (run / "config.json").write_text("\x1b[2J")
     else:

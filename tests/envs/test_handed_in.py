@@ -72,6 +72,15 @@ def episodes_of(stepper, steps=12):
     return [episode for _ in range(steps) for episode in stepper.step(NOTHING).episodes]
 
 
+def test_an_error_in_close_of_a_vector_environment_is_a_warning():
+    class Fails(Vector):
+        def close_extras(self, **kwargs):
+            raise RuntimeError("already gone")
+
+    with pytest.warns(RunWarning, match="Fails raised RuntimeError in close: already gone"):
+        make_vec(Fails()).close()
+
+
 # ------------------------------------------------------------------------------------------------- used by others
 
 

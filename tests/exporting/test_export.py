@@ -85,6 +85,11 @@ def written(policy, path, file_format="onnx", batch=None, sequence=False, action
     return graph
 
 
+def json_of(text):
+    """Parses JSON as other languages do, which refuse Infinity and NaN."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory):
     """A function that exports a kind once: the policy, the graph and the file, which no test changes."""
@@ -109,7 +114,7 @@ def test_one_onnx_file_equals_predict_at_every_batch_size(kind, onnx):
 def test_of_a_critic_that_sees_more_nothing_is_exported(onnx):
     policy, graph, path = onnx("critic_keys")
     assert largest_difference(policy, graph, "onnx", path, 3, 30) < 1e-5
-    described = json.loads(describe(policy, graph))
+    described = json_of(describe(policy, graph))
     assert list(described["inputs"]) == ["observation_a", "h", "c", "episode_start", "previous_reward", "noise"]
     assert described["inputs"]["h"]["shape"] == ["batch", 16]  # two of the four layers
     assert "value" not in described["outputs"]
@@ -142,10 +147,18 @@ def test_saved_model_equals_predict_and_loads_without_this_package(tmp_path):
     result = rl_lnlstm.export(policy, tmp_path / "model", "saved_model")
     assert 0 < result.difference < 1e-5
     assert result.steps == 1000
-    description = json.loads((tmp_path / "model" / "assets.extra" / "rl_lnlstm.json").read_text())
+    description = json_of((tmp_path / "model" / "assets.extra" / "rl_lnlstm.json").read_text())
     assert description["inputs"]["observation_t_0"]["dtype"] == "int8"
     program = "import sys, tensorflow as tf; tf.saved_model.load('model'); assert 'rl_lnlstm' not in sys.modules"
     subprocess.run([sys.executable, "-I", "-c", program], check=True, cwd=tmp_path)
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr("rl_lnlstm.exporting.export.largest_difference", lambda *_: 0.0)
+    (tmp_path / "link.onnx").symlink_to("model")
+    rl_lnlstm.export(make("discrete"), tmp_path / "link.onnx")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert onnxruntime.InferenceSession(tmp_path / "model").get_inputs()
 
 
 def test_a_difference_is_found_and_nothing_is_written(tmp_path, monkeypatch):
@@ -167,7 +180,7 @@ def test_actions_follow_from_parameters_and_noise(onnx):
     """Worked out in NumPy from what the model says of itself, without the policy."""
     for kind in ("discrete", "box"):
         session = onnxruntime.InferenceSession(onnx(kind)[2])
-        description = json.loads(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
+        description = json_of(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
         rng, sizes = np.random.default_rng(0), {"batch": 5}
         inputs = {}
         for name, port in description["inputs"].items():
@@ -192,7 +205,7 @@ def test_actions_are_inside_of_bounds_that_float32_does_not_have(tmp_path):
     policy = MlpLnLstmPolicy(VECTOR, space, units=4, seed=0)
     written(policy, tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
-    description = json.loads(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
+    description = json_of(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
     rng, sizes = np.random.default_rng(0), {"batch": 50}
     inputs = {
         name: rng.normal(scale=9, size=[sizes.get(size, size) for size in port["shape"]]).astype(port["dtype"])
@@ -218,7 +231,7 @@ def test_metadata_and_names_of_axes(onnx, tmp_path):
     assert [port.name for port in session.get_outputs()] == [
         *("action", "sampled_action", "logits", "value", "next_h", "next_c")
     ]
-    description = json.loads(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
+    description = json_of(session.get_modelmeta().custom_metadata_map["rl_lnlstm"])
     assert description["env_id"] == "CartPole-v1"
     assert (description["units"], description["state_size"], description["sequence"]) == (8, 8, True)
     assert description["action_space"] == {"type": "Discrete", "n": 3, "start": -1, "dtype": "int64"}
@@ -227,6 +240,12 @@ def test_metadata_and_names_of_axes(onnx, tmp_path):
     assert b'"env_id": "CartPole-v1"' in (tmp_path / "policy.tflite").read_bytes()
     runner = litert.Interpreter(str(tmp_path / "policy.tflite")).get_signature_runner()
     assert runner.get_input_details()["episode_start"]["dtype"] == np.bool_
+
+
+def test_a_bound_that_is_not_finite_is_null(onnx):
+    description = json_of(describe(*onnx("box")[:2]))
+    assert (description["observation_space"]["low"], description["observation_space"]["high"]) == (None, None)
+    assert (description["action_space"]["low"], description["action_space"]["high"]) == ([-2, 0, None], [2, 5e4, None])
 
 
 def test_masks_are_an_input_if_the_policy_was_trained_with_them(tmp_path):

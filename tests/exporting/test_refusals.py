@@ -1,5 +1,6 @@
 """What `export` refuses, with an error that names it."""
 
+import os
 import re
 import sys
 
@@ -33,6 +34,7 @@ def test_nan_in_any_output_is_a_difference(tmp_path, monkeypatch):
         (["policy.onxx"], "policy.onxx does not tell the format: give --format onnx, tflite, saved_model"),
         (["policy.onnx", "--batch", "0"], "--batch"),
         (["folder", "--format", "onnx"], "onnx is written to a file, and .*folder is a folder"),
+        (["pipe", "--format", "onnx"], "onnx is written to a file, and .*pipe is a device or a pipe"),
         (["file", "--format", "saved_model"], "a SavedModel is a folder, and .*file is something else"),
         (["policy.onnx", "--action-masks"], "action masks are for Discrete.*Box"),
     ],
@@ -43,6 +45,7 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message, tmp_path,
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
+    os.mkfifo("pipe")
     before = sorted(tmp_path.rglob("*"))
     assert main(["export", "policy", *arguments]) == 2
     error = capsys.readouterr().err

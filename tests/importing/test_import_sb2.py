@@ -227,6 +227,7 @@ REFUSED = {
     "an unknown activation": ({}, {"activation": "leaky"}, r"activation must be one of .*got 'leaky'.*--activation"),
     "a run directory that is not free": ({"run_dir": "."}, {}, r"already holds a run or other files"),
     "no environment": ({"env_id": "NoSuchEnv-v0"}, {}, r"NoSuchEnv"),
+    "an array as argument": ({"env_kwargs": {"x": np.ones(2)}}, {}, r"env_kwargs must be a dictionary"),
     "no file": ({"vecnormalize": "nothing.pkl"}, {}, r"nothing.pkl"),
 }
 

@@ -139,6 +139,13 @@ int main() {
     for (std::thread& caller : callers) caller.join();
     for (const std::vector<Floats>& result : got) failures += expected.empty() || result != expected;
   }
+  const int64_t without_limit = rl_lnlstm::Blocks(&shared, 1000, 1e12).count();
+  const int64_t at_most_ten = rl_lnlstm::Blocks(&shared, 1000, 1e12, 10).count();
+  const int64_t at_least_threads = rl_lnlstm::Blocks(&shared, 1000, 1e12, 1).count();
+  if (without_limit != 16 || at_most_ten != 10 || at_least_threads != 4) {
+    std::printf("%d, %d, %d blocks\n", int(without_limit), int(at_most_ten), int(at_least_threads));
+    ++failures;
+  }
   std::printf("%d of 9 calls differ from those of a single thread\n", failures);
   return failures != 0;
 }

@@ -181,8 +181,10 @@ def test_each_source_has_its_own_flags_and_the_users(monkeypatch):
     calls = []
     monkeypatch.setenv("RL_LNLSTM_CXXFLAGS", "-fsanitize=address -g")
     monkeypatch.setattr(module, "build", lambda *arguments: calls.append(arguments))
-    for machine, expected in (("x86_64", {"core_avx2", "core_avx512"}), ("arm64", set())):
+    systems = ("x86_64", "Linux", {"core_avx2", "core_avx512"}), ("arm64", "Darwin", set())
+    for machine, system, expected in systems:
         monkeypatch.setattr(module.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(module.platform, "system", lambda system=system: system)
         library()
         units, included, link, *_ = calls.pop()
         flags = {unit.source.stem: unit.flags for unit in units}
@@ -190,6 +192,7 @@ def test_each_source_has_its_own_flags_and_the_users(monkeypatch):
         assert not any(flag.startswith("-m") for name in ("tensorflow", "core_generic") for flag in flags[name])
         assert ("-DRL_LNLSTM_X86" in flags["tensorflow"]) == (machine == "x86_64")
         assert all(these[-2:] == ("-fsanitize=address", "-g") for these in (*flags.values(), link))
+        assert ("-undefined" in link) == (system == "Darwin")
         assert all("-ffast-math" not in these for these in flags.values())
         assert {"core.h", "core.inc", "launch.h", "op.cc", "act.cc"} < {path.name for path in included}
         assert all(unit.source.exists() for unit in units)

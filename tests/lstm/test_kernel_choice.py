@@ -27,6 +27,13 @@ def test_the_layer_uses_the_kernel_just_where_it_applies(backend):
         assert "RlLnlstm>Forward" not in other
 
 
+def test_beside_a_tpu_the_kernel_is_not_used(monkeypatch):
+    devices = [*tf.config.list_logical_devices(), tf.config.LogicalDevice("/device:TPU:0", "TPU")]
+    listed = {None: devices, "CPU": devices[:1]}
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: listed.get(kind, []))
+    assert "RlLnlstm>Forward" not in operations_of(MaskedLNLSTM(4))
+
+
 @pytest.mark.slow
 def test_without_the_kernel_while_loop_takes_its_place():
     program = """

@@ -263,6 +263,7 @@ def test_without_steps_a_padding_mask_changes_nothing(time_major):
     [
         ({"unroll": True}, "unroll must be False.*got True"),
         ({"activation": "relu"}, "activation must be 'tanh'.*got 'relu'"),
+        ({"activation": None}, "activation must be 'tanh'.*got None"),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation must be 'sigmoid'"),
         ({"dropout": 1.0}, "dropout must be .* got 1.0"),
         ({"recurrent_dropout": -0.1}, "recurrent_dropout must be .* got -0.1"),
@@ -277,6 +278,9 @@ def test_arguments_that_cannot_be_are_refused_by_name(arguments, message):
 
 def test_default_values_of_keras_lstm_are_accepted():
     MaskedLNLSTM(4, unroll=False, activation="tanh", recurrent_activation="sigmoid")
+    MaskedLNLSTM(4, activation=keras.activations.tanh, recurrent_activation=keras.activations.get("sigmoid"))
+    with pytest.raises(UserError, match=r"recurrent_activation must be 'sigmoid'.*got <function tanh"):
+        MaskedLNLSTM(4, recurrent_activation=keras.activations.tanh)
 
 
 def test_ragged_and_sparse_tensors_are_named():

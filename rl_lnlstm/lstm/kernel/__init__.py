@@ -83,8 +83,9 @@ def _under_xla() -> bool:
 
 
 def available() -> bool:
-    """Whether the operations can be built, and there is no GPU, from which tensors would have to be copied."""
-    return not tf.config.list_logical_devices("GPU") and operations() is not None
+    """Whether the operations can be built, and there is no GPU or TPU, from which tensors would have to be copied."""
+    kinds = {device.device_type for device in tf.config.list_logical_devices()}
+    return kinds <= {"CPU", "XLA_CPU"} and operations() is not None
 
 
 def _exporting() -> bool:

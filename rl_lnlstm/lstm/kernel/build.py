@@ -66,7 +66,9 @@ def library(force: bool = False) -> Path:
     if x86:
         units += [Unit(SOURCES / "core_avx2.cc", ("-mavx2", "-mfma")), Unit(SOURCES / "core_avx512.cc", avx512)]
     included = [path for pattern in ("*.h", "*.inc", "*.cc") for path in SOURCES.rglob(pattern)]
-    link = (*tf.sysconfig.get_link_flags(), *[f"-l:{xla.name}"] * xla.exists(), *extra)
+    # On macOS, some of TensorFlow's symbols are found only when the library is loaded.
+    undefined = ("-undefined", "dynamic_lookup") * (platform.system() == "Darwin")
+    link = (*tf.sysconfig.get_link_flags(), *[f"-l:{xla.name}"] * xla.exists(), *undefined, *extra)
     units = [Unit(unit.source, (*FLAGS, *unit.flags, *extra)) for unit in units]
     return build(units, included, link, cache_folder(), tf.__version__, force)
 

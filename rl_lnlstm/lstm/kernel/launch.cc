@@ -20,6 +20,7 @@ using tensorflow::errors::InvalidArgument;
 namespace {
 
 constexpr int64_t kBlocksOfAThread = 4, kRowsOfABlock = 16;
+constexpr int64_t kMostSums = 68'000'000;  // floats: 32 blocks, four for each of 8 threads, of 512 features and units
 constexpr double kWorkOfAThread = 2.5e6;  // multiplications, about 70 us, as long as waking a thread takes
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
@@ -157,12 +158,12 @@ Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t
   return {packed, panel, 4 * width * panel};
 }
 
-Blocks::Blocks(ThreadPool* threads, int64_t rows, double work) : threads_(threads), rows_(rows) {
+Blocks::Blocks(ThreadPool* threads, int64_t rows, double work, int64_t most) : threads_(threads), rows_(rows) {
   const int64_t useful = std::max<int64_t>(1, work / kWorkOfAThread);
   // Several blocks for each thread, if they are large: then nobody waits for a thread that others disturb.
   const int64_t threads_count = threads_ == nullptr ? 0 : threads_->NumThreads();
-  const int64_t wanted =
-      std::max({int64_t{1}, threads_count, std::min(kBlocksOfAThread * threads_count, rows_ / kRowsOfABlock)});
+  const int64_t large = std::min({kBlocksOfAThread * threads_count, rows_ / kRowsOfABlock, most});
+  const int64_t wanted = std::max({int64_t{1}, threads_count, large});
   count_ = std::min({rows_, wanted, useful});
   size_ = count_ == 0 ? 0 : (rows_ + count_ - 1) / count_;
   if (size_ > 0) count_ = (rows_ + size_ - 1) / size_;
@@ -221,10 +222,10 @@ absl::Status LaunchBackward(ThreadPool* threads, const Weights& weights, Backwar
   TF_RETURN_IF_ERROR(gains.Make(sizes, weights));
   pass.gains = gains.gains();
   if (!sizes.keeps_r_hat()) pass.r_hat = nullptr;
-  Blocks blocks(threads, sizes.batch, 2 * Work(sizes));
-  const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
   // Each block sums up gradients of its own: rows of both kernels, then rows of gains and biases.
   const int64_t kernel_rows = sizes.features + units, sums_size = (kernel_rows + 3) * gates + 2 * width;
+  Blocks blocks(threads, sizes.batch, 2 * Work(sizes), kMostSums / sums_size);
+  const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);
   const int64_t sums_count = std::max<int64_t>(1, blocks.count());
   Buffer packed_kernel, packed_transpose, scratch, sums;
   TF_RETURN_IF_ERROR(packed_kernel.Allocate(pass.r_hat == nullptr ? PackedSize(units, gates) : 0));

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <functional>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 
 #include "core.h"
@@ -84,10 +85,10 @@ Matrix Pack(const float* kernel, int64_t rows, int64_t units, int64_t width, int
 Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t panel, float* packed);
 
 // Divides rows into blocks, at most so many that each is worth waking a thread for its part of the `work`, in
-// multiplications.
+// multiplications. There are no more than `most` unless there are more threads.
 class Blocks {
  public:
-  Blocks(ThreadPool* threads, int64_t rows, double work);
+  Blocks(ThreadPool* threads, int64_t rows, double work, int64_t most = std::numeric_limits<int64_t>::max());
 
   int64_t count() const { return count_; }
   int64_t size() const { return size_; }
