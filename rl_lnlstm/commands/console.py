@@ -67,18 +67,19 @@ def discard(*streams: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def open_standard_error() -> None:
-    """Opens standard error to nowhere if the program was started without it (`2>&-`).
+def open_standard_streams() -> None:
+    """Opens standard output and standard error to nowhere if the program was started without them (`2>&-`).
 
-    Otherwise its descriptor would be that of the next file, and what C code prints would be written to this file.
+    Otherwise their descriptors would be those of the next files, and what C code prints would be written to these.
     """
-    try:
-        os.fstat(2)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.set_inheritable(2, True)  # `dup2` does nothing if `open` has returned 2
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", closefd=False)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            os.set_inheritable(descriptor, True)  # `dup2` does nothing if `open` has returned the descriptor
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
 
 
 def import_tensorflow_quietly() -> None:

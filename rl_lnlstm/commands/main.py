@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, open_standard_error, output, tell
+from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, open_standard_streams, output, tell
 from rl_lnlstm.commands.options import (
     BuildKernelOptions,
     CardOptions,
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plus the number of the signal: 130 for SIGINT, 141 for SIGPIPE, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    open_standard_error()
+    open_standard_streams()
     with signals() as stop, run_warnings_to(lambda text: tell(f"warning: {text}"), "default"):
         code = EXIT_FAILURE
         try:

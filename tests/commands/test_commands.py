@@ -326,6 +326,13 @@ def test_standard_error_may_be_closed(monkeypatch):
     assert main(["evaluate", "no-such-run"]) == 2
 
 
+def test_standard_output_may_be_closed():
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m rl_lnlstm --version >&-', sys.executable], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 class FailingBySeed(FailingEnv):
     """A quarter of the episodes that begin with a seed fail."""
 
