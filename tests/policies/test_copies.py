@@ -111,6 +111,13 @@ def test_a_copy_that_would_act_otherwise_is_refused(arguments):
         copy.deepcopy(policy)
 
 
+def test_a_copy_whose_actor_would_act_otherwise_is_refused():
+    policy = reference.randomise(MlpLnLstmPolicy(BOX, DISCRETE, **{**SMALL, "head_layers": (4,)}))
+    policy.network.actor_layers[0].activation = keras.activations.relu  # the critic has a layer of its own
+    with pytest.raises(UserError, match="the copy computes something else"):
+        copy.deepcopy(policy)
+
+
 def test_a_class_of_ones_own_is_handed_to_load_policy(tmp_path):
     policy = reference.randomise(Warm(BOX, DISCRETE, temperature=2.0, **SMALL))
     policy.save(tmp_path / "policy")
