@@ -245,6 +245,8 @@ class GuardedVectorEnv(VectorWrapper):
             raise ValueError(f"expected {expected} snapshots, got {len(parts)}")
         if not self._holds_guards():
             attributes = snapshot.from_bytes(parts[0])
+            if not isinstance(attributes, dict):
+                raise ValueError("it is of single environments, and not of a vector environment")
             vars(self.env).clear()
             vars(self.env).update(attributes)
             self._uses, self._score = uses_of(self.env.unwrapped), find_vector_score(self.env)

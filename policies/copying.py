@@ -31,7 +31,7 @@ class Parts(NamedTuple):
     keywords: dict[str, Any]
     weights: list[Any]
     exploration: dict[str, Any]
-    values: Any  # of some test observations; a copy must compute the same
+    outputs: list[np.ndarray]  # for some test observations; a copy must compute the same
     trained: dict[str, Any]  # where it was trained, and whether with action masks
 
 
@@ -48,7 +48,7 @@ def parts_of(policy: Any) -> Parts:
         {name: _described(value) for name, value in keywords.items()},
         policy.get_weights(),
         copy.deepcopy(policy.exploration.get_state()),
-        _values(policy),
+        _outputs(policy),
         {name: getattr(policy, name) for name in ("env_id", "uses_action_masks")},
     )
 
@@ -68,7 +68,7 @@ def rebuilt(parts: Parts) -> Any:
             f"{parts.kind.__name__} cannot be copied: built again, it has weights of other shapes. A model class of "
             "your own needs a method get_config that returns the arguments of its constructor"
         ) from error
-    if not np.allclose(_values(policy), parts.values, rtol=1e-4, atol=1e-4, equal_nan=True):
+    if not _are_close(_outputs(policy), parts.outputs):
         raise UserError(
             f"{parts.kind.__name__} cannot be copied: the copy computes something else. Check that get_config() of the "
             "encoder returns all arguments of its constructor, and that the policy's constructor keeps its own"
@@ -79,13 +79,20 @@ def rebuilt(parts: Parts) -> Any:
     return policy
 
 
-def _values(policy: Any) -> np.ndarray:
+def _outputs(policy: Any) -> list[np.ndarray]:
+    """The values, and the parameters of the distribution of actions."""
     observations = random_observations(policy.observation_space, 3, np.random.default_rng(0))
     observations = map_leaves(lambda _, part: tf.convert_to_tensor(part), policy.observation_space, observations)
     h, c, *last = policy.initial_state(3)
     outputs, _ = forward_step(policy, observations, h, c, tf.ones(3, tf.bool), *last)
     policy._clear_losses()
-    return outputs.values.numpy()
+    return [np.asarray(part) for part in tf.nest.flatten((outputs.values, outputs.distribution))]
+
+
+def _are_close(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return [part.shape for part in one] == [part.shape for part in other] and all(
+        np.allclose(*parts, rtol=1e-4, atol=1e-4, equal_nan=True) for parts in zip(one, other, strict=True)
+    )
 
 
 def _described(value: Any) -> Any:

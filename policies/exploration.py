@@ -43,13 +43,13 @@ class Exploration:
         return noise
 
     def for_predict(self, batch_size: int, rng: Generators | None, episode_starts: np.ndarray) -> np.ndarray:
-        """Noise for `predict`. With `rng`, noise that is kept is drawn again at the start of each episode."""
+        """Noise for `predict`. Noise that is kept is drawn again at the start of each episode."""
         noise = self._draw(batch_size, rng)
         if self._columns.any():
             held = self._held["predict"]
             if held is None or len(held) != batch_size:
                 held = noise
-            elif rng is not None:
+            else:
                 held = np.where(episode_starts[:, np.newaxis], noise, held)
             self._held["predict"] = held = held.copy()
             noise[:, self._columns] = held[:, self._columns]

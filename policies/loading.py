@@ -83,6 +83,8 @@ def load_policy(
             headers = read_headers(archive)
             arguments = upgraded({"rescale_actions": False, **description["arguments"]})
             _check_sizes(arguments, headers)
+            for name in description.get("tuples", ()):  # earlier versions saved none
+                arguments[name] = tuple_if_list(arguments[name])
             budget = Budget()
             spaces = [space_from_json(description[name], budget) for name in ("observation_space", "action_space")]
             if encoder is not None:

@@ -17,7 +17,7 @@ from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
 from rl_lnlstm.policies.acting import Actor, batch_size_of
 from rl_lnlstm.policies.action_distribution import ActionDistribution
-from rl_lnlstm.policies.critic_entries import ObservationSpaces, check_complete, divided
+from rl_lnlstm.policies.critic_entries import check_complete, divided
 from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
 from rl_lnlstm.policies.encoders import check_activation, running_statistics
 from rl_lnlstm.policies.exploration import Exploration, Generators
@@ -120,8 +120,7 @@ class RecurrentPolicy(keras.layers.Layer):
             lambda leaf: running_statistics(leaf) if options.normalize_observations else None, space
         )
         self.return_statistics = RunningStatistics() if options.normalize_rewards else None
-        spaces = ObservationSpaces(self.actor_observation_space, self.critic_observation_space)
-        self.network = Network(encoder, spaces, self.action_space, options, seeds)
+        self.network = Network(encoder, divided(space, options.critic_keys), self.action_space, options, seeds)
         self.last_action_reward = LastActionReward(self.action_head, options)
 
         zeros = map_leaves(lambda leaf: tf.zeros([1, *(leaf.shape or ())], leaf.dtype), space)
@@ -286,7 +285,10 @@ class RecurrentPolicy(keras.layers.Layer):
         update_each(self.observation_space, self.observation_statistics, observations, valid)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Saves the policy in the folder `path` as JSON and arrays. `rl_lnlstm.load_policy` loads it."""
+        """Saves the policy in the folder `path` as JSON and arrays. `rl_lnlstm.load_policy` loads it.
+
+        Changes of built layers are not saved. Raises `UserError` if an argument of your own class cannot be saved.
+        """
         save_policy(self, path)
 
     @property
@@ -339,12 +341,10 @@ class RecurrentPolicy(keras.layers.Layer):
         """Whether an encoder contains a convolution, at any depth."""
         return self.network.is_convolutional
 
-    # A subclass that overrides one of these two methods changes acting and learning alike.
+    # See `unrolling.py`. A subclass that overrides one of these two methods changes acting and learning alike.
 
     def _encode(self, frames: Any) -> Any:
-        """See `unrolling.encode`."""
         return encode(self, frames)
 
     def _forward_sequences(self, *arguments: Any, **options: Any) -> tuple[Outputs, State]:
-        """See `unrolling.forward_sequences`."""
         return forward_sequences(self, *arguments, **options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 
 from rl_lnlstm.config import upgraded
@@ -25,6 +27,7 @@ from rl_lnlstm.spaces_json import space_to_json
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "policy.json", "weights.npz"
+CONSTRUCTOR = "observation_space", "action_space", "encoder", "seed"  # arguments of every policy, beside the options
 MAX_ARRAYS = 1000  # building layers for more arrays takes too long
 MAX_DESCRIPTION = 2 << 20  # bytes; parsed to Python objects, they take about 25 times as much memory
 
@@ -37,12 +40,17 @@ class Header(NamedTuple):
 
 
 def save_policy(policy: Any, path: str | os.PathLike) -> None:
-    """Saves `policy` in the folder `path`, and replaces a policy that is there."""
+    """Saves `policy` in the folder `path`, and replaces a policy that is there.
+
+    Raises:
+        UserError: an argument of the policy's class cannot be saved, or the folder holds something else.
+    """
     target = folder_path(path)
     options = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(policy.options).items()
     }
+    own = _own_arguments(policy, options)
     description = {
         "format": FORMAT,
         "policy": type(policy).__name__,
@@ -51,7 +59,8 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
         "custom_encoder": policy.custom_encoder,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
-        "arguments": {**options, **_own_arguments(policy, options)},
+        "arguments": {**options, **own},
+        "tuples": [name for name, value in own.items() if isinstance(value, tuple)],  # JSON has only lists
     }
     text = json.dumps(description, indent=2).encode()
     if len(text) > MAX_DESCRIPTION:
@@ -68,11 +77,51 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
 
 
 def _own_arguments(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that a subclass adds to the policy options, if they are plain data."""
-    _, keywords = policy.constructor_arguments
-    known = {*options, "observation_space", "action_space", "encoder", "seed"}
-    plain = bool | int | float | str | None
-    return {name: value for name, value in upgraded(keywords).items() if name not in known and isinstance(value, plain)}
+    """Arguments that a subclass adds to the policy options.
+
+    Raises:
+        UserError: one is no plain data, and differs from its default.
+    """
+    parameters = inspect.signature(type(policy)).parameters
+    own: dict[str, Any] = {}
+    for name, value in upgraded(_given_arguments(policy)).items():
+        if name in options or name in CONSTRUCTOR or isinstance(value, gym.Space):
+            continue
+        several = type(value) in (list, tuple)
+        parts = [part.item() if isinstance(part, np.generic) else part for part in (value if several else [value])]
+        if name.isidentifier() and all(isinstance(part, bool | int | float | str | None) for part in parts):
+            own[name] = type(value)(parts) if several else parts[0]
+        elif name not in parameters or not _is_same(value, parameters[name].default):
+            raise UserError(
+                f"{type(policy).__name__} cannot be saved with {name}={value!r:.80}: arguments of a class of your own "
+                "must be numbers, text, None, or lists or tuples of these, because a saved policy contains no code"
+            )
+    return own
+
+
+def _given_arguments(policy: Any) -> dict[str, Any]:
+    """The arguments that the policy's class was called with, by name; `*rest` has those that have no name."""
+    arguments, keywords = policy.constructor_arguments
+    bound = inspect.signature(type(policy)).bind(*arguments, **keywords)
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            given |= value
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            given[name] = value
+        elif len(given) < 2:  # the spaces are among them: they are passed on to `RecurrentPolicy`
+            given |= zip(CONSTRUCTOR[len(given) :], value, strict=False)
+        else:
+            given[f"*{name}"] = value
+    return given
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    try:
+        return value is default or bool(value == default)
+    except ValueError:  # arrays
+        return False
 
 
 def weight_names(policy: Any) -> list[str]:

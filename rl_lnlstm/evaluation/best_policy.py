@@ -21,7 +21,7 @@ class BestPolicy:
 
     Args:
         policy: the policy that is trained.
-        envs: the environments for evaluations. Episodes continue from one evaluation to the next.
+        envs: the environments for evaluations. Each evaluation resets them.
         n_eval_episodes: number of episodes of an evaluation.
         seed: seed of the first reset.
 

@@ -39,8 +39,8 @@ def evaluate(
     """Runs whole episodes, and reports their returns with statistics and confidence intervals.
 
     Each episode has its own seed, derived from `seed` and the number of the episode. So the same call runs the same
-    episodes for every `num_envs`. If a policy without convolutions acts through a TensorFlow graph (`acts_row_by_row`
-    is false), its actions may differ in their last digits with another `num_envs`.
+    episodes for every `num_envs`. With another `num_envs`, actions may differ in their last digits if the policy acts
+    through a TensorFlow graph (`acts_row_by_row` is false) and either has no convolutions, or samples with gSDE.
 
     There are two exceptions, in which environments cannot be seeded one by one: a `VectorEnv`, and an id for which
     only the vector implementation has the policy's observations (such as Atari). Then each environment runs an equal

@@ -19,6 +19,7 @@ from rl_lnlstm.files import is_empty_folder, parse_json, read_regular, replacing
 
 FORMAT = 1
 STATE, ARRAYS, ENVIRONMENTS, MANIFEST = "state.json", "arrays.npz", "envs.pkl", "manifest.json"
+NO_SNAPSHOT = "the checkpoint does not contain their snapshot"
 
 Environments = dict[str, list[bytes]]  # purpose -> the snapshots that envs.take_snapshot returned
 
@@ -124,7 +125,7 @@ def restore_environments(envs: VectorEnv, state: dict[str, Any], snapshot: list[
         return f"the checkpoint has {saved} environments, this trainer {envs.num_envs}"
     envs.set_state(state)  # type: ignore[attr-defined]
     if snapshot is None:
-        return "the checkpoint does not contain their snapshot"
+        return NO_SNAPSHOT
     try:
         restore_snapshot(envs, snapshot)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import time
@@ -47,8 +48,8 @@ class PPO(Trainer):
     ) -> PPO:
         """Trains for `total_timesteps` more frames, and finishes the last rollout.
 
-        Ctrl-C raises KeyboardInterrupt. You can call `learn` again afterwards: the interrupted rollout is dropped, and
-        new episodes begin.
+        Ctrl-C raises KeyboardInterrupt. You can call `learn` again afterwards. Then new episodes begin, and a rollout
+        that was interrupted is dropped. An iteration whose evaluation was interrupted counts, but has no metrics.
 
         Args:
             total_timesteps: frames, counted over all environments. None: as configured or, after `load_checkpoint`, the
@@ -64,12 +65,13 @@ class PPO(Trainer):
         Raises:
             UserError: an argument is unknown or has the wrong type.
             EnvironmentFailure: an environment failed more than `max_env_failures` times in a row. Weights, statistics
-                and counters are those of the last complete iteration.
+                and counters are those of the last update. After a failed evaluation, this update has no metrics.
             TrainingFailure: losses or gradients were not finite in more than `max_skipped_updates` updates in a row.
         """
         _refuse_arguments_of_learn(unknown)
         progress_bar = checked("progress_bar", progress_bar, bool)
         self._listeners = Listeners(callback, ProgressBar() if progress_bar else None)
+        earlier = self._schedule, self._resumed
         if total_timesteps is None and self._resumed:
             start, target, before = self._schedule
         else:
@@ -78,7 +80,12 @@ class PPO(Trainer):
             start, target, before = self.num_timesteps, self.num_timesteps + frames, 0.0
         self._schedule, self._resumed = Schedule(start, target, before), False
         started = time.perf_counter() - before
-        with self._listeners.training(self):
+        with contextlib.ExitStack() as training:
+            try:
+                training.enter_context(self._listeners.training(self))
+            except BaseException:  # nothing was trained: another call can still finish the resumed one
+                self._schedule, self._resumed = earlier
+                raise
             proceed = True
             while proceed and not self.finished:
                 try:
@@ -153,9 +160,9 @@ class PPO(Trainer):
         statistics = self.policy.return_statistics
         if statistics is None:
             return rewards
-        sums, self._discounted_sums = discounted_sums(
-            rewards, rollout.episode_ends, self._discounted_sums, self.config.gamma
-        )
+        # Episodes may begin although none has ended: a worker was replaced whose environments cannot be pickled.
+        start = self._discounted_sums * ~rollout.episode_starts[0]
+        sums, self._discounted_sums = discounted_sums(rewards, rollout.episode_ends, start, self.config.gamma)
         statistics.update(sums[rollout.valid])
         return statistics.scale(rewards)
 

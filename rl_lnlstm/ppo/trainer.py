@@ -88,6 +88,7 @@ class Trainer(Agent):
         self._updater = Updater(self.policy, self.config, shuffler)
         self._aborted_rollouts = 0  # in a row
         self._compiled = False  # the update
+        self._warned_of_endless = False
         self._listeners = Listeners(None)
 
     @property
@@ -224,17 +225,19 @@ class Trainer(Agent):
         """Restores the environments or, where that is not possible, begins new episodes and warns."""
         tree = state.tree
         states, snapshots = tree["environments"], state.unpickled_environments() if env_snapshot else {}
+        left_out = {checkpoint_files.NO_SNAPSHOT: "env_snapshot=False does not restore their snapshot"}
+        reasons = left_out if state.environments is not None and not env_snapshot else {}
         training = {"runner": tree["runner"], "environments": states["training"]}
         if len(self._discounted_sums) == len(tree["discounted_sums"]):
             self._discounted_sums = tree["discounted_sums"]
         if problem := self._collector.set_state(training, snapshots.get("training")):
-            warn(f"the environments for training begin new episodes: {problem}")
+            warn(f"the environments for training begin new episodes: {reasons.get(problem, problem)}")
             self._begin_new_episodes()
         if self._selection is None or "evaluation" not in states:  # the checkpoint's trainer had no evaluations
             return
         evaluation = states["evaluation"], snapshots.get("evaluation")
         if problem := checkpoint_files.restore_environments(self._selection.envs, *evaluation):
-            warn(f"the environments for evaluation begin new episodes: {problem}")
+            warn(f"the environments for evaluation begin new episodes: {reasons.get(problem, problem)}")
             self._selection.restart(derived_seed(self.config.seed, "selection", self.num_timesteps))
 
     def _begin_new_episodes(self) -> None:
@@ -259,9 +262,12 @@ class Trainer(Agent):
         return {"eval/mean_reward": self._selection.mean_reward}
 
     def _warn_if_no_episode_ends(self) -> None:
-        """Warns about a missing time limit if no episode ends for a long time."""
+        """Warns once about a missing time limit if no episode ends for a long time."""
+        if self._episodes or self._warned_of_endless or self._collector.has_time_limit:
+            return
         steps = self.num_timesteps // self.config.num_envs
-        if not self._episodes and (steps >= ENDLESS or self.finished) and not self._collector.has_time_limit:
+        if steps >= ENDLESS or self.finished:
+            self._warned_of_endless = True
             warn(
                 f"no episode has ended after {steps:,} steps of each environment, and {self.config.env_id} has no time "
                 "limit: gymnasium.wrappers.TimeLimit adds one (--wrappers 'TimeLimit(1000)')"

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import ClipReward, TransformReward
 from gymnasium.wrappers import vector as vector_wrappers
 
-from rl_lnlstm.envs import make_vec
+from rl_lnlstm.envs import TMazeVectorEnv, make_vec
 from rl_lnlstm.envs.autoreset import Stepper
 from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
@@ -141,6 +141,16 @@ def test_a_restored_copy_is_counted_too():
     envs.unwrapped.step(NOTHING)
     with pytest.warns(RunWarning, match="other code"):
         assert stepper.step(NOTHING).aborted.all()
+
+
+def test_a_snapshot_of_a_single_environment_is_refused_and_changes_nothing():
+    single, envs = make_vec(Three, 1), make_vec("TMaze-v0", 1)
+    assert isinstance(envs.unwrapped, TMazeVectorEnv)
+    Stepper(single, 0)
+    stepper = Stepper(envs, 0)
+    with pytest.raises(ValueError, match="of single environments"):
+        envs.restore_snapshot(single.take_snapshot())
+    assert stepper.step(NOTHING[:1]).aborted is None
 
 
 def test_a_restored_copy_of_a_wrapped_environment_is_counted_and_scored():

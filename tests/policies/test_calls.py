@@ -195,9 +195,10 @@ def test_predict_holds_the_noise_of_gsde():
         starts = [STARTS, GO_ON, np.array([True, False, False])]
         return [policy.predict(observations, episode_start=start, rng=rng)[0] for start in starts]
 
-    one, same, other = episode([np.random.default_rng(i) for i in range(3)])
-    np.testing.assert_array_equal(one, same)
-    np.testing.assert_array_equal((other != one).any(1), [True, False, False])
+    for rng in (None, [np.random.default_rng(i) for i in range(3)]):
+        one, same, other = episode(rng)
+        np.testing.assert_array_equal(one, same)
+        np.testing.assert_array_equal((other != one).any(1), [True, False, False])
     for part, again in zip([one, same, other], episode([np.random.default_rng(i) for i in range(3)]), strict=True):
         np.testing.assert_array_equal(part, again)
 

@@ -111,6 +111,13 @@ def test_a_copy_that_would_act_otherwise_is_refused(arguments):
         copy.deepcopy(policy)
 
 
+def test_a_copy_whose_actor_would_act_otherwise_is_refused():
+    policy = reference.randomise(MlpLnLstmPolicy(BOX, DISCRETE, **{**SMALL, "head_layers": (4,)}))
+    policy.network.actor_layers[0].activation = keras.activations.relu  # the critic has a layer of its own
+    with pytest.raises(UserError, match="the copy computes something else"):
+        copy.deepcopy(policy)
+
+
 def test_a_class_of_ones_own_is_handed_to_load_policy(tmp_path):
     policy = reference.randomise(Warm(BOX, DISCRETE, temperature=2.0, **SMALL))
     policy.save(tmp_path / "policy")
@@ -125,6 +132,41 @@ def test_a_class_of_ones_own_is_handed_to_load_policy(tmp_path):
     assert loaded.temperature == 2.0
     for one, same in zip(policy.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, same)
+
+
+class Adjustable(MlpLnLstmPolicy):
+    """A subclass whose arguments come before the options."""
+
+    def __init__(self, space, action_space, scale=1.0, sizes=(), names=None, function=abs, *rest, **options):
+        super().__init__(space, action_space, **options)
+        self.own = scale, sizes, names, function
+
+
+def test_arguments_of_a_class_of_ones_own_are_saved(tmp_path):
+    policy = Adjustable(BOX, DISCRETE, np.int64(3), (1, None), names=["a", "b"], function=abs, **SMALL)
+    for path in (tmp_path / "policy", tmp_path / "again"):
+        policy.save(path)
+        policy = load_policy(path, policy_class=Adjustable)
+        assert policy.own == (3, (1, None), ["a", "b"], abs)
+    assert (tmp_path / "again/policy.json").read_text() == (tmp_path / "policy/policy.json").read_text()
+    Warm(BOX, DISCRETE, None, 3, units=4).save(tmp_path / "passed on")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "keywords"),
+    [
+        ("sizes", (1.0, [(1, 2)]), {}),
+        ("names", (), {"names": {"a": 1}}),
+        ("scale", (np.ones(2),), {}),
+        ("function", (), {"function": max}),
+        (r"\*rest", (1.0, (), None, abs, 5), {}),
+    ],
+)
+def test_arguments_that_cannot_be_saved_are_named(name, arguments, keywords, tmp_path):
+    policy = Adjustable(BOX, DISCRETE, *arguments, **keywords, **SMALL)
+    with pytest.raises(UserError, match=f"Adjustable cannot be saved with {name}="):
+        policy.save(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
 
 
 def test_options_are_checked_when_they_are_given():

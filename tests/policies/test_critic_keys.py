@@ -112,7 +112,7 @@ def test_predict_needs_no_entry_and_acts_the_same_to_the_bit(case):
             policy.seed(1)
             state, actions = None, []
             for t, one in enumerate(given):
-                starts = np.full(BATCH, t == 2)
+                starts = np.full(BATCH, t in (0, 2))
                 action, state = policy.predict(one, state, starts, deterministic)
                 actions.append(action)
             got.append((np.stack(actions), [part[:, : policy.actor_state_size] for part in state]))

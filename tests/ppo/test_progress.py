@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rl_lnlstm import PPO, UserError
 from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.ppo import trainer
 from rl_lnlstm.ppo.callbacks import Callback
 from rl_lnlstm.ppo.progress import ProgressBar, shown
 
@@ -118,10 +119,12 @@ class Endless(gym.Env):
         return np.zeros(2, np.float32), 1.0, False, False, {}
 
 
-def test_episodes_that_never_end_are_reported():
+def test_episodes_that_never_end_are_reported_once(monkeypatch):
+    monkeypatch.setattr(trainer, "ENDLESS", 16)
     file = io.StringIO()
-    with pytest.warns(RunWarning, match=r"no episode has ended after \d+ steps .*TimeLimit"):
+    with pytest.warns(RunWarning, match=r"no episode has ended after \d+ steps .*TimeLimit") as warned:
         PPO("auto", Endless, **TINY).learn(64, callback=ProgressBar(Console(file=file), 0))
+    assert sum("no episode has ended" in str(warning.message) for warning in warned) == 1
     assert "no episode ended in 32 steps" in file.getvalue()
 
 

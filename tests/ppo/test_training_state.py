@@ -11,7 +11,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rl_lnlstm import PPO, UserError
+from rl_lnlstm import PPO, Callback, UserError
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.files import Appender
 from rl_lnlstm.ppo.checkpoint_files import read, write
@@ -163,6 +163,11 @@ def test_a_screen_that_is_open_is_left_out(tmp_path):
     ppo.envs.close()
 
 
+class Refuses(Callback):
+    def on_training_start(self, ppo):
+        raise UserError("not now")
+
+
 def test_the_call_of_learn_that_was_interrupted_is_finished(tmp_path):
     ppo = trainer()
     ppo.learn(FRAMES, lambda _: ppo.save_checkpoint(tmp_path / "checkpoint") or ppo.iteration < 2)
@@ -170,6 +175,9 @@ def test_the_call_of_learn_that_was_interrupted_is_finished(tmp_path):
     resumed.load_checkpoint(tmp_path / "checkpoint")
     assert not resumed.finished
     before = resumed.num_timesteps
+    with pytest.raises(UserError, match="not now"):
+        resumed.learn(10**6, callback=Refuses())
+    assert resumed.target == ppo.target
     resumed.learn()
     assert before < FRAMES <= resumed.num_timesteps < FRAMES + 3 * 16
     assert resumed.finished
@@ -219,11 +227,21 @@ def test_discounted_sums_begin_afresh_with_new_episodes(tmp_path):
     ppo = trainer(**NORMALIZED)
     ppo.learn(1)
     assert ppo._discounted_sums.any()
-    ppo.save_checkpoint(tmp_path / "checkpoint", env_snapshot=False)
-    resumed = trainer(**NORMALIZED)
-    with pytest.warns(RunWarning, match="begin new episodes"):
-        resumed.load_checkpoint(tmp_path / "checkpoint")
-    assert not resumed._discounted_sums.any()
+    for saved, reason in ((False, "the checkpoint does not contain their snapshot"), (True, "env_snapshot=False")):
+        ppo.save_checkpoint(tmp_path / "checkpoint", env_snapshot=saved)
+        resumed = trainer(**NORMALIZED)
+        with pytest.warns(RunWarning, match=f"begin new episodes: {reason}"):
+            resumed.load_checkpoint(tmp_path / "checkpoint", env_snapshot=not saved)
+        assert not resumed._discounted_sums.any()
+
+
+def test_discounted_sums_begin_afresh_where_a_new_worker_began_episodes():
+    ppo = trainer(**NORMALIZED)
+    rollout = ppo._collector.collect()
+    assert rollout.episode_starts[0].all()
+    ppo._discounted_sums = np.full(3, 1e6)  # of the episodes of a worker that was lost
+    ppo._scaled_rewards(rollout)
+    assert ppo.policy.return_statistics.variance.numpy() < TINY["num_steps"] ** 2, "each step earns 1"
 
 
 MISMATCHES = {

@@ -96,11 +96,13 @@ class ParallelCollector:
         snapshots: list[Any] = self._each(None)
         if snapshot is not None and len(snapshot) == total:
             snapshots = [snapshot[share.rows] for share in shares]
+        elif snapshot is not None and len(snapshot) == len(shares):  # of the vector environment of each worker
+            snapshots = [[part] for part in snapshot]
         problems = [problem for problem in self._crew.call("set_state", parts, snapshots) if problem is not None]
         if saved != total:
             return f"the checkpoint has {saved} environments, this trainer {total}"
-        if snapshot is not None and len(snapshot) != total:
-            return "their snapshot is of a vector environment, which cannot be divided among workers"
+        if snapshot is not None and len(snapshot) not in (total, len(shares)):
+            return "their snapshot is of vector environments, which need the same number of workers again"
         return problems[0] if problems else None
 
     def close(self) -> None:

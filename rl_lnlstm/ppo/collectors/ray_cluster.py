@@ -74,7 +74,10 @@ class Cluster:
         self.users -= 1
         if self.users > 0:
             return
-        _connected = None
+        if _connected is self:
+            _connected = None
+        else:  # other code has ended this connection, and Ray now belongs to a later one
+            self._is_ours = False
         atexit.unregister(self._end)
         self._end()
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.ppo.collectors.ray_cluster import _translated
+from rl_lnlstm.ppo.collectors import ray_cluster
+from rl_lnlstm.ppo.collectors.ray_cluster import Cluster, _translated, connect
 
 
 class StandIn(SimpleNamespace):
@@ -35,6 +36,19 @@ def test_sigterm_reaches_our_own_handler():
         assert len(received) == 2, "the handler is ours again"
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_earlier_connection_leaves_a_later_one_alone(monkeypatch):
+    """For example, if other code has called `ray.shutdown()` in between."""
+    ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: ended.append("shutdown"))
+    ended = []
+    monkeypatch.setattr(ray_cluster, "_import_ray", lambda: ray)
+    monkeypatch.setattr(ray_cluster, "_new_connection", lambda ray, address: Cluster(ray, address, None, True))
+    first, second = connect("local"), connect("local")
+    first.disconnect()
+    assert (ended, ray_cluster._connected) == ([], second)
+    second.disconnect()
+    assert (ended, ray_cluster._connected) == (["shutdown"], None)
 
 
 def test_an_exit_of_ray_is_an_error():

@@ -171,14 +171,18 @@ def test_too_many_lost_workers_in_a_row_end_the_run():
     assert run(env, 2, dict.fromkeys(often, "dies before"), max_worker_failures=2, **config) == alone("discrete")
 
 
-@pytest.mark.parametrize(("first", "second"), [(None, 2), (2, None), (4, 2)])
-def test_a_state_goes_on_with_another_number_of_workers(first, second):
-    env, config = KINDS["discrete"]
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [("discrete", None, 2), ("discrete", 2, None), ("discrete", 4, 2), ("vector", 2, 2), ("vector", None, 1)],
+)
+def test_a_state_goes_on_with_another_number_of_workers(kind, first, second):
+    """Vector implementations cannot be divided, but go on with the same number."""
+    env, config = KINDS[kind]
     one, other = made(env, first, **config), made(env, second, **config)
     before = collected(one, begun(one), range(2))
     begun(other)
     assert other.set_state(one.get_state(), one.take_snapshot()) is None
-    assert [*before, *collected(other, policy_for(other), range(2, ITERATIONS))] == alone("discrete")
+    assert [*before, *collected(other, policy_for(other), range(2, ITERATIONS))] == alone(kind)
 
 
 @pytest.mark.parametrize("workers", [None, 2])
@@ -194,11 +198,12 @@ def test_a_state_of_another_number_of_environments_cannot_be_restored(workers):
     assert other.failures == 1
 
 
-def test_the_snapshot_of_a_vector_environment_cannot_be_divided():
-    one, other = made("TMaze-v0"), made("TMaze-v0", 2)
+@pytest.mark.parametrize("first", [None, 1])
+def test_the_snapshot_of_a_vector_environment_cannot_be_divided(first):
+    one, other = made("TMaze-v0", first), made("TMaze-v0", 2)
     for collector in (one, other):
         begun(collector)
-    assert "cannot be divided among workers" in other.set_state(one.get_state(), one.take_snapshot())
+    assert "need the same number of workers" in other.set_state(one.get_state(), one.take_snapshot())
 
 
 class Locked(CartPoleEnv):
