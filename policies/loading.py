@@ -27,7 +27,6 @@ from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.policies.critic_entries import divided
 from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
-from rl_lnlstm.policies.heads import has_box
 from rl_lnlstm.policies.saving import (
     DESCRIPTION,
     FORMAT,
@@ -40,7 +39,7 @@ from rl_lnlstm.policies.saving import (
     read_headers,
     weight_names,
 )
-from rl_lnlstm.spaces import check_observation_space
+from rl_lnlstm.spaces import check_observation_space, has_box
 from rl_lnlstm.spaces_json import Budget, space_from_json
 
 ARRAYS_OF_DENSE, ARRAYS_OF_LSTM = 2, len(Weights._fields)
