@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import inspect
-import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rl_lnlstm.commands.words import kinds_of, normalised, without_exponent
+from rl_lnlstm.option_types import option_docs
 
 WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -70,11 +69,13 @@ def _grouped_class(
         for name in names:
             value = _value(kind, name, default)
             if value is dataclasses.MISSING:
-                described = tyro.conf.arg(help=docs[name], metavar=name.upper(), help_behavior_hint="")
+                described = tyro.conf.arg(help=docs[name].meaning, metavar=name.upper(), help_behavior_hint="")
                 inner.append((name, Annotated[hints[name], described]))
                 continue
             described = tyro.conf.arg(
-                help=docs[name], metavar=_word(hints[name]), help_behavior_hint=_described(value, marks.get(name))
+                help=docs[name].meaning,
+                metavar=_word(hints[name]),
+                help_behavior_hint=_described(value, marks.get(name)),
             )
             if _is_dictionary(hints[name]):
                 # tyro would turn a dictionary with entries into one flag for each. `parse_options` puts it back.
@@ -109,25 +110,6 @@ def _described(value: Any, mark: str | None) -> str:
     else:
         text = str(value)
     return f"({mark or 'default'}: {text})"
-
-
-def option_docs(kind: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass and of its bases."""
-    docs: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, text in zip(definition.body, definition.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-            ):
-                docs[field.target.id] = " ".join(str(text.value.value).split())
-    return docs
 
 
 def _word(hint: Any) -> str | None:
