@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rl_lnlstm.commands.parser import given_options, value_of
 from rl_lnlstm.commands.tuning_options import preset_options
+from rl_lnlstm.commands.words import given_options, value_of
 from rl_lnlstm.config import BEFORE, PPOConfig, check_types, upgraded
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
@@ -62,7 +62,7 @@ class TrainOptions(PPOConfig):
 
 def train_defaults(arguments: Sequence[str]) -> TrainOptions:
     """The defaults of `train`: those of the run that is resumed, or of the preset."""
-    resumed, file = value_of(arguments, "--resume"), value_of(arguments, "--preset")
+    resumed, file = value_of(arguments, "resume"), value_of(arguments, "preset")
     if resumed is not None:
         if file is not None:
             raise UserError("--resume continues with the options of the run: leave out --preset")
