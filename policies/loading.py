@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rl_lnlstm.config import PolicyOptions, upgraded
+from rl_lnlstm.config import PolicyOptions, from_saved
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import folder_path, parse_json, read_regular
 from rl_lnlstm.lstm.equations import Weights
@@ -80,7 +80,7 @@ def load_policy(
                     )
                 raise UserError(f"{folder} was saved without an encoder of its own")
             headers = read_headers(archive)
-            arguments = upgraded({"rescale_actions": False, **description["arguments"]})
+            arguments = from_saved(description["arguments"], PolicyOptions)
             _check_sizes(arguments, headers)
             budget = Budget()
             spaces = [space_from_json(description[name], budget) for name in ("observation_space", "action_space")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.commands.words import numbers_of, value_of
-from rl_lnlstm.config import BEFORE, PPOConfig, check_types
+from rl_lnlstm.config import PPOConfig, check_types, from_saved
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, from_json
@@ -100,7 +100,7 @@ def read_sweep(folder: Path) -> SavedSweep:
     path = folder / SWEEP
     try:
         content = read_json(path)
-        options = from_json({**BEFORE, **content["options"]})
+        options = from_json(from_saved(content["options"]))
         check_types(options, TuneOptions)
         return SavedSweep(TuneOptions(**options, resume=folder), frozenset(content["fixed"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
