@@ -42,6 +42,7 @@ from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vecto
 from rl_lnlstm.envs.uses import attributes_of, uses_inside, uses_of
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.seeding import integer_seed
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +293,7 @@ class GuardedVectorEnv(VectorWrapper):
             self._restarts[index] += 1
             seed = self._seeds[index]
             if seed is not None:
-                seed = int(np.random.SeedSequence((int(seed), int(self._restarts[index]))).generate_state(1)[0] >> 1)
+                seed = integer_seed(np.random.SeedSequence((int(seed), int(self._restarts[index]))))
             try:
                 observations, info = self.env.restart(index, seed)  # type: ignore[attr-defined]
                 fault = info.pop(FAULT, None) or wrong_values(self._checked_parts, observations).get(index)

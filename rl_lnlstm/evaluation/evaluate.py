@@ -20,7 +20,7 @@ from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.evaluation.video import FrameRecorder
 from rl_lnlstm.option_types import Count, Index, checked
 from rl_lnlstm.policies import RecurrentPolicy
-from rl_lnlstm.seeding import derived_seed
+from rl_lnlstm.seeding import derived_seed, random_seed
 
 Environment = str | Callable[..., gym.Env] | gym.Env | VectorEnv
 
@@ -266,7 +266,7 @@ def prepared(
     if episode_seeds is not None:
         seed, seeds = None, list(episode_seeds)
     else:
-        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+        seed = random_seed() if seed is None else seed
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
     if borrowed:

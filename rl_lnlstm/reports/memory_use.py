@@ -18,6 +18,7 @@ from rl_lnlstm.option_types import Count, Index, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.reports.cut_memory import CutMemory
 from rl_lnlstm.reports.gradients import gradient_norms
+from rl_lnlstm.seeding import random_seed
 
 MOST_ALL = 16  # up to this length of the longest episode, all cuts are tried; then powers of two
 MAX_LAG = 100
@@ -129,7 +130,7 @@ def memory_use(
     if not isinstance(acts, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy or a PPO, got {type(policy).__name__}")
     checked("seed", seed, Index | None)
-    base = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+    base = random_seed() if seed is None else seed
 
     def run(policy: Any, record: bool = False) -> Iterator[EvaluatedEpisode]:
         with prepared(acts, env, n_eval_episodes, base, None, num_envs) as given:
