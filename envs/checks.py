@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl_lnlstm.envs.faults import Fault
+from rl_lnlstm.errors import one_line
 from rl_lnlstm.spaces import LEAVES, map_leaves
 
 ANSWERS = {"reset": "(observation, info)", "step": "5 values, (observation, reward, terminated, truncated, info)"}
@@ -285,5 +286,5 @@ def _dtype_name(array: np.ndarray) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    text = one_line(repr(value))
     return text if len(text) <= 80 else f"{text[:80]}..."

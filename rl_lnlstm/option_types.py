@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, one_line
 
 
 class Range(NamedTuple):
@@ -79,7 +79,7 @@ def option_docs(kind: type) -> dict[str, OptionDoc]:
         for field, text in itertools.pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 default = "required" if field.value is None else ast.unparse(field.value)
-                docs[ast.unparse(field.target)] = OptionDoc(default, " ".join(str(text.value.value).split()))
+                docs[ast.unparse(field.target)] = OptionDoc(default, one_line(text.value.value))
     return docs
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw, ImageFont
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, missing_package
 from rl_lnlstm.evaluation.environments import seeded_one_by_one
 
 LINES = 3  # of every caption, because all pictures of a video must have the same size
@@ -63,9 +63,7 @@ class VideoRecorder:
         try:
             from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # an extra that few need
         except ImportError as error:
-            raise UserError(
-                f'videos need a package that is not installed ({error}): pip install "rl-lnlstm[video]"'
-            ) from error
+            raise missing_package("a video", error, "rl-lnlstm[video]") from error
         self._writer = FFMPEG_VideoWriter
         self.folder, self._fps = folder, fps
         self._films: dict[int, _Film] = {}

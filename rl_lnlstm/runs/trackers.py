@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_lnlstm.errors import UserError, printable, warn
+from rl_lnlstm.errors import UserError, missing_package, printable, warn
 from rl_lnlstm.files import read_json, replacing_file
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
 
@@ -49,9 +49,7 @@ class Tracker(Callback):
         try:
             self.module: Any = importlib.import_module(self.package)
         except ImportError as error:
-            raise UserError(
-                f"tracking needs a package that is not installed ({error}): pip install {self.package}"
-            ) from error
+            raise missing_package("tracking", error, self.package) from error
         self.name = name
         self.folder = None if folder is None else Path(folder).absolute()
         self.project = project or os.environ.get(self.project_variable) or PROJECT
