@@ -92,7 +92,7 @@ def _piece(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], rows: sli
     # If the critic sees more than the actor, these entries may be missing: only the actor is shown.
     space, network = policy.actor_observation_space, policy.network
     observations = map_leaves(
-        lambda leaf, part: tf.constant(part[rows], leaf.dtype), space, structured("observations", space, dict(episode))
+        lambda leaf, part: tf.constant(part[rows], leaf.dtype), space, structured("observations", space, episode)
     )
     features = policy._encode(observations)[tf.newaxis]
     h, c, *kept = (episode[name][rows] for name in STATE if name in episode)
