@@ -30,6 +30,7 @@ from rl_lnlstm.reports.memory_use import MemoryUse, cut_name
 from rl_lnlstm.reports.pictures import data_uri, fitting, is_small
 from rl_lnlstm.reports.replay import Replay
 from rl_lnlstm.reports.timeline import shown_steps, timeline
+from rl_lnlstm.runs.metrics_file import FRAMES
 
 MOST_BYTES = 19 << 20  # of a report
 
@@ -122,7 +123,7 @@ def finding(memory: MemoryUse) -> str:
 
 
 def _subtitle(content: Content) -> str:
-    seed, frames = content.config.get("seed"), content.metrics.get("time/total_timesteps", np.array([]))
+    seed, frames = content.config.get("seed"), content.metrics.get(FRAMES, np.array([]))
     parts = [str(content.run_dir)]
     parts += [f"seed {seed}"] if seed is not None else []
     parts += [f"trained for {frames[-1]:,.0f} frames"] if len(frames) else []

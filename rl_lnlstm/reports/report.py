@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from rl_lnlstm.evaluation.environments import MOST_ENVS, MakeEnvs
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.video import rgb
-from rl_lnlstm.files import read_regular
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.reports.memory_use import MAX_LAG, measured
 from rl_lnlstm.reports.page import Content, ShownEpisode, page
@@ -25,10 +23,10 @@ from rl_lnlstm.reports.pictures import PictureRecorder
 from rl_lnlstm.reports.replay import replay
 from rl_lnlstm.reports.timeline import shown_steps
 from rl_lnlstm.runs.layout import METRICS
+from rl_lnlstm.runs.metrics_file import FRAMES, RETURN, column, read_rows
 
 MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
 MOST_METRICS = 256 << 20  # bytes of a metrics.csv
-FRAMES, RETURN = "time/total_timesteps", "rollout/ep_rew_mean"
 
 
 def make_report(
@@ -164,10 +162,10 @@ def read_metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
     if not path.is_file():
         return {}, f"{run_dir} has no {METRICS}."
     try:
-        rows = list(csv.DictReader(read_regular(path, MOST_METRICS).decode().splitlines()))
+        rows = read_rows(path, MOST_METRICS)
         if not rows:
             raise ValueError("it has no rows")
-        columns = {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0]}
+        columns = {name: column(rows, name) for name in rows[0]}
         if not {FRAMES, RETURN} <= set(columns):
             raise ValueError(f"it has no column {FRAMES} or {RETURN}")
     except (OSError, ValueError, TypeError, csv.Error) as error:

@@ -20,6 +20,7 @@ from typing import Any
 from rl_lnlstm.errors import UserError, missing_package, printable, warn
 from rl_lnlstm.files import read_json, replacing_file
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
+from rl_lnlstm.runs.metrics_file import FRAMES
 
 PROJECT = "rl-lnlstm"
 RUN_ID = "tracking.json"
@@ -90,7 +91,7 @@ class Tracker(Callback):
             return
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         try:
-            self.log(finite, int(metrics["time/total_timesteps"]))
+            self.log(finite, int(metrics[FRAMES]))
         except Exception as error:
             self._working = False
             warn(f"{self.package} fails, {type(error).__name__}: {printable(error)}: training continues without it")
