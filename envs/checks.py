@@ -30,8 +30,6 @@ PLAIN = frozenset(LEAVES)
 
 def as_element(space: gym.Space, action: Any) -> Any:
     """Converts an action to an element of the space: a NumPy scalar for `Discrete`, otherwise a new array."""
-    if isinstance(space, gym.spaces.Discrete):
-        return space.dtype.type(np.asarray(action).item())
     return _leaf_element(space, action) if type(space) in PLAIN else map_leaves(_leaf_element, space, action)
 
 

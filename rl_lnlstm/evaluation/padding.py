@@ -143,8 +143,6 @@ def _kind(name: str) -> str:
 
 
 def _padded(name: str, array: np.ndarray, length: int) -> np.ndarray:
-    if _kind(name) in WHOLE:
-        return array
     widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
     return np.pad(array, widths, mode="edge" if _kind(name) in REPEATED else "constant")
 

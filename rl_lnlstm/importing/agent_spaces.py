@@ -17,7 +17,7 @@ from rl_lnlstm.importing.agent import Described
 from rl_lnlstm.importing.layout import Layout
 from rl_lnlstm.policies.encoders import NATURE, SMALLEST_NATURE, image_size
 from rl_lnlstm.spaces import width
-from rl_lnlstm.spaces_json import Budget, space_from_json
+from rl_lnlstm.spaces_json import space_from_json
 
 KINDS = ("Box", "Discrete", "MultiBinary", "MultiDiscrete")
 ATARI = (84, 84)  # the usual size of an image, if only the weights say anything
@@ -139,7 +139,7 @@ def _space_in_file(found: Described, what: str, size: int | None) -> gym.Space |
                 return None
             shape = np.array([size])
         description |= _box(found, [int(length) for length in shape])
-        return space_from_json(description, Budget())
+        return space_from_json(description)
     if sizes is None or not sizes.size:
         if size is None or found.kind == "MultiDiscrete":
             return None
@@ -151,7 +151,7 @@ def _space_in_file(found: Described, what: str, size: int | None) -> gym.Space |
         description |= {"shape": counts[:1], "flat": True}
     else:
         description |= {"shape": [len(counts)], "dtype": "int64", "nvec": counts, "start": 0}
-    return space_from_json(description, Budget())
+    return space_from_json(description)
 
 
 def _box(found: Described, shape: list[int]) -> dict[str, Any]:

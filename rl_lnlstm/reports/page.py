@@ -21,7 +21,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-import rl_lnlstm
 from rl_lnlstm.errors import printable
 from rl_lnlstm.evaluation.record import EpisodeArrays
 from rl_lnlstm.evaluation.result import Evaluation, decimals
@@ -31,6 +30,7 @@ from rl_lnlstm.reports.pictures import data_uri, fitting, is_small
 from rl_lnlstm.reports.replay import Replay
 from rl_lnlstm.reports.timeline import shown_steps, timeline
 from rl_lnlstm.runs.metrics_file import FRAMES
+from rl_lnlstm.version import __version__
 
 MOST_BYTES = 19 << 20  # of a report
 
@@ -79,7 +79,7 @@ def page(content: Content) -> str:
     score = content.memory.score
     plotly, script = get_plotlyjs(), _resource("page.js")
     values = {
-        "version": rl_lnlstm.__version__,
+        "version": __version__,
         "title": _text(f"{content.env_id}: report"),
         "subtitle": _text(_subtitle(content)),
         "style": _resource("page.css"),
