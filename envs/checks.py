@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl_lnlstm.envs.faults import Fault
+from rl_lnlstm.errors import one_line
 from rl_lnlstm.spaces import LEAVES, map_leaves
 
 ANSWERS = {"reset": "(observation, info)", "step": "5 values, (observation, reward, terminated, truncated, info)"}
@@ -29,8 +30,6 @@ PLAIN = frozenset(LEAVES)
 
 def as_element(space: gym.Space, action: Any) -> Any:
     """Converts an action to an element of the space: a NumPy scalar for `Discrete`, otherwise a new array."""
-    if isinstance(space, gym.spaces.Discrete):
-        return space.dtype.type(np.asarray(action).item())
     return _leaf_element(space, action) if type(space) in PLAIN else map_leaves(_leaf_element, space, action)
 
 
@@ -285,5 +284,5 @@ def _dtype_name(array: np.ndarray) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    text = one_line(repr(value))
     return text if len(text) <= 80 else f"{text[:80]}..."

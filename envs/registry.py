@@ -18,7 +18,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode
 
 from rl_lnlstm.envs.faults import FAILURES, reraise_of_signal_handler
-from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.errors import EnvironmentFailure, UserError, missing_package
 
 EnvSource = EnvSpec | Callable[..., gym.Env]  # what environments are made from
 
@@ -59,7 +59,7 @@ def find_spec(env_id: str) -> EnvSpec:
             try:
                 importlib.import_module(package)
             except ImportError as error:
-                raise UserError(f"{env_id} needs a package that is not installed: {_install(extra)}") from error
+                raise missing_package(env_id, error, f"rl-lnlstm[{extra}]") from error
     if registered_id in gym.registry:
         return gym.registry[registered_id]
     by_lower = {known.lower(): known for known in gym.registry}
@@ -87,8 +87,7 @@ def construction(what: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (DependencyNotInstalled, ImportError) as error:
         extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
-        hint = str(error) if extra is None else f"{error}: {_install(extra)}"
-        raise UserError(f"{what} needs a package that is not installed: {hint}") from error
+        raise missing_package(what, error, extra and f"rl-lnlstm[{extra}]") from error
     except FAILURES as error:
         reraise_of_signal_handler(error)
         text = str(error)
@@ -158,7 +157,3 @@ def _is_module(name: str) -> bool:
     with contextlib.suppress(ImportError, ValueError):  # ValueError: a module without a specification
         return importlib.util.find_spec(name) is not None
     return False
-
-
-def _install(extra: str) -> str:
-    return f'pip install "rl-lnlstm[{extra}]"'

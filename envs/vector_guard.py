@@ -43,6 +43,7 @@ from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vecto
 from rl_lnlstm.envs.uses import attributes_of, uses_inside, uses_of
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
+from rl_lnlstm.seeding import integer_seed
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +86,18 @@ class GuardedVectorEnv(VectorWrapper):
         super().__init__(env)
         self.name, self.info_keys, self.failures = name, info_keys, 0
         self.numbering = numbering or Numbering(0, env.num_envs)
-        self._max_failures = max_failures if self._holds_guards() else 0
+        self._made_here = isinstance(env, RestartingSyncVectorEnv | WorkerVectorEnv)  # each environment is in a `Guard`
+        self._max_failures = max_failures if self._made_here else 0
         self._mode = env.metadata.get("autoreset_mode")
         self._inner_spaces = env.single_observation_space, env.single_action_space
         self._checked_parts = list(checked_parts(env.single_observation_space))
         self._batch = (env.num_envs,)
-        if not self._holds_guards():
+        if not self._made_here:
             refuse_learning_vector_wrappers(env, name)
             warn_of_vector_scores(env, name)
             guard_environments_of(env.unwrapped)
-        self._score = None if self._holds_guards() else find_vector_score(env)
-        may_share = not self._holds_guards() and not isinstance(env.unwrapped, SyncVectorEnv)
+        self._score = None if self._made_here else find_vector_score(env)
+        may_share = not self._made_here and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
         self._uses, self._uses_inside = uses_of(env.unwrapped), uses_inside(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
@@ -105,8 +107,7 @@ class GuardedVectorEnv(VectorWrapper):
             self.mask_entry = MaskEntry(mask_key, *self._inner_spaces)
             self.single_observation_space = self.mask_entry.other_entries
             self.observation_space = batch_space(self.mask_entry.other_entries, env.num_envs)
-        self._steps = 0
-        self._all_fail_at_once = False
+        self._steps, self._all_fail_at_once = 0, False
         self._ended: Any = np.zeros((2, env.num_envs), bool)  # terminations and truncations of the last step
         self._seeds: list[int | None] = [None] * env.num_envs
         # For each environment: number of replacements, failures in a row, and the step of the last failure.
@@ -228,7 +229,7 @@ class GuardedVectorEnv(VectorWrapper):
 
     def take_snapshot(self) -> list[bytes]:
         """See `rl_lnlstm.envs.take_snapshot`."""
-        if not self._holds_guards():
+        if not self._made_here:
             return [snapshot.to_bytes(attributes_of(self.env))]
         parts = self._called("take_snapshot")
         if getattr(self.env, "unreset", False):
@@ -240,10 +241,10 @@ class GuardedVectorEnv(VectorWrapper):
 
     def restore_snapshot(self, parts: Sequence[bytes]) -> None:
         """See `rl_lnlstm.envs.restore_snapshot`."""
-        expected = self.num_envs if self._holds_guards() else 1
+        expected = self.num_envs if self._made_here else 1
         if len(parts) != expected:
             raise ValueError(f"expected {expected} snapshots, got {len(parts)}")
-        if not self._holds_guards():
+        if not self._made_here:
             attributes = snapshot.from_bytes(parts[0])
             if not isinstance(attributes, dict):
                 raise ValueError("it is of single environments, and not of a vector environment")
@@ -266,9 +267,6 @@ class GuardedVectorEnv(VectorWrapper):
         except Exception as error:
             named = isinstance(error, EnvironmentFailure)
             raise ValueError(str(error) if named else f"{type(error).__name__}: {error}") from error
-
-    def _holds_guards(self) -> bool:
-        return isinstance(self.env, RestartingSyncVectorEnv | WorkerVectorEnv)
 
     def _began(self, ends: np.ndarray) -> np.ndarray:
         """Which environments were reset in the last step."""
@@ -299,7 +297,7 @@ class GuardedVectorEnv(VectorWrapper):
             self._restarts[index] += 1
             seed = self._seeds[index]
             if seed is not None:
-                seed = int(np.random.SeedSequence((int(seed), int(self._restarts[index]))).generate_state(1)[0] >> 1)
+                seed = integer_seed(np.random.SeedSequence((int(seed), int(self._restarts[index]))))
             try:
                 observations, info = self.env.restart(index, seed)  # type: ignore[attr-defined]
                 fault = info.pop(FAULT, None) or wrong_values(self._checked_parts, observations).get(index)

@@ -83,23 +83,23 @@ class MultiCategorical(NamedTuple):
         return Categorical.noise(generator, shape)
 
     def sample(self, noise: Any) -> Tensor:
-        """Each component's."""
+        """Samples each component."""
         return self.each.sample(tf.reshape(noise, tf.shape(self.logits)))
 
     def mode(self) -> Tensor:
-        """Each component's."""
+        """The most probable value of each component."""
         return self.each.mode()
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The sum of the components'."""
+        """The sum of the components' log-probabilities."""
         return tf.reduce_sum(self.each.log_prob(actions), -1)
 
     def entropy(self) -> Tensor:
-        """The sum of the components'."""
+        """The sum of the components' entropies."""
         return tf.reduce_sum(self.each.entropy(), -1)
 
     def kl(self, other: MultiCategorical) -> Tensor:
-        """The sum of the components'."""
+        """The sum of the components' divergences."""
         return tf.reduce_sum(self.each.kl(other.each), -1)
 
 
@@ -110,7 +110,7 @@ class Bernoulli(NamedTuple):
 
     @staticmethod
     def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """Standard logistic."""
+        """Standard logistic noise."""
         return generator.logistic(size=shape).astype(np.float32)
 
     def sample(self, noise: Any) -> Tensor:
@@ -146,7 +146,7 @@ class DiagonalGaussian(NamedTuple):
 
     @staticmethod
     def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal."""
+        """Standard normal noise."""
         return generator.standard_normal(shape, np.float32)
 
     def sample(self, noise: Any) -> Tensor:
@@ -191,7 +191,7 @@ class StateDependentGaussian(NamedTuple):
 
     @staticmethod
     def noise(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal."""
+        """Standard normal noise."""
         return generator.standard_normal(shape, np.float32)
 
     @property
@@ -215,11 +215,11 @@ class StateDependentGaussian(NamedTuple):
         return self.marginal.log_prob(actions)
 
     def entropy(self) -> Tensor:
-        """That of the normal variables."""
+        """The entropy of the normal variables, `marginal`."""
         return self.marginal.entropy()
 
     def kl(self, other: StateDependentGaussian) -> Tensor:
-        """That of the normal variables."""
+        """The divergence of the normal variables, `marginal`."""
         return self.marginal.kl(other.marginal)
 
 
@@ -235,17 +235,17 @@ class Composite(NamedTuple):
         return tuple(part.sample(own) for part, own in zip(self.parts, noises, strict=True))
 
     def mode(self) -> tuple[Tensor, ...]:
-        """Each part's."""
+        """The most probable actions of each part."""
         return tuple(part.mode() for part in self.parts)
 
     def log_prob(self, actions: tuple[Tensor, ...]) -> Tensor:
-        """The sum of the parts'."""
+        """The sum of the parts' log-probabilities."""
         return tf.add_n([part.log_prob(own) for part, own in zip(self.parts, actions, strict=True)])
 
     def entropy(self) -> Tensor:
-        """The sum of the parts'."""
+        """The sum of the parts' entropies."""
         return tf.add_n([part.entropy() for part in self.parts])
 
     def kl(self, other: Composite) -> Tensor:
-        """The sum of the parts'."""
+        """The sum of the parts' divergences."""
         return tf.add_n([part.kl(theirs) for part, theirs in zip(self.parts, other.parts, strict=True)])

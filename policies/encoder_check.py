@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, one_line
 from rl_lnlstm.policies.encoders import as_floats, seed_sequence
 from rl_lnlstm.spaces import flatten, is_categorical, map_leaves, unflatten
 
@@ -143,10 +143,8 @@ def _check_in_graph(encoder: Any, inputs: Any, space: gym.Space, expected: np.nd
         )
         features = concrete(*flatten(space, inputs))
     except Exception as error:
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"{_named(encoder)}: it cannot run in a TensorFlow graph, {type(error).__name__}: {what:.300}; {advice}"
-        ) from error
+        what = f"{type(error).__name__}: {one_line(error):.300}"
+        raise UserError(f"{_named(encoder)}: it cannot run in a TensorFlow graph, {what}; {advice}") from error
     called = [operation.name for operation in concrete.graph.get_operations() if operation.type in PYTHON_OPERATIONS]
     if called:
         raise UserError(
@@ -162,10 +160,8 @@ def _run(encoder: Any, inputs: Any, **arguments: Any) -> np.ndarray:
     try:
         features = encoder(inputs, **arguments)
     except Exception as error:
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"{_named(encoder)}: a call with observations failed, {type(error).__name__}: {what}"
-        ) from error
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{_named(encoder)}: a call with observations failed, {what}") from error
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 2:
         got = type(features).__name__ if shape is None else list(shape)

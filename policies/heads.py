@@ -21,12 +21,11 @@ from rl_lnlstm.policies.distributions import (
     MultiCategorical,
     StateDependentGaussian,
 )
-from rl_lnlstm.spaces import leaves
+from rl_lnlstm.spaces import centre_and_half_range, has_box
 
 # A small gain makes the first policy nearly uniform (Andrychowicz et al., 2021, "What matters in on-policy RL?").
 POLICY_GAIN = 0.01
 CERTAIN = 1e9  # the logit of a certain action; infinity would make log-probabilities NaN
-UNBOUNDED = 1e30  # larger bounds, such as the largest float32, mean no bound
 
 
 class _ActionHead(keras.layers.Layer):
@@ -62,6 +61,10 @@ class _ActionHead(keras.layers.Layer):
 
     def clip(self, actions: np.ndarray) -> np.ndarray:
         """Converts sampled actions to elements of the action space."""
+        return actions
+
+    def scale(self, actions: Any) -> Any:
+        """The inverse of `clip` for actions within the bounds of the action space."""
         return actions
 
 
@@ -171,7 +174,7 @@ class GaussianHead(_ActionHead):
 
     With `rescale_actions`, components with two finite bounds are scaled, so that [-1, 1] covers the range between the
     bounds. Sampled actions are neither scaled nor clipped, and log-probabilities refer to them. Only `clip` converts
-    actions to the environment's units and clips them to its bounds.
+    actions to the environment's units, centre + half_range * actions, and clips them to its bounds.
     """
 
     def __init__(self, space: gym.spaces.Box, seed: int, options: PolicyOptions, **kwargs: Any) -> None:
@@ -180,11 +183,9 @@ class GaussianHead(_ActionHead):
         self.in_kernel = options.std == "free"
         self.distribution = StateDependentGaussian if options.std == "gsde" else DiagonalGaussian
         self.size = self.noise_size = self.features_size = int(np.prod(space.shape))
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
-        # Bounds of -1 and 1 are not scaled, so that actions stay exact.
-        self.rescaled = bounded & ((low != -1) | (high != 1)) & options.rescale_actions
-        self.low, self.high = np.where(self.rescaled, low, 0.0), np.where(self.rescaled, high, 0.0)
+        centre, half_range = centre_and_half_range(space)
+        self.rescaled = ((centre != 0) | (half_range != 1)) & options.rescale_actions
+        self.centre, self.half_range = np.where(self.rescaled, centre, 0.0), np.where(self.rescaled, half_range, 1.0)
         self.projection = _projection(self.size, seed, "mean")
         if self.std == "network":
             self.log_std = _projection(self.size, seed + 1, "log_std", bias=options.log_std_init)
@@ -230,10 +231,13 @@ class GaussianHead(_ActionHead):
         """Converts actions to the environment's units and the space's dtype, and clips them to the bounds."""
         if self.rescaled.any():
             unit = np.clip(actions, -1, 1).astype(np.float64)
-            # high - low could overflow; these two products cannot.
-            scaled = 0.5 * (1 - unit) * self.low + 0.5 * (1 + unit) * self.high
-            actions = np.where(self.rescaled, scaled, actions)
+            actions = np.where(self.rescaled, self.centre + self.half_range * unit, actions)
         return np.clip(actions, self.space.low, self.space.high).astype(self.space.dtype)
+
+    def scale(self, actions: Any) -> np.ndarray:
+        """See `_ActionHead`. A component whose bounds are the same becomes 0."""
+        size = np.where(self.half_range > 0, self.half_range, 1.0)
+        return ((np.asarray(actions, np.float64) - self.centre) / size).astype(np.float32)
 
 
 class CompositeHead(_ActionHead):
@@ -251,8 +255,7 @@ class CompositeHead(_ActionHead):
 
     def call(self, features: Any) -> Composite:
         """See `_ActionHead`."""
-        parts = tuple(part(features) for part in self.parts)
-        return Composite(parts, tuple(part.noise_size for part in self.parts))
+        return Composite(tuple(part(features) for part in self.parts), tuple(part.noise_size for part in self.parts))
 
     @property
     def noise_size(self) -> int:  # type: ignore[override]
@@ -288,16 +291,15 @@ class CompositeHead(_ActionHead):
         """See `_ActionHead`."""
         return self._structured([part.clip(actions[key]) for part, key in zip(self.parts, self.keys, strict=True)])
 
+    def scale(self, actions: Any) -> Any:
+        """See `_ActionHead`."""
+        return self._structured([part.scale(actions[key]) for part, key in zip(self.parts, self.keys, strict=True)])
+
     def _structured(self, values: list[Any]) -> Any:
         return dict(zip(self.keys, values, strict=True)) if self.is_dict else tuple(values)
 
 
 ActionHead = CategoricalHead | MultiCategoricalHead | BernoulliHead | GaussianHead | CompositeHead
-
-
-def has_box(space: gym.Space) -> bool:
-    """Whether an action space contains a `Box`; only then are there standard deviations."""
-    return any(isinstance(leaf, gym.spaces.Box) for leaf in leaves(space))
 
 
 def action_head(space: gym.Space, options: PolicyOptions, seed: int) -> ActionHead:
@@ -307,7 +309,7 @@ def action_head(space: gym.Space, options: PolicyOptions, seed: int) -> ActionHe
         UserError: no head supports the space, or `std="gsde"` was given for a space without a `Box`.
     """
     head = _head(space, itertools.count(seed, 2), options, "action_head")
-    if options.std == "gsde" and not has_box(space):
+    if options.std == "gsde" and not has_box(space):  # only a Box has standard deviations
         raise UserError(f"std='gsde' needs Box actions, but the action space is {space}")
     return head
 
@@ -345,5 +347,4 @@ def _split_last(values: Any, shape: Sequence[int]) -> Any:
 
 def _flatten_last(values: Any, shape: Sequence[int]) -> Any:
     """`[..., *shape]` to `[..., prod(shape)]`."""
-    leading = tf.shape(values)[: values.shape.rank - len(shape)]
-    return tf.reshape(values, tf.concat([leading, [int(np.prod(shape))]], 0))
+    return tf.reshape(values, tf.concat([tf.shape(values)[: values.shape.rank - len(shape)], [int(np.prod(shape))]], 0))

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rl_lnlstm.config import PolicyOptions, upgraded
+from rl_lnlstm.config import PolicyOptions, from_saved
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import folder_path, parse_json, read_regular
 from rl_lnlstm.lstm.equations import Weights
@@ -27,7 +27,6 @@ from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
 from rl_lnlstm.policies.critic_entries import divided
 from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
-from rl_lnlstm.policies.heads import has_box
 from rl_lnlstm.policies.saving import (
     DESCRIPTION,
     FORMAT,
@@ -40,7 +39,7 @@ from rl_lnlstm.policies.saving import (
     read_headers,
     weight_names,
 )
-from rl_lnlstm.spaces import check_observation_space
+from rl_lnlstm.spaces import check_observation_space, has_box
 from rl_lnlstm.spaces_json import Budget, space_from_json
 
 ARRAYS_OF_DENSE, ARRAYS_OF_LSTM = 2, len(Weights._fields)
@@ -81,7 +80,7 @@ def load_policy(
                     )
                 raise UserError(f"{folder} was saved without an encoder of its own")
             headers = read_headers(archive)
-            arguments = upgraded({"rescale_actions": False, **description["arguments"]})
+            arguments = from_saved(description["arguments"], PolicyOptions)
             _check_sizes(arguments, headers)
             for name in description.get("tuples", ()):  # earlier versions saved none
                 arguments[name] = tuple_if_list(arguments[name])

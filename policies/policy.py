@@ -26,7 +26,6 @@ from rl_lnlstm.policies.last_action_reward import LastActionReward, LastActionRe
 from rl_lnlstm.policies.network import Network, Outputs
 from rl_lnlstm.policies.normalization import RunningStatistics, update_each
 from rl_lnlstm.policies.saving import save_policy
-from rl_lnlstm.policies.scaling import scaled
 from rl_lnlstm.policies.sequences import evaluate_sequences
 from rl_lnlstm.policies.unrolling import encode, forward_sequences, forward_step
 from rl_lnlstm.spaces import check_observation_space, map_leaves
@@ -241,7 +240,7 @@ class RecurrentPolicy(keras.layers.Layer):
 
         `evaluate_actions` needs it for recorded episodes. Actions that were clipped stay at their bounds.
         """
-        return scaled(self.action_head, actions)
+        return self.action_head.scale(actions)
 
     def seed(self, seed: int) -> None:
         """Seeds the generator that samples actions."""

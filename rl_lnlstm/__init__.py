@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_lnlstm.lstm.registration import register as _register_layers
+from rl_lnlstm.version import __version__
 
 if TYPE_CHECKING:
     from rl_lnlstm.config import PPOConfig as PPOConfig
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from rl_lnlstm.runs.trackers import MlflowLogger as MlflowLogger
     from rl_lnlstm.runs.trackers import TrackioLogger as TrackioLogger
     from rl_lnlstm.runs.trackers import WandbLogger as WandbLogger
-
-__version__ = "0.1.0"
 
 # TensorFlow reads this when it is first imported. By default, it uses oneDNN only on processors with instructions for
 # neural networks. On other processors, an update on images takes 1.5 times as long without oneDNN.

@@ -324,10 +324,17 @@ def upgraded(options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     given = [std for name, std in (("state_dependent_std", "network"), ("use_sde", "gsde")) if options.pop(name, False)]
     if len(given) > 1 or (given and options.get("std", given[0]) != given[0]):
-        raise UserError(
-            "use_sde (now std='gsde') and state_dependent_std (now std='network') exclude each other, got both"
-        )
+        raise UserError("use_sde (std='gsde') and state_dependent_std (std='network') exclude each other, got both")
     return {**options, "std": given[0]} if given else options
+
+
+def from_saved(options: Mapping[str, Any], kind: type = PPOConfig) -> dict[str, Any]:
+    """Converts all options of `kind` from a file, which may be of an earlier version, to those of this version.
+
+    Raises:
+        UserError: as `upgraded`.
+    """
+    return upgraded({**{name: value for name, value in BEFORE.items() if hasattr(kind, name)}, **options})
 
 
 def check_types(options: Mapping[str, Any], kind: type[PPOConfig] = PPOConfig) -> None:

@@ -90,6 +90,24 @@ def run_warnings_to(receive: Callable[[str], None], action: Literal["default", "
         yield
 
 
+def one_line(value: object) -> str:
+    """Text without line breaks, such as the message of an error of another library."""
+    return " ".join(str(value).split())
+
+
+def missing_package(what: str, error: Exception, package: str | None) -> UserError:
+    """The error that says how to install an optional package.
+
+    Args:
+        what: what needs the package.
+        error: the failed import.
+        package: the name for pip, such as "rl-lnlstm[report]"; None if it is not known.
+    """
+    argument = f'"{package}"' if package and "[" in package else package  # a shell could expand the brackets
+    hint = f": pip install {argument}" if package else ""
+    return UserError(f"{what} needs a package that is not installed ({error}){hint}")
+
+
 def printable(value: object, limit: int = 200) -> str:
     """Makes text from a file or an environment safe to print on a terminal.
 

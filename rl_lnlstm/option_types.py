@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, one_line
 
 
 class Range(NamedTuple):
@@ -59,29 +59,41 @@ def metadata(hint: Any) -> tuple[Any, ...]:
     return getattr(hint, "__metadata__", ())
 
 
+class OptionDoc(NamedTuple):
+    """What the source of a dataclass says about an option."""
+
+    default: str  # an expression; "required" if the option must be given
+    meaning: str  # the docstring below the field, in one line
+
+
+def option_docs(kind: type) -> dict[str, OptionDoc]:
+    """The options of a dataclass and of its bases that have a docstring, by their names.
+
+    Raises:
+        OSError: the package was installed without its sources.
+    """
+    docs: dict[str, OptionDoc] = {}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in itertools.pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                default = "required" if field.value is None else ast.unparse(field.value)
+                docs[ast.unparse(field.target)] = OptionDoc(default, one_line(text.value.value))
+    return docs
+
+
 def described(kind: type) -> str:
     """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring.
 
     Returns "" if the package was installed without its sources.
     """
-    bases = reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)])
     try:
-        sources = [inspect.getsource(base) for base in bases]
+        docs = option_docs(kind)
     except OSError:
         return ""
-    entries: dict[str, str] = {}
-    for source in sources:
-        (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                name, default = (
-                    ast.unparse(field.target),
-                    "required" if field.value is None else ast.unparse(field.value),
-                )
-                entries[name] = f"{name} ({default}): {' '.join(str(text.value.value).split())}"
-    return "\n".join(
-        line for entry in entries.values() for line in textwrap.wrap(entry, width=116, subsequent_indent="    ")
-    )
+    entries = [f"{name} ({doc.default}): {doc.meaning}" for name, doc in docs.items()]
+    return "\n".join(line for entry in entries for line in textwrap.wrap(entry, width=116, subsequent_indent="    "))
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rl_lnlstm.config import BEFORE, PPOOptions, WorkerOptions, make_config, upgraded
+from rl_lnlstm.config import BEFORE, PPOOptions, WorkerOptions, from_saved, make_config, upgraded
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import output_file, read_json
 from rl_lnlstm.option_types import from_json
@@ -255,13 +255,14 @@ def read_preset(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else printable(error)
         raise UserError(f"preset {path} cannot be read: {reason}") from error
-    if {field.name for field in dataclasses.fields(PPOOptions)} <= content.keys() | BEFORE.keys():
-        content = {**BEFORE, **content}  # with all other options, it is from an earlier version of rl-lnlstm tune
+    # With all other options, it is from an earlier version of rl-lnlstm tune.
+    is_complete = {field.name for field in dataclasses.fields(PPOOptions)} <= content.keys() | BEFORE.keys()
     try:
-        make_config(**content)
+        options = from_saved(content) if is_complete else upgraded(content)
+        make_config(**options)
     except UserError as error:
         raise UserError(f"preset {path}: {printable(error)}") from None
-    return from_json(upgraded(content))
+    return from_json(options)
 
 
 def write_preset(path: Path, options: dict[str, Any]) -> None:

@@ -17,5 +17,15 @@ def seed_sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSeque
 
 
 def derived_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """An integer seed from `seed_sequence`, of 31 bits: some environments take no more."""
-    return int(seed_sequence(seed, purpose, *numbers).generate_state(1)[0] >> 1)
+    """An integer seed from `seed_sequence`."""
+    return integer_seed(seed_sequence(seed, purpose, *numbers))
+
+
+def random_seed() -> int:
+    """An integer seed that is different each time."""
+    return integer_seed(np.random.SeedSequence())
+
+
+def integer_seed(sequence: np.random.SeedSequence) -> int:
+    """An integer seed of 31 bits, because some environments take no more."""
+    return int(sequence.generate_state(1)[0] >> 1)

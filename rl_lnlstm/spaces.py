@@ -16,6 +16,7 @@ import numpy as np
 from rl_lnlstm.errors import UserError
 
 LEAVES = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+UNBOUNDED = 1e30  # larger bounds of a Box, such as the largest float32, mean no bound
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these"
 
 
@@ -66,6 +67,19 @@ def leaves(space: gym.Space) -> list[gym.Space]:
     found: list[gym.Space] = []
     map_leaves(found.append, space)
     return found
+
+
+def has_box(space: gym.Space) -> bool:
+    """Whether a leaf is a `Box`."""
+    return any(isinstance(leaf, gym.spaces.Box) for leaf in leaves(space))
+
+
+def centre_and_half_range(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """For components with two finite bounds, their centre and half their distance, in float64; for others 0 and 1."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    return 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
 
 
 def check_observation_space(space: gym.Space) -> None:

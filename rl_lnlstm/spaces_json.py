@@ -49,8 +49,8 @@ class Budget:
         ValueError: in `take`, if they claim more.
     """
 
-    def __init__(self, size: int = MAX_BYTES) -> None:
-        self.left = size
+    def __init__(self) -> None:
+        self.left = MAX_BYTES
 
     def take(self, size: int) -> None:
         """Subtracts `size` bytes. Call it before you allocate them."""

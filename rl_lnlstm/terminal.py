@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
 from rich.console import Console
 
 
@@ -17,3 +22,18 @@ class MessageConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raises the error again."""
         raise BrokenPipeError
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """A context manager in which nothing is printed on standard error, not even by C++."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silence, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(silence)

@@ -1,4 +1,4 @@
-"""Replacing folders while others read them, and printing text from files safely."""
+"""Appending to files, replacing folders while others read them, and printing text from files safely."""
 
 import os
 import subprocess
@@ -11,6 +11,14 @@ import pytest
 
 from rl_lnlstm import files
 from rl_lnlstm.errors import UserError, printable
+
+
+def test_an_appender_appends_to_what_is_there(tmp_path):
+    (tmp_path / "file").write_bytes(b"first\n")
+    appender = files.Appender(tmp_path / "file")
+    appender.append(b"second\n")
+    appender.close()
+    assert (tmp_path / "file").read_bytes() == b"first\nsecond\n"
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from rl_lnlstm.errors import RunFailure, UserError, losing_messages, printable
-from rl_lnlstm.terminal import MessageConsole
+from rl_lnlstm.terminal import MessageConsole, silenced
 
 MOST_CHARACTERS = 10_000  # the longest message
 
@@ -88,13 +88,11 @@ def import_tensorflow_quietly() -> None:
     The garbage collector is off during the import. Afterwards it ignores the imported objects, because they all stay.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(silence, 2)
         gc.disable()
-        # Import here, because `--help` should not wait for TensorFlow.
-        import rl_lnlstm.lstm.layer  # noqa: F401
+        with silenced():
+            # Import here, because `--help` should not wait for TensorFlow.
+            import rl_lnlstm.lstm.layer  # noqa: F401
     except ImportError as error:
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         if backend != "tensorflow":
@@ -103,6 +101,3 @@ def import_tensorflow_quietly() -> None:
     finally:
         gc.enable()
         gc.freeze()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(silence)

@@ -11,16 +11,12 @@ from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import EvaluateOptions
 from rl_lnlstm.commands.trained_in import environment_maker, trained_in
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.environments import plan_for
-from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
-from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
-from rl_lnlstm.evaluation.plans import InOrder
+from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
+from rl_lnlstm.evaluation.evaluate import gathered, run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.files import check_is_free, check_writable
 from rl_lnlstm.policies.loading import load_policy
-
-FPS = 30  # pictures per second of a video, if the environment does not specify it
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -47,14 +43,11 @@ def evaluate(options: EvaluateOptions) -> int:
     videos, record, csv = (path and path.absolute() for path in (options.video, options.record, options.csv))
     with prints_on_stderr(), contextlib.ExitStack() as resources:
         envs = resources.enter_context(contextlib.closing(make_envs(min(options.num_envs, len(seeds)), bool(videos))))
-        plan, video = plan_for(envs, seeds, seed), None
+        video = None
         if videos is not None:
-            if not isinstance(plan, InOrder):
-                raise UserError("--video: the environments cannot be seeded one by one, which videos need")
-            video = VideoRecorder(videos, float(envs.metadata.get("render_fps", FPS)))
-            resources.callback(video.close)
-        runner = EpisodeRunner(policy, envs, plan, options.deterministic, options.max_steps, record is not None, video)
-        result = gathered(_saved(runner, record), options.deterministic, seed)
+            video = resources.enter_context(contextlib.closing(VideoRecorder.for_envs(envs, videos)))
+        how = options.deterministic, options.max_steps, record is not None, video
+        result = gathered(_saved(run_episodes(policy, envs, seeds, seed, *how), record), options.deterministic, seed)
     output(json.dumps({"env_id": environment["env_id"], **result.to_dict()}) if options.json else str(result))
     if csv is not None:
         result.save_csv(csv)

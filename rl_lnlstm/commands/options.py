@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-import rl_lnlstm
 from rl_lnlstm.commands.parser import parse_options
 from rl_lnlstm.commands.training_options import TrainOptions, train_defaults
 from rl_lnlstm.commands.tuning_options import TuneOptions, tune_defaults
@@ -22,6 +21,7 @@ from rl_lnlstm.config import (
 )
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.option_types import Count, Index
+from rl_lnlstm.version import __version__
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -225,7 +225,7 @@ def parse(arguments: list[str]) -> Options | None:
         print(USAGE, flush=True)
         return None
     if "--version" in (command, *rest):
-        print(f"rl-lnlstm {rl_lnlstm.__version__}", flush=True)
+        print(f"rl-lnlstm {__version__}", flush=True)
         return None
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)

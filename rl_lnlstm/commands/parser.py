@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import inspect
-import textwrap
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from rl_lnlstm.commands.words import kinds_of, normalised, without_exponent
+from rl_lnlstm.commands.words import kinds_of, normalised
+from rl_lnlstm.option_types import option_docs
 
 WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -70,11 +68,13 @@ def _grouped_class(
         for name in names:
             value = _value(kind, name, default)
             if value is dataclasses.MISSING:
-                described = tyro.conf.arg(help=docs[name], metavar=name.upper(), help_behavior_hint="")
+                described = tyro.conf.arg(help=docs[name].meaning, metavar=name.upper(), help_behavior_hint="")
                 inner.append((name, Annotated[hints[name], described]))
                 continue
             described = tyro.conf.arg(
-                help=docs[name], metavar=_word(hints[name]), help_behavior_hint=_described(value, marks.get(name))
+                help=docs[name].meaning,
+                metavar=_word(hints[name]),
+                help_behavior_hint=_described(value, marks.get(name)),
             )
             if _is_dictionary(hints[name]):
                 # tyro would turn a dictionary with entries into one flag for each. `parse_options` puts it back.
@@ -111,25 +111,6 @@ def _described(value: Any, mark: str | None) -> str:
     return f"({mark or 'default'}: {text})"
 
 
-def option_docs(kind: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass and of its bases."""
-    docs: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, text in zip(definition.body, definition.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-            ):
-                docs[field.target.id] = " ".join(str(text.value.value).split())
-    return docs
-
-
 def _word(hint: Any) -> str | None:
     """The name of a type's values in the help; None for tyro's own."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -146,46 +127,3 @@ def _word(hint: Any) -> str | None:
     if origin is dict:
         return "[KEY=VALUE ...]"
     return WORDS.get(hint)
-
-
-def value_of(arguments: Sequence[str], option: str) -> str | None:
-    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it.
-
-    Returns None if the option is not given, is given as None, or has no value, which `normalised` refuses later.
-    """
-    found = None
-    for position, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in (option, option.replace("-", "_").replace("__", "--", 1)):
-            found = value if equals else next(iter(arguments[position + 1 :]), "")
-            if found in ("", "None") or (found.startswith("--") and not equals):
-                found = None
-    return found  # the last one counts
-
-
-def numbers_of(arguments: Sequence[str], names: Iterable[str]) -> dict[str, int]:
-    """The values of these options, where a command line sets them to integers."""
-    numbers = {}
-    for name in names:
-        value = value_of(arguments, f"--{name.replace('_', '-')}")
-        with contextlib.suppress(ValueError):
-            numbers[name] = int(without_exponent(value or ""))
-    return numbers
-
-
-def given_options(arguments: Sequence[str], names: Collection[str]) -> frozenset[str]:
-    """Those of the options `names` that a command line sets."""
-    flags = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
-    return frozenset(name for name in names if name in flags or f"no_{name}" in flags)
-
-
-def without(arguments: Sequence[str], *names: str) -> list[str]:
-    """The command line without these flags and their values."""
-    result: list[str] = []
-    dropping = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            dropping = argument[2:].partition("=")[0].replace("_", "-") in names
-        if not dropping:
-            result.append(argument)
-    return result

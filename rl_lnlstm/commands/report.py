@@ -8,7 +8,7 @@ from pathlib import Path
 from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import ReportOptions
 from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, missing_package
 from rl_lnlstm.files import check_writable, output_file, replacing_file
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.policies.saving import DESCRIPTION
@@ -24,9 +24,7 @@ def report(options: ReportOptions) -> int:
     try:
         import plotly  # noqa: F401  # an extra that few need
     except ImportError as error:
-        raise UserError(
-            f'reports need a package that is not installed ({error}): pip install "rl-lnlstm[report]"'
-        ) from error
+        raise missing_package("a report", error, "rl-lnlstm[report]") from error
     from rl_lnlstm.reports.report import make_report  # imports plotly
 
     told_as = _default_path(options.run_dir) if options.out is None else options.out

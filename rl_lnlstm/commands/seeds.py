@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.parser import without
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.commands.training_options import TrainOptions
+from rl_lnlstm.commands.words import without
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free
@@ -49,7 +49,7 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
     check_is_free(folder, "folder", "--run-dir")
     with locked(folder):
         check_is_free(folder, "folder", "--run-dir")  # again: another process may have begun runs there
-        codes = _train(folder, options, without(arguments, "seeds", "parallel", "seed", "run-dir"), stop)
+        codes = _train(folder, options, without(arguments, "seeds", "parallel", "seed", "run_dir"), stop)
     failed = next((128 - code if code < 0 else code for code in codes if code), 0)  # below 0: minus a signal
     if not failed and not stop.requested:
         _report(folder)

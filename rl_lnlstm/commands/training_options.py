@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rl_lnlstm.commands.parser import given_options, value_of
 from rl_lnlstm.commands.tuning_options import preset_options
-from rl_lnlstm.config import BEFORE, PPOConfig, check_types, upgraded
+from rl_lnlstm.commands.words import given_options, value_of
+from rl_lnlstm.config import PPOConfig, check_types, from_saved
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, Index, NonNegative, from_json
@@ -62,7 +62,7 @@ class TrainOptions(PPOConfig):
 
 def train_defaults(arguments: Sequence[str]) -> TrainOptions:
     """The defaults of `train`: those of the run that is resumed, or of the preset."""
-    resumed, file = value_of(arguments, "--resume"), value_of(arguments, "--preset")
+    resumed, file = value_of(arguments, "resume"), value_of(arguments, "preset")
     if resumed is not None:
         if file is not None:
             raise UserError("--resume continues with the options of the run: leave out --preset")
@@ -82,7 +82,7 @@ def saved_options(run_dir: Path) -> TrainOptions:
     """
     path = run_dir / CONFIG
     try:
-        options = from_json(upgraded({**BEFORE, **read_config(path)}))
+        options = from_json(from_saved(read_config(path)))
     except (OSError, ValueError) as error:
         raise UserError(f"{run_dir} is not a run directory to resume, {path.name}: {error}") from error
     try:

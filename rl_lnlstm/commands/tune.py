@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rl_lnlstm.commands.console import output, tell
-from rl_lnlstm.commands.parser import given_options
 from rl_lnlstm.commands.tuning_options import TuneOptions, read_sweep
+from rl_lnlstm.commands.words import given_options
 from rl_lnlstm.config import PPOConfig, WorkerOptions
 from rl_lnlstm.envs.check_env import check_env
 from rl_lnlstm.errors import UserError

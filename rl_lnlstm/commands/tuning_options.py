@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_lnlstm.commands.parser import numbers_of, value_of
-from rl_lnlstm.config import BEFORE, PPOConfig, check_types
+from rl_lnlstm.commands.words import numbers_of, value_of
+from rl_lnlstm.config import PPOConfig, check_types, from_saved
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json
 from rl_lnlstm.option_types import Count, from_json
@@ -53,7 +53,7 @@ class TuneOptions(PPOConfig):
 
 def preset_options(arguments: Sequence[str]) -> dict[str, Any]:
     """The options of the preset that a command line chooses: with --preset, or with --env-id."""
-    file, env_id = value_of(arguments, "--preset"), value_of(arguments, "--env-id")
+    file, env_id = value_of(arguments, "preset"), value_of(arguments, "env_id")
     if file is not None:
         return _fitting(read_preset(Path(file)), arguments)
     return _fitting(preset(PPOConfig.env_id if env_id is None else env_id), arguments)
@@ -74,10 +74,10 @@ def _fitting(options: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any
 
 def tune_defaults(arguments: Sequence[str]) -> TuneOptions:
     """The defaults of `tune`: those of the sweep that is resumed, or of the preset."""
-    resumed = value_of(arguments, "--resume")
+    resumed = value_of(arguments, "resume")
     if resumed is not None:
-        for flag in ("--preset", "--run-dir"):
-            if value_of(arguments, flag) is not None:
+        for name, flag in (("preset", "--preset"), ("run_dir", "--run-dir")):
+            if value_of(arguments, name) is not None:
                 raise UserError(f"--resume continues the sweep in its own folder: leave out {flag}")
         return read_sweep(Path(resumed)).options
     return TuneOptions(**preset_options(arguments))
@@ -100,7 +100,7 @@ def read_sweep(folder: Path) -> SavedSweep:
     path = folder / SWEEP
     try:
         content = read_json(path)
-        options = from_json({**BEFORE, **content["options"]})
+        options = from_json(from_saved(content["options"]))
         check_types(options, TuneOptions)
         return SavedSweep(TuneOptions(**options, resume=folder), frozenset(content["fixed"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

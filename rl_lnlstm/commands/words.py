@@ -1,15 +1,16 @@
-"""Checks the words of a command line, and converts them to the forms that tyro knows.
+"""Checks the words of a command line, converts them to the forms that tyro knows, and finds some before it is parsed.
 
 tyro describes a mistake in a box of many lines. Mistakes are found here first, and described in one line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -35,9 +36,9 @@ def normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     """
     if "-h" in arguments or "--help" in arguments:
         return ["--help"]
-    flags = {name.replace("_", "-"): name for name, hint in hints.items() if not _is_positional(hint)}
+    flags = {_flag(name): name for name, hint in hints.items() if not _is_positional(hint)}
     result, others = list[str](), list[str]()
-    for flag, words in _groups(arguments):
+    for flag, words, _ in _groups(arguments):
         if flag is None:
             others += words
             continue
@@ -49,22 +50,62 @@ def normalised(arguments: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     return [*others, *result]
 
 
+def value_of(arguments: Sequence[str], name: str) -> str | None:
+    """Finds the value of one option on a command line, before parsing, because the defaults of others depend on it.
+
+    Returns None if the option is not given, is given as None, or has no value, which `normalised` refuses later.
+    """
+    found = None
+    for flag, words, _ in _groups(arguments):
+        if flag == _flag(name):
+            found = words[0] if words and words[0] not in ("", "None") else None
+    return found  # the last one counts
+
+
+def numbers_of(arguments: Sequence[str], names: Iterable[str]) -> dict[str, int]:
+    """The values of these options, where a command line sets them to integers."""
+    numbers = {}
+    for name in names:
+        with contextlib.suppress(ValueError):
+            numbers[name] = int(without_exponent(value_of(arguments, name) or ""))
+    return numbers
+
+
+def given_options(arguments: Sequence[str], names: Collection[str]) -> frozenset[str]:
+    """Those of the options `names` that a command line sets."""
+    flags = {group.flag for group in _groups(arguments)}
+    return frozenset(name for name in names if flags & {_flag(name), f"no-{_flag(name)}"})
+
+
+def without(arguments: Sequence[str], *names: str) -> list[str]:
+    """The command line without these options and their values."""
+    dropped = {_flag(name) for name in names}
+    return [argument for group in _groups(arguments) if group.flag not in dropped for argument in group.arguments]
+
+
 class _Group(NamedTuple):
     flag: str | None  # without its two hyphens; None for the words before the first flag
     words: list[str]
+    arguments: list[str]  # the flag and the words as they were given
 
 
 def _groups(arguments: Sequence[str]) -> Iterator[_Group]:
     """The flags, and the words that follow each."""
-    group = _Group(None, [])
+    group = _Group(None, [], [])
     for argument in arguments:
         if argument.startswith("--"):
             yield group
             flag, equals, value = argument[2:].partition("=")
-            group = _Group(flag.replace("_", "-"), [value] if equals else [])
+            group = _Group(_flag(flag), [value] if equals else [], [])
         else:
             group.words.append(argument)
+        group.arguments.append(argument)
     yield group
+
+
+def _flag(name: str) -> str:
+    """The flag of an option, without its two hyphens."""
+    return name.replace("_", "-")
 
 
 def _option(flag: str, flags: Mapping[str, str], hints: Mapping[str, Any]) -> str:
@@ -74,7 +115,7 @@ def _option(flag: str, flags: Mapping[str, str], hints: Mapping[str, Any]) -> st
     without_no = flags.get(flag.removeprefix("no-"))
     if without_no is not None and _is_switch(hints[without_no]):
         return without_no
-    here = name_here(flag.replace("-", "_"), flags.values(), lambda name: "--" + name.replace("_", "-"))
+    here = name_here(flag.replace("-", "_"), flags.values(), lambda name: "--" + _flag(name))
     near = difflib.get_close_matches(flag, flags, n=3, cutoff=0.5)
     if here:
         suggestion = f"here it is {here}"

@@ -14,6 +14,8 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.policies.critic_entries import is_part_of
 
+MOST_ENVS = 8  # environments that are stepped together, unless the user wants another number
+
 
 class MakeEnvs(Protocol):
     """Makes environments for evaluations."""
@@ -60,18 +62,25 @@ def make_evaluation_envs(
     return make_evaluation_envs(env, num_envs, "vector_entry_point", **options)
 
 
-def plan_for(envs: VectorEnv, seeds: Sequence[int], seed: int | None) -> InOrder | EvenlySpread:
-    """The plan for these seeds. Environments can be seeded one by one if they are in mode DISABLED.
+def seeded_one_by_one(envs: VectorEnv) -> bool:
+    """Whether each environment can be reset with a seed of its own: only in autoreset mode DISABLED."""
+    return envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED
+
+
+def plan_for(envs: VectorEnv, seeds: Sequence[int] | int, seed: int | None) -> InOrder | EvenlySpread:
+    """The plan for these seeds.
 
     Args:
         envs: the environments.
-        seeds: a seed for each episode.
+        seeds: a seed for each episode; or the number of episodes, if the environments are to be seeded as a whole.
         seed: from which `seeds` were derived. None: the user chose them.
 
     Raises:
         UserError: the user chose the seeds, and the environments cannot be seeded one by one.
     """
-    if envs.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
+    if isinstance(seeds, int):
+        return EvenlySpread(seeds, envs.num_envs, seed)
+    if seeded_one_by_one(envs):
         return InOrder(seeds, envs.num_envs)
     if seed is None:
         raise UserError("episode_seeds: the environment has only a vector implementation, which is seeded as a whole")

@@ -15,12 +15,12 @@ from rl_lnlstm.envs.make_vec import HandedIn
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, PredictingPolicy
-from rl_lnlstm.evaluation.plans import EvenlySpread, Plan
 from rl_lnlstm.evaluation.record import EpisodeArrays
 from rl_lnlstm.evaluation.result import Evaluation
+from rl_lnlstm.evaluation.video import FrameRecorder
 from rl_lnlstm.option_types import Count, Index, checked
 from rl_lnlstm.policies import RecurrentPolicy
-from rl_lnlstm.seeding import derived_seed
+from rl_lnlstm.seeding import derived_seed, random_seed
 
 Environment = str | Callable[..., gym.Env] | gym.Env | VectorEnv
 
@@ -71,8 +71,8 @@ def evaluate(
     (500.0, Interval(low=500.0, high=500.0))
     """
     acts = acting(policy)
-    with prepared(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as (envs, plan, base):
-        return gathered(EpisodeRunner(acts, envs, plan, deterministic, max_steps), deterministic, base)
+    with prepared(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as given:
+        return gathered(run_episodes(acts, *given, deterministic, max_steps), deterministic, given.seed)
 
 
 @overload
@@ -168,14 +168,37 @@ def record_episodes(
     True
     """
     acts = acting(policy)
-    with prepared(acts, env, n_eval_episodes, seed, episode_seeds) as (envs, plan, _):
-        runner = EpisodeRunner(acts, envs, plan, deterministic, max_steps, record=True)
-        return [episode.arrays for episode in sorted(runner, key=lambda episode: episode.number)]
+    with prepared(acts, env, n_eval_episodes, seed, episode_seeds) as given:
+        episodes = run_episodes(acts, *given, deterministic, max_steps, record=True)
+        return [episode.arrays for episode in sorted(episodes, key=lambda episode: episode.number)]
 
 
 def seeds_of_episodes(seed: int, n_eval_episodes: int) -> list[int]:
     """The seeds of the first `n_eval_episodes` episodes, derived from `seed`."""
     return [derived_seed(seed, "evaluation", number) for number in range(n_eval_episodes)]
+
+
+def run_episodes(
+    policy: Any,
+    envs: VectorEnv,
+    seeds: Sequence[int] | int,
+    seed: int | None,
+    deterministic: bool = True,
+    max_steps: int | None = None,
+    record: bool = False,
+    video: FrameRecorder | None = None,
+) -> Iterator[EvaluatedEpisode]:
+    """Runs whole episodes, and yields each one when it ends. Every evaluation calls this function.
+
+    Args:
+        policy, deterministic, max_steps, record, video: as for `EpisodeRunner`.
+        envs, seeds, seed: as for `plan_for`.
+
+    Raises:
+        UserError, EnvironmentFailure: as `EpisodeRunner` and `plan_for`.
+    """
+    plan = plan_for(envs, seeds, seed)
+    yield from EpisodeRunner(policy, envs, plan, deterministic, max_steps, record, video)
 
 
 def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: int | None) -> Evaluation:
@@ -210,11 +233,11 @@ def acting(policy: Any) -> Any:
 
 
 class Prepared(NamedTuple):
-    """What an evaluation needs."""
+    """What an evaluation needs; the arguments of `run_episodes`."""
 
     envs: VectorEnv
-    plan: Plan
-    seed: int | None  # from which the seeds of the episodes are derived
+    seeds: Sequence[int] | int
+    seed: int | None
 
 
 @contextlib.contextmanager
@@ -226,7 +249,7 @@ def prepared(
     episode_seeds: Sequence[int] | None,
     num_envs: int = 1,
 ) -> Iterator[Prepared]:
-    """A context manager for the environments and the plan. Closes environments that it made itself."""
+    """A context manager for the environments and the seeds. Closes environments that it made itself."""
     n_eval_episodes, seed = checked("n_eval_episodes", n_eval_episodes, int), checked("seed", seed, Index | None)
     num_envs = checked("num_envs", num_envs, Count)
     if episode_seeds is not None:
@@ -238,12 +261,12 @@ def prepared(
     if isinstance(env, VectorEnv):
         if episode_seeds is not None:
             raise UserError("episode_seeds: the environments of a VectorEnv cannot be seeded one by one")
-        yield Prepared(make_vec(env), EvenlySpread(count, env.num_envs, seed), seed)
+        yield Prepared(make_vec(env), count, seed)
         return
     if episode_seeds is not None:
         seed, seeds = None, list(episode_seeds)
     else:
-        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+        seed = random_seed() if seed is None else seed
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
     if borrowed:
@@ -251,7 +274,7 @@ def prepared(
     else:
         envs = make_evaluation_envs(env, min(num_envs, count), trained_on=getattr(policy, "observation_space", None))
     try:
-        yield Prepared(envs, plan_for(envs, seeds, seed), seed)
+        yield Prepared(envs, seeds, seed)
     finally:
         if not borrowed:
             envs.close()

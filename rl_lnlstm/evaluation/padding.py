@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.record import STATE, EpisodeArrays
+from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, structured
 
 REPEATED = "observations", "actions", "action_masks"  # padded with their last step; everything else with zeros
 WHOLE = "final_observation", "terminated", "truncated", "seed"  # of a whole episode, not of its steps
@@ -143,8 +143,6 @@ def _kind(name: str) -> str:
 
 
 def _padded(name: str, array: np.ndarray, length: int) -> np.ndarray:
-    if _kind(name) in WHOLE:
-        return array
     widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
     return np.pad(array, widths, mode="edge" if _kind(name) in REPEATED else "constant")
 
@@ -152,7 +150,10 @@ def _padded(name: str, array: np.ndarray, length: int) -> np.ndarray:
 def _structured(name: str, columns: Mapping[str, np.ndarray], space: gym.Space | None) -> Any:
     """The arrays of this name, in the structure of the space."""
     if space is not None:
-        return _in_space(name, columns, space)
+        try:
+            return structured(name, space, columns)
+        except KeyError as error:
+            raise UserError(f"the episodes have no {error.args[0]}, which the space has") from None
     if name in columns:
         return columns[name]
     keys = dict.fromkeys(entry[len(name) + 1 :].partition("/")[0] for entry in columns if entry.startswith(f"{name}/"))
@@ -160,13 +161,3 @@ def _structured(name: str, columns: Mapping[str, np.ndarray], space: gym.Space |
         raise UserError(f"the episodes have no {name}")
     parts = {key: _structured(f"{name}/{key}", columns, None) for key in keys}
     return tuple(parts.values()) if list(parts) == [str(index) for index in range(len(parts))] else parts
-
-
-def _in_space(name: str, columns: Mapping[str, np.ndarray], space: gym.Space) -> Any:
-    if isinstance(space, gym.spaces.Dict):
-        return {key: _in_space(f"{name}/{key}", columns, inner) for key, inner in space.spaces.items()}
-    if isinstance(space, gym.spaces.Tuple):
-        return tuple(_in_space(f"{name}/{index}", columns, inner) for index, inner in enumerate(space.spaces))
-    if name not in columns:
-        raise UserError(f"the episodes have no {name}, which the space has")
-    return columns[name]

@@ -81,8 +81,12 @@ class Recorder:
         return columns
 
 
-def structured(name: str, space: gym.Space, arrays: EpisodeArrays) -> Any:
-    """The arrays of a recorded part, such as "observations", in the structure of its space."""
+def structured(name: str, space: gym.Space, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The arrays of a recorded part, such as "observations", in the structure of its space.
+
+    Raises:
+        KeyError: an array is missing; the error's argument is its name.
+    """
     return map_leaves(lambda _, path: arrays[path], space, _names(name, space))
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
 
 class Interval(NamedTuple):
     """A confidence interval."""
@@ -33,9 +36,8 @@ def interquartile_mean(returns: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     returns: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray] = interquartile_mean,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """The percentile bootstrap's confidence interval of a statistic (Efron, 1979).
 
@@ -46,26 +48,23 @@ def bootstrap_interval(
         returns: returns of episodes or scores of runs, `[n]` or `[n, columns]`.
         statistic: a function from `[..., n]` to `[...]`.
         confidence: the probability that the interval contains the true value.
-        resamples: number of times that n values are drawn with replacement.
-        seed: seed of these draws.
+        resamples: number of times that n values are drawn with replacement, always with the same seed.
     """
     columns = np.asarray(returns).reshape(len(returns), -1)
-    drawn = np.random.default_rng(seed).integers(len(columns), size=(resamples, *columns.shape))
+    drawn = np.random.default_rng(0).integers(len(columns), size=(resamples, *columns.shape))
     values = np.take_along_axis(columns[np.newaxis], drawn, axis=1).reshape(resamples, -1)
     low, high = np.quantile(statistic(values), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
 
-def difference_interval(
-    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """The percentile bootstrap's confidence interval of the difference of two means, first minus second.
+def difference_interval(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES) -> Interval:
+    """The percentile bootstrap's 95% confidence interval of the difference of two means, first minus second.
 
     Args:
         first, second: independent samples, `[n]` and `[m]`.
-        confidence, resamples, seed: as for `bootstrap_interval`.
+        resamples: as for `bootstrap_interval`.
     """
-    return _two_samples(first, second, lambda a, b: a.mean(-1) - b.mean(-1), confidence, resamples, seed)
+    return _two_samples(first, second, lambda a, b: a.mean(-1) - b.mean(-1), resamples)
 
 
 def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -77,25 +76,21 @@ def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> np.ndar
     return (pairs.mean((-1, -2)) + 1) / 2
 
 
-def improvement_interval(
-    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """The percentile bootstrap's confidence interval of `probability_of_improvement`; arguments as before."""
-    return _two_samples(first, second, probability_of_improvement, confidence, resamples, seed)
+def improvement_interval(first: np.ndarray, second: np.ndarray) -> Interval:
+    """The percentile bootstrap's 95% confidence interval of `probability_of_improvement`, of `[n]` and `[m]`."""
+    return _two_samples(first, second, probability_of_improvement, RESAMPLES)
 
 
 def _two_samples(
     first: np.ndarray,
     second: np.ndarray,
     statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    confidence: float,
     resamples: int,
-    seed: int,
 ) -> Interval:
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = [
         sample[generator.integers(len(sample), size=(resamples, len(sample)))]
         for sample in (np.asarray(first), np.asarray(second))
     ]
-    low, high = np.quantile(statistic(*drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(statistic(*drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw, ImageFont
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, missing_package
+from rl_lnlstm.evaluation.environments import seeded_one_by_one
 
 LINES = 3  # of every caption, because all pictures of a video must have the same size
 MARGIN = 4  # pixels around the lines of a caption
+FPS = 30  # pictures per second, if the environment does not specify it
 SMALLEST = 320  # pixels; smaller pictures are enlarged, or the caption would not fit
 
 
@@ -60,9 +63,7 @@ class VideoRecorder:
         try:
             from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # an extra that few need
         except ImportError as error:
-            raise UserError(
-                f'videos need a package that is not installed ({error}): pip install "rl-lnlstm[video]"'
-            ) from error
+            raise missing_package("a video", error, "rl-lnlstm[video]") from error
         self._writer = FFMPEG_VideoWriter
         self.folder, self._fps = folder, fps
         self._films: dict[int, _Film] = {}
@@ -70,6 +71,17 @@ class VideoRecorder:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"videos cannot be written to {folder}: {error}") from error
+
+    @classmethod
+    def for_envs(cls, envs: VectorEnv, folder: Path) -> Self:
+        """A recorder with the frame rate of the environments.
+
+        Raises:
+            UserError: the environments cannot be seeded one by one; or as for the constructor.
+        """
+        if not seeded_one_by_one(envs):
+            raise UserError("videos need environments that can be seeded one by one, and these cannot")
+        return cls(folder, float(envs.metadata.get("render_fps", FPS)))
 
     def add(self, number: int, seed: int | None, picture: np.ndarray, caption: list[str]) -> None:
         """Adds a picture to the video of an episode.

@@ -27,7 +27,7 @@ def sent(head: Any, actions: Any, name: str) -> dict[str, Tensor]:
     space = head.space
     if isinstance(head, GaussianHead):
         low, high = _bounds(space)
-        centre, half = (part.astype(np.float32).ravel() for part in _scale(head))
+        centre, half = (part.astype(np.float32).ravel() for part in (head.centre, head.half_range))
         scaled = centre + half * tf.clip_by_value(actions, -1.0, 1.0)
         actions = tf.where(head.rescaled.ravel(), scaled, actions) if head.rescaled.any() else actions
         actions = tf.clip_by_value(actions, low, high)
@@ -61,15 +61,10 @@ def _unsent(head: Any, actions: Any) -> Any:
         return tuple(_unsent(part, actions[key]) for key, part in zip(head.keys, head.parts, strict=True))
     flat = head.to_distribution(actions)
     if isinstance(head, GaussianHead) and head.rescaled.any():
-        centre, half = (part.ravel() for part in _scale(head))
+        centre, half = head.centre.ravel(), head.half_range.ravel()
         unit = (flat - centre.astype(np.float32)) / np.where(half > 0, half, 1).astype(np.float32)
         flat = tf.where(head.rescaled.ravel(), unit, flat)
     return flat
-
-
-def _scale(head: GaussianHead) -> tuple[np.ndarray, np.ndarray]:
-    """The centre and half the width of the range of each component."""
-    return 0.5 * head.low + 0.5 * head.high, 0.5 * head.high - 0.5 * head.low
 
 
 def parameters(distribution: Any, head: Any, suffix: str = "") -> dict[str, Tensor]:

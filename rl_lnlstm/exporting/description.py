@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ from rl_lnlstm.exporting.signature import MEANINGS, exported_state_size
 from rl_lnlstm.policies.distributions import Bernoulli, Categorical, MultiCategorical
 from rl_lnlstm.policies.heads import CompositeHead
 from rl_lnlstm.spaces_json import space_to_json
+from rl_lnlstm.version import __version__
 
 KEY = "rl_lnlstm"  # the description's key in ONNX and TFLite
 FORMAT = 1
@@ -46,8 +46,7 @@ def describe(policy: Any, graph: Graph) -> str:
             "outputs": outputs,
             "noise_kinds": _noise_kinds(policy.action_head),
             "versions": {
-                # Imported as a whole, the package would import this module in turn.
-                "rl_lnlstm": sys.modules["rl_lnlstm"].__version__,
+                "rl_lnlstm": __version__,
                 "tensorflow": tf.__version__,
                 "keras": keras.__version__,
             },

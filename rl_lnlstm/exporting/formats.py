@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, missing_package, one_line
 from rl_lnlstm.exporting.description import KEY
 from rl_lnlstm.exporting.graph import Graph
+from rl_lnlstm.terminal import silenced
 
 OPSET = 17
 PACKAGES = {  # what it takes to write a format, and to run it
@@ -31,7 +31,7 @@ def check_packages(file_format: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f'{file_format} needs the package {name}: pip install "rl-lnlstm[export]"') from error
+            raise missing_package(f"the format {file_format}", error, "rl-lnlstm[export]") from error
 
 
 def write_onnx(graph: Graph, description: str, path: Path) -> None:
@@ -111,24 +111,20 @@ def unsupported(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"the policy cannot be exported to {name}, {type(error).__name__}: {what:.500}") from error
+        what = f"{type(error).__name__}: {one_line(error):.500}"
+        raise UserError(f"the policy cannot be exported to {name}, {what}") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the converters, which print much, also from C++."""
+    """Silences the converters, which print much."""
     loggers = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx")]
     levels = [logger.level for logger in loggers]
-    stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        os.dup2(silence, 2)
-        yield
+        with silenced():
+            yield
     finally:
-        os.dup2(stderr, 2)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        os.close(stderr)
-        os.close(silence)

@@ -1,9 +1,10 @@
 """Runs an exported policy in a process of its own, which knows nothing of this package: a script, not a module.
 
-    python player.py onnx policy.onnx inputs.npz outputs.npz
+    python player.py onnx policy.onnx inputs.npz outputs.npz step
 
-`inputs.npz` contains each input as `[steps, batch, ...]`, also the state before each step. Inputs of fewer steps are
-repeated. `outputs.npz` then contains each output as `[steps, batch, ...]`, but of the state only that after each call.
+The last argument is `sequence` if the policy was exported for sequences, otherwise `step`. `inputs.npz` contains each
+input as `[steps, batch, ...]`, also the state before each step. Inputs of fewer steps are repeated. `outputs.npz` then
+contains each output as `[steps, batch, ...]`, but of the state only that after each call.
 """
 
 from __future__ import annotations

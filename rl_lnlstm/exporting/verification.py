@@ -18,9 +18,8 @@ from rl_lnlstm.exporting.actions import parameters
 from rl_lnlstm.exporting.graph import Graph
 from rl_lnlstm.exporting.signature import exported_state_size, named_leaves
 from rl_lnlstm.policies.encoder_check import random_observations
-from rl_lnlstm.policies.heads import UNBOUNDED
 from rl_lnlstm.policies.normalization import RunningStatistics
-from rl_lnlstm.spaces import flatten, map_leaves
+from rl_lnlstm.spaces import centre_and_half_range, flatten, map_leaves
 
 STEPS = 1000
 RESET = 0.02  # the probability that an episode starts
@@ -59,9 +58,10 @@ def largest_difference(
     got = _played(file_format, path, inputs, graph.sequence)
     differences = [_parameters_difference(policy, rollout[0], got)]
     ranges = {
-        f"{kind}{name.removeprefix('action')}": _half_range(leaf)
+        f"{kind}{name.removeprefix('action')}": centre_and_half_range(leaf)[1]
         for kind in ("action", "sampled_action")
         for name, leaf in named_leaves("action", policy.action_space)
+        if isinstance(leaf, gym.spaces.Box)
     }
     for name in rollout[0].outputs:
         expected = np.stack([step.outputs[name] for step in rollout])
@@ -155,15 +155,6 @@ def _played(file_format: str, path: Path, inputs: Arrays, sequence: bool) -> Arr
             raise RunFailure(f"the exported policy does not run, and was not written: {lines[-1]}")
         with np.load(outputs) as arrays:
             return dict(arrays)
-
-
-def _half_range(leaf: gym.Space) -> Any:
-    """Half the distance between the bounds of an action; 1 where there are none."""
-    if not isinstance(leaf, gym.spaces.Box):
-        return 1.0
-    low, high = leaf.low.astype(np.float64), leaf.high.astype(np.float64)
-    bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
-    return np.where(bounded, 0.5 * np.where(bounded, high, 0) - 0.5 * np.where(bounded, low, 0), 1.0)
 
 
 def _difference(got: np.ndarray, expected: np.ndarray, scale: Any = 1.0) -> float:

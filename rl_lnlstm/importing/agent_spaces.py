@@ -15,9 +15,9 @@ from rl_lnlstm.envs import make_vec
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.importing.agent import Described
 from rl_lnlstm.importing.layout import Layout
-from rl_lnlstm.policies.encoders import image_size
+from rl_lnlstm.policies.encoders import NATURE, SMALLEST_NATURE, image_size
 from rl_lnlstm.spaces import width
-from rl_lnlstm.spaces_json import Budget, space_from_json
+from rl_lnlstm.spaces_json import space_from_json
 
 KINDS = ("Box", "Discrete", "MultiBinary", "MultiDiscrete")
 ATARI = (84, 84)  # the usual size of an image, if only the weights say anything
@@ -139,7 +139,7 @@ def _space_in_file(found: Described, what: str, size: int | None) -> gym.Space |
                 return None
             shape = np.array([size])
         description |= _box(found, [int(length) for length in shape])
-        return space_from_json(description, Budget())
+        return space_from_json(description)
     if sizes is None or not sizes.size:
         if size is None or found.kind == "MultiDiscrete":
             return None
@@ -151,7 +151,7 @@ def _space_in_file(found: Described, what: str, size: int | None) -> gym.Space |
         description |= {"shape": counts[:1], "flat": True}
     else:
         description |= {"shape": [len(counts)], "dtype": "int64", "nvec": counts, "start": 0}
-    return space_from_json(description, Budget())
+    return space_from_json(description)
 
 
 def _box(found: Described, shape: list[int]) -> dict[str, Any]:
@@ -180,8 +180,8 @@ def _check_image(space: gym.Space, layout: Layout) -> None:
             f"the agent takes images with {channels} channels, of a size that its convolutions reduce to {flat} "
             f"numbers, but the observation space is {space}"
         )
-    if min(rows, columns) < 48:
-        raise UserError(f"images must be at least 48 x 48 to be imported, got {space}")
+    if min(rows, columns) < SMALLEST_NATURE:
+        raise UserError(f"images must be at least {SMALLEST_NATURE} x {SMALLEST_NATURE} to be imported, got {space}")
     # Stable-Baselines 2 scales an image from its bounds to [0, 1].
     low, high = space.low, space.high
     bounded = bool(np.isfinite(low).all() and np.isfinite(high).all())
@@ -191,6 +191,6 @@ def _check_image(space: gym.Space, layout: Layout) -> None:
 
 def _flattened(size: tuple[int, int]) -> int:
     """How many numbers `nature_cnn` makes of an image."""
-    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+    for _, kernel, stride in NATURE:
         size = ((size[0] - kernel) // stride + 1, (size[1] - kernel) // stride + 1)
-    return 64 * max(size[0], 0) * max(size[1], 0)
+    return NATURE[-1][0] * max(size[0], 0) * max(size[1], 0)

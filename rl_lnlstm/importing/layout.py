@@ -18,10 +18,11 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.importing.layers import BASELINES
+from rl_lnlstm.policies.encoders import NATURE
 
 NAME = re.compile(r"model/(c1|c2|c3|fc1|lstm1|pi|vf|q|(?:pi|vf|shared)_fc\d+)/(\w+):0")
 CONVOLUTIONS = ("c1", "c2", "c3")
-NATURE = ((8, 32), (4, 64), (3, 64))  # kernel size and filters of `nature_cnn`; the strides are 4, 2, 1
+KERNELS = tuple((size, filters) for filters, size, _ in NATURE)
 MOST_NUMBERS = 1 << 27  # in the layers that get another shape here
 
 
@@ -134,9 +135,9 @@ def _check_chains(layout: Layout) -> None:
     if layout.convolutions:
         got = tuple((conv.kernel.shape[0], conv.kernel.shape[-1]) for conv in layout.convolutions)
         square = all(conv.kernel.shape[0] == conv.kernel.shape[1] for conv in layout.convolutions)
-        if got != NATURE or not square or len(layout.encoder) != 1:
+        if got != KERNELS or not square or len(layout.encoder) != 1:
             raise UserError(
-                f"the agent's convolutions must be those of nature_cnn, {_kernels(NATURE)} and one dense layer, got "
+                f"the agent's convolutions must be those of nature_cnn, {_kernels(KERNELS)} and one dense layer, got "
                 f"{_kernels(got)} and {len(layout.encoder)}: a cnn_extractor of one's own cannot be imported"
             )
         for below, conv in zip(layout.convolutions[:-1], layout.convolutions[1:], strict=True):

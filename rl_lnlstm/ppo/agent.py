@@ -13,16 +13,13 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.best_policy import BestPolicy
-from rl_lnlstm.evaluation.environments import plan_for
-from rl_lnlstm.evaluation.episodes import EpisodeRunner
-from rl_lnlstm.evaluation.evaluate import evaluate_policy, gathered, seeds_of_episodes
+from rl_lnlstm.evaluation.environments import MOST_ENVS
+from rl_lnlstm.evaluation.evaluate import evaluate_policy, gathered, run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_evaluation_environments
-
-MOST_ENVS = 8  # environments that `evaluate` makes at most
 
 
 class Agent:
@@ -145,8 +142,7 @@ class Agent:
             self._env, self.config, min(MOST_ENVS, len(seeds)), self.policy.observation_space
         )
         with contextlib.closing(envs), self.best_weights():
-            runner = EpisodeRunner(self.policy, envs, plan_for(envs, seeds, seed), deterministic, max_steps)
-            return gathered(runner, deterministic, seed)
+            return gathered(run_episodes(self.policy, envs, seeds, seed, deterministic, max_steps), deterministic, seed)
 
     def close(self) -> None:
         """Closes the environments that the trainer made; environments that you passed in stay open."""

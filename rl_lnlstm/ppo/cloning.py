@@ -17,6 +17,7 @@ from rl_lnlstm.ppo import loss
 from rl_lnlstm.ppo.advantages import discounted_sums, explained_variance
 from rl_lnlstm.ppo.callbacks import says_stop
 from rl_lnlstm.ppo.demonstrations import Batch, Demonstration, Piece, batch_of_pieces, pieces_of
+from rl_lnlstm.ppo.update import gains_from_xla
 from rl_lnlstm.spaces import map_arrays
 
 MAX_GRAD_NORM = 0.5
@@ -94,8 +95,7 @@ class Cloning:
         self.validation, self.training = sorted(order[:count]), sorted(order[count:])
         self.optimizer = keras.optimizers.Adam(options["learning_rate"])
         self.optimizer.build(policy.trainable_variables)
-        slower = policy.is_convolutional and not tf.config.list_logical_devices("GPU")  # as in `Updater`
-        compiled = options["jit_compile"] and not slower
+        compiled = options["jit_compile"] and gains_from_xla(policy)
         self._learn_function = tf.function(self._learn, autograph=False, jit_compile=compiled)
         self._pass_function = tf.function(self._pass, autograph=False, jit_compile=compiled)
 
@@ -284,8 +284,7 @@ class Cloning:
             negative = -loss.mean_of_valid(tf.where(valid > 0, found.log_probs, 0.0), valid)
             total = negative + options["ent_coef"] * loss.entropy_loss(found.entropies, valid)
             total += options["vf_coef"] * scale * loss.value_loss(found.values, returns, valid)
-            for penalty in self.policy.losses:  # from regularizers, in the encoder for example
-                total += tf.cast(penalty, tf.float32)
+            total = loss.regularized(total, self.policy.losses)
         gradients = tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         clipped, _ = tf.clip_by_global_norm(gradients, MAX_GRAD_NORM)
         self.optimizer.apply(clipped, self.policy.trainable_variables)

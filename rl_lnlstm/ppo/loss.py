@@ -1,11 +1,12 @@
 """The terms of PPO's loss: pure functions of tensors `[batch, time]`, float32.
 
-Each function takes `valid`, `[batch, time]` of 0 and 1. It returns a scalar, the mean over the transitions where
+Each term takes `valid`, `[batch, time]` of 0 and 1. It returns a scalar, the mean over the transitions where
 `valid` is 1, or 0 if there are none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -87,6 +88,13 @@ def approximate_kl(log_ratios: Any, valid: Any) -> Any:
 def clip_fraction(log_ratios: Any, valid: Any, clip_coef: Any) -> Any:
     """The fraction of ratios outside the clipping range."""
     return mean_of_valid(tf.cast(tf.abs(tf.exp(log_ratios) - 1) > clip_coef, tf.float32), valid)
+
+
+def regularized(total: Any, penalties: Sequence[Any]) -> Any:
+    """Adds the penalties of regularizers, which an encoder may have, to a loss."""
+    for penalty in penalties:
+        total += tf.cast(penalty, tf.float32)
+    return total
 
 
 def check_shapes(**tensors: Any) -> None:

@@ -25,6 +25,11 @@ TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # the terms of t
 REPORTED = (*TERMS, "approx_kl", "clip_fraction", "loss")
 
 
+def gains_from_xla(policy: LearningPolicy) -> bool:
+    """Whether to compile the gradient steps of a policy: on a CPU, XLA's convolutions take about 50 times as long."""
+    return not policy.is_convolutional or bool(tf.config.list_logical_devices("GPU"))
+
+
 class Updater:
     """Minimises PPO's loss with Adam.
 
@@ -47,9 +52,8 @@ class Updater:
 
     def _compile(self) -> None:
         self._watch = Watch(self.policy)
-        # On a CPU, convolutions in XLA take about 50 times as long as in TensorFlow.
-        slower = self.policy.is_convolutional and not tf.config.list_logical_devices("GPU")
-        self.function = tf.function(self._update, autograph=False, jit_compile=self.config.jit_compile and not slower)
+        compiled = self.config.jit_compile and gains_from_xla(self.policy)
+        self.function = tf.function(self._update, autograph=False, jit_compile=compiled)
 
     def __call__(
         self, sequences: Sequences, steps: Steps | None, learning_rate: float, clip_coef: float, iteration: int
@@ -183,10 +187,8 @@ class Updater:
             value_loss = loss.value_loss(values, batch.returns, valid)
         entropy_loss = loss.entropy_loss(entropies, valid)
         total = policy_loss + config.ent_coef * entropy_loss + config.vf_coef * value_loss
-        for penalty in self.policy.losses:  # from regularizers, in the encoder for example
-            total += tf.cast(penalty, tf.float32)
         return {
-            "loss": total,
+            "loss": loss.regularized(total, self.policy.losses),
             "policy_gradient_loss": policy_loss,
             "value_loss": value_loss,
             "entropy_loss": entropy_loss,

@@ -31,10 +31,10 @@ class Steps(NamedTuple):
 def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: float) -> tuple[Any, Any]:
     """Advantages and returns of the current policy.
 
-    The advantage of an action is its reward, plus what follows by V-trace, minus the value: v_s of equation 1 in the
-    paper, with rho-bar = c-bar = 1 and lambda as in its remark 2, is used from the next step on. The probability ratio
-    of the action itself is left out, because PPO's objective multiplies by this ratio. Returns are the values plus the
-    advantages. While the policy is the one that acted, both are those of `generalized_advantages`.
+    A_t = delta_t + gamma * lambda * (v_{t+1} - V(s_{t+1})), with delta_t = r_t + gamma * V(s_{t+1}) - V(s_t). Here v is
+    the V-trace target of equation 1 in the paper, with rho-bar = c-bar = 1 and lambda as in remark 2. The action's own
+    ratio pi(a_t|s_t) / pi_old(a_t|s_t) is left out, because PPO's objective multiplies by it. Returns are V(s_t) + A_t.
+    While the policy is the one that acted, both are those of `generalized_advantages`.
 
     Args:
         steps: what the earlier policy did. Steps that are not valid keep their recorded values.
@@ -56,7 +56,7 @@ def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: 
     deltas = steps.rewards + gamma * following - values
     carry = tf.where(steps.episode_ends, 0.0, gamma * gae_lambda)
     following_ratios = tf.concat([ratios[1:], tf.ones_like(ratios[:1])], 0)
-    # By the recursion in remark 1: the advantage of an action, times its ratio, is v_s - V(s).
+    # By the recursion in remark 1, v_t - V(s_t) is A_t times the action's own ratio.
     advantages = tf.scan(
         lambda after, step: step[0] + step[1] * (step[2] * after),
         (deltas, carry, following_ratios),

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.errors import RunFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import MakeEnvs, plan_for
-from rl_lnlstm.evaluation.episodes import EpisodeRunner
-from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
-from rl_lnlstm.evaluation.plans import InOrder
+from rl_lnlstm.evaluation.environments import MOST_ENVS, MakeEnvs
+from rl_lnlstm.evaluation.evaluate import gathered, run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.result import Evaluation, decimals
 from rl_lnlstm.evaluation.video import VideoRecorder
 from rl_lnlstm.exporting.export import export
@@ -29,8 +27,6 @@ from rl_lnlstm.runs.layout import CONFIG, POLICY, RESULTS
 README, REPLAY, MODEL = "README.md", "replay.mp4", "policy.onnx"
 LIBRARY = "rl-lnlstm"
 TAGS = "reinforcement-learning", "deep-reinforcement-learning", "recurrent-policy", "lstm", LIBRARY
-FPS = 30  # pictures per second, if the environment does not specify it
-MOST_ENVS = 8
 
 
 # The values of the metadata are in JSON, which is also YAML, so that no name can change the structure.
@@ -129,8 +125,7 @@ def write_card(
     check_is_free(folder, "folder", "FOLDER")
     seeds = seeds_of_episodes(seed, n_episodes)
     with contextlib.closing(make_envs(min(num_envs, n_episodes), False)) as envs:
-        plan = plan_for(envs, seeds, seed)
-        result = gathered(EpisodeRunner(policy, envs, plan, deterministic, max_steps), deterministic, seed)
+        result = gathered(run_episodes(policy, envs, seeds, seed, deterministic, max_steps), deterministic, seed)
     check_is_free(folder, "folder", "FOLDER")  # again: the evaluation may have taken long
     try:
         with replacing_folder(folder) as new:
@@ -158,15 +153,15 @@ def _record(
 ) -> None:
     """Records an episode as a video."""
     policy.seed(seed)
-    with contextlib.closing(make_envs(1, True)) as envs, _folder_beside(path) as folder:
-        plan = plan_for(envs, [seed], seed)
-        if not isinstance(plan, InOrder):
-            raise UserError("the environments cannot be seeded one by one, which videos need")
-        with contextlib.closing(VideoRecorder(folder, float(envs.metadata.get("render_fps", FPS)))) as video:
-            for _ in EpisodeRunner(policy, envs, plan, deterministic, max_steps, False, video):
-                pass
-            (recorded,) = folder.iterdir()
-            recorded.rename(path)
+    with (
+        contextlib.closing(make_envs(1, True)) as envs,
+        _folder_beside(path) as folder,
+        contextlib.closing(VideoRecorder.for_envs(envs, folder)) as video,
+    ):
+        for _ in run_episodes(policy, envs, [seed], seed, deterministic, max_steps, video=video):
+            pass
+        (recorded,) = folder.iterdir()
+        recorded.rename(path)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,9 @@ from plotly.subplots import make_subplots
 from rl_lnlstm.errors import printable
 from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.reports.memory_use import MemoryUse
+from rl_lnlstm.runs.metrics_file import EVALUATION, FRAMES, RETURN, STD
 
 BLUE, BAND, ORANGE = "#2f6fb7", "rgba(47,111,183,0.18)", "#d9822b"
-FRAMES, RETURN, STD, EVALUATION = (
-    "time/total_timesteps",
-    "rollout/ep_rew_mean",
-    "rollout/ep_rew_std",
-    "eval/mean_reward",
-)
 # The smaller curves, in this order, if the run has them.
 OTHERS = {
     "rollout/ep_len_mean": "episode length",

@@ -84,14 +84,14 @@ def _norms(
     taken = map_leaves(
         lambda _, part: tf.constant(part[windows.actions]),
         policy.action_space,
-        structured("actions", policy.action_space, dict(episode)),
+        structured("actions", policy.action_space, episode),
     )
     taken = policy.action_head.to_distribution(taken)
 
     observations = map_leaves(
         lambda leaf, part: tf.constant(part[steps.ravel()], leaf.dtype),
         space,
-        structured("observations", space, dict(episode)),
+        structured("observations", space, episode),
     )
     inputs = map_leaves(as_floats, space, normalize_each(space, policy.observation_statistics, observations))
     with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
-from rl_lnlstm.evaluation.evaluate import Environment, acting, gathered, prepared
+from rl_lnlstm.evaluation.environments import MOST_ENVS
+from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
+from rl_lnlstm.evaluation.evaluate import Environment, acting, gathered, prepared, run_episodes
 from rl_lnlstm.evaluation.result import Evaluation, decimals
 from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, difference_interval, mean
 from rl_lnlstm.option_types import Count, Index, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.reports.cut_memory import CutMemory
 from rl_lnlstm.reports.gradients import gradient_norms
+from rl_lnlstm.seeding import random_seed
 
 MOST_ALL = 16  # up to this length of the longest episode, all cuts are tried; then powers of two
 MAX_LAG = 100
@@ -91,7 +93,7 @@ def memory_use(
     cuts: Sequence[int] | None = None,
     max_lag: int = MAX_LAG,
     max_steps: int | None = None,
-    num_envs: int = 8,
+    num_envs: int = MOST_ENVS,
 ) -> MemoryUse:
     """Measures how far back a policy looks, and how much memory its score needs.
 
@@ -128,11 +130,11 @@ def memory_use(
     if not isinstance(acts, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy or a PPO, got {type(policy).__name__}")
     checked("seed", seed, Index | None)
-    base = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+    base = random_seed() if seed is None else seed
 
     def run(policy: Any, record: bool = False) -> Iterator[EvaluatedEpisode]:
-        with prepared(acts, env, n_eval_episodes, base, None, num_envs) as (envs, plan, _):
-            yield from EpisodeRunner(policy, envs, plan, deterministic, max_steps, record)
+        with prepared(acts, env, n_eval_episodes, base, None, num_envs) as given:
+            yield from run_episodes(policy, *given, deterministic, max_steps, record)
 
     return measured(acts, run(acts, record=True), run, deterministic, base, cuts, max_lag)
 

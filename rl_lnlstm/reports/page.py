@@ -21,7 +21,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-import rl_lnlstm
 from rl_lnlstm.errors import printable
 from rl_lnlstm.evaluation.record import EpisodeArrays
 from rl_lnlstm.evaluation.result import Evaluation, decimals
@@ -30,6 +29,8 @@ from rl_lnlstm.reports.memory_use import MemoryUse, cut_name
 from rl_lnlstm.reports.pictures import data_uri, fitting, is_small
 from rl_lnlstm.reports.replay import Replay
 from rl_lnlstm.reports.timeline import shown_steps, timeline
+from rl_lnlstm.runs.metrics_file import FRAMES
+from rl_lnlstm.version import __version__
 
 MOST_BYTES = 19 << 20  # of a report
 
@@ -78,7 +79,7 @@ def page(content: Content) -> str:
     score = content.memory.score
     plotly, script = get_plotlyjs(), _resource("page.js")
     values = {
-        "version": rl_lnlstm.__version__,
+        "version": __version__,
         "title": _text(f"{content.env_id}: report"),
         "subtitle": _text(_subtitle(content)),
         "style": _resource("page.css"),
@@ -122,7 +123,7 @@ def finding(memory: MemoryUse) -> str:
 
 
 def _subtitle(content: Content) -> str:
-    seed, frames = content.config.get("seed"), content.metrics.get("time/total_timesteps", np.array([]))
+    seed, frames = content.config.get("seed"), content.metrics.get(FRAMES, np.array([]))
     parts = [str(content.run_dir)]
     parts += [f"seed {seed}"] if seed is not None else []
     parts += [f"trained for {frames[-1]:,.0f} frames"] if len(frames) else []

@@ -92,7 +92,7 @@ def _piece(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], rows: sli
     # If the critic sees more than the actor, these entries may be missing: only the actor is shown.
     space, network = policy.actor_observation_space, policy.network
     observations = map_leaves(
-        lambda leaf, part: tf.constant(part[rows], leaf.dtype), space, structured("observations", space, dict(episode))
+        lambda leaf, part: tf.constant(part[rows], leaf.dtype), space, structured("observations", space, episode)
     )
     features = policy._encode(observations)[tf.newaxis]
     h, c, *kept = (episode[name][rows] for name in STATE if name in episode)
@@ -134,10 +134,8 @@ def _continuous(normal: DiagonalGaussian, head: Any, name: str) -> ActionPart:
     """The mean and the standard deviation in the units of the environment; see `GaussianHead.clip`."""
     mean = np.asarray(normal.mean, np.float64)
     std = np.broadcast_to(np.exp(np.asarray(normal.log_std, np.float64)), mean.shape)
-    rescaled, low, high = head.rescaled.ravel(), head.low.ravel(), head.high.ravel()
-    scaled = 0.5 * (1 - mean) * low + 0.5 * (1 + mean) * high
-    half = np.where(rescaled, 0.5 * high - 0.5 * low, 1.0)
-    return ActionPart(name, _components(head.space), None, np.where(rescaled, scaled, mean), std * half)
+    centre, half = head.centre.ravel(), head.half_range.ravel()
+    return ActionPart(name, _components(head.space), None, centre + half * mean, std * half)
 
 
 def _components(space: gym.Space) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.errors import EnvironmentFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import MakeEnvs, plan_for
-from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode
-from rl_lnlstm.evaluation.evaluate import seeds_of_episodes
-from rl_lnlstm.evaluation.plans import InOrder
+from rl_lnlstm.evaluation.environments import MOST_ENVS, MakeEnvs
+from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
+from rl_lnlstm.evaluation.evaluate import run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.video import rgb
-from rl_lnlstm.files import read_regular
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.reports.memory_use import MAX_LAG, measured
 from rl_lnlstm.reports.page import Content, ShownEpisode, page
@@ -26,11 +23,10 @@ from rl_lnlstm.reports.pictures import PictureRecorder
 from rl_lnlstm.reports.replay import replay
 from rl_lnlstm.reports.timeline import shown_steps
 from rl_lnlstm.runs.layout import METRICS
+from rl_lnlstm.runs.metrics_file import FRAMES, RETURN, column, read_rows
 
 MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
 MOST_METRICS = 256 << 20  # bytes of a metrics.csv
-FRAMES, RETURN = "time/total_timesteps", "rollout/ep_rew_mean"
-MOST_ENVS = 8
 
 
 def make_report(
@@ -69,8 +65,8 @@ def make_report(
     kept: list[EvaluatedEpisode] = []
     with contextlib.closing(make_envs(min(num_envs, n_episodes), render=False)) as envs:
 
-        def run(acts: Any, record: bool = False) -> EpisodeRunner:
-            return EpisodeRunner(acts, envs, plan_for(envs, seeds, seed), deterministic, max_steps, record)
+        def run(acts: Any, record: bool = False) -> Iterator[EvaluatedEpisode]:
+            return run_episodes(acts, envs, seeds, seed, deterministic, max_steps, record)
 
         recorded = _keeping(run(policy, record=True), kept)
         memory = measured(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
@@ -94,7 +90,7 @@ def make_report(
     return page(Content(env_id, run_dir, memory, shown, config, metrics, problems))
 
 
-def _keeping(episodes: EpisodeRunner, kept: list[EvaluatedEpisode]) -> Iterator[EvaluatedEpisode]:
+def _keeping(episodes: Iterable[EvaluatedEpisode], kept: list[EvaluatedEpisode]) -> Iterator[EvaluatedEpisode]:
     """Passes the episodes on and keeps them: without their arrays if they can be repeated by their seeds."""
     size = 0
     for episode in episodes:
@@ -137,9 +133,8 @@ def _repeated(
     wanted = [{*shown_steps(episode.length).tolist(), episode.length} for episode in chosen]
     recorder = None if problem else PictureRecorder(wanted)
     with contextlib.closing(envs):
-        plan = InOrder(seeds, len(seeds))
-        runner = EpisodeRunner(policy, envs, plan, deterministic, max_steps, record=True, video=recorder)
-        episodes = sorted(runner, key=lambda episode: episode.number)
+        again = run_episodes(policy, envs, seeds, None, deterministic, max_steps, record=True, video=recorder)
+        episodes = sorted(again, key=lambda episode: episode.number)
     return episodes, [[] for _ in chosen] if recorder is None else recorder.pictures, problem
 
 
@@ -167,10 +162,10 @@ def read_metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
     if not path.is_file():
         return {}, f"{run_dir} has no {METRICS}."
     try:
-        rows = list(csv.DictReader(read_regular(path, MOST_METRICS).decode().splitlines()))
+        rows = read_rows(path, MOST_METRICS)
         if not rows:
             raise ValueError("it has no rows")
-        columns = {name: np.array([float(row[name] or math.nan) for row in rows]) for name in rows[0]}
+        columns = {name: column(rows, name) for name in rows[0]}
         if not {FRAMES, RETURN} <= set(columns):
             raise ValueError(f"it has no column {FRAMES} or {RETURN}")
     except (OSError, ValueError, TypeError, csv.Error) as error:

@@ -11,6 +11,7 @@ from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
 from rl_lnlstm.runs.loggers import survives
+from rl_lnlstm.runs.metrics_file import EVALUATION
 
 
 class EvalCallback(Callback):
@@ -63,7 +64,7 @@ class EvalCallback(Callback):
         self.result = evaluate(
             self._policy, self.env, self.n_eval_episodes, self.deterministic, self.seed, **self._options
         )
-        metrics["eval/mean_reward"] = self.result.mean
+        metrics[EVALUATION] = self.result.mean
         if self.result.mean > self.best_mean:
             path, mean = self.best_path, self.result.mean
             if path is None or survives(path, lambda: self._policy.save(path)):  # otherwise it is tried again

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +11,12 @@ import numpy as np
 
 from rl_lnlstm.errors import UserError, printable, warn
 from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, interquartile_mean, mean
-from rl_lnlstm.files import read_json, read_regular
+from rl_lnlstm.files import read_json
 from rl_lnlstm.runs.layout import CONFIG, METRICS, RESULTS
+from rl_lnlstm.runs.metrics_file import FRAMES, RETURN, column, read_rows
 
 MOST_BYTES = 1 << 30  # largest size of a metrics.csv
 GRID = 200  # number of points of a group's curve
-RETURN, FRAMES = "rollout/ep_rew_mean", "time/total_timesteps"
 
 
 class Run(NamedTuple):
@@ -97,13 +96,13 @@ def read_run(path: Path) -> Run:
     """
     try:
         config = read_json(path / CONFIG)
-        text = read_regular(path / METRICS, MOST_BYTES).decode()
-        rows = list(csv.DictReader(text.splitlines()))
-        frames = np.array([float(row[FRAMES]) for row in rows])
-        returns = np.array([float(row[RETURN] or math.nan) for row in rows])
+        rows = read_rows(path / METRICS, MOST_BYTES)
+        frames, returns = column(rows, FRAMES), column(rows, RETURN)
         result = float(read_json(path / RESULTS)["mean_reward"]) if (path / RESULTS).is_file() else None
         if not isinstance(config, dict):
             raise ValueError(f"{CONFIG} is not a JSON object")
+        if np.isnan(frames).any():
+            raise ValueError(f"a row has no {FRAMES}")
         if not np.isfinite(returns).any():
             raise ValueError("no episode has ended in it")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:

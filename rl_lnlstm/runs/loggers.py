@@ -20,6 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from rl_lnlstm.errors import warn
 from rl_lnlstm.files import Appender, replacing_file
 from rl_lnlstm.ppo.callbacks import Callback, Metrics
+from rl_lnlstm.runs.metrics_file import FRAMES
 
 
 class CSVLogger(Callback):
@@ -116,7 +117,7 @@ class TensorBoardLogger(Callback):
     def __call__(self, metrics: Metrics) -> None:
         """Writes an event with all metrics."""
         scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
-        step = int(metrics["time/total_timesteps"])
+        step = int(metrics[FRAMES])
         event = _record(Event(wall_time=time.time(), step=step, summary=scalars))
         survives(self.folder, lambda: self._file.append(event))
 

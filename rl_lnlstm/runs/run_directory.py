@@ -17,6 +17,7 @@ from rl_lnlstm.ppo.callbacks import Callback, Training
 from rl_lnlstm.runs.layout import BEST_POLICY, CHECKPOINTS, CONFIG, LEARNING_CURVE, METRICS, POLICY, TENSORBOARD
 from rl_lnlstm.runs.learning_curve import learning_curve
 from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, survives
+from rl_lnlstm.runs.metrics_file import RETURN
 
 
 class RunDirectory(Callback):
@@ -93,14 +94,14 @@ class RunDirectory(Callback):
         if iteration is not None and len(rows) != (count := iteration - (self._began or 0)):
             warn(f"{path / METRICS} holds only {len(rows)} rows of the {count} iterations")
         # If the best policy is missing, the next policy replaces it.
-        known = [row["rollout/ep_rew_mean"] for row in rows] if (path / BEST_POLICY).is_dir() else []
+        known = [row[RETURN] for row in rows] if (path / BEST_POLICY).is_dir() else []
         self._best = max((mean for mean in known if not math.isnan(mean)), default=-math.inf)
 
     def __call__(self, metrics: dict[str, float]) -> None:
         """Writes the metrics, and saves the policy if its mean return is the best so far."""
         self._metrics(metrics)
         self._events(metrics)
-        mean = metrics["rollout/ep_rew_mean"]
+        mean = metrics[RETURN]
         if mean > self._best and survives(self.path, lambda: self.policy.save(self.path / BEST_POLICY)):
             self._best = mean
 

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_lnlstm.errors import UserError, printable, warn
+from rl_lnlstm.errors import UserError, missing_package, printable, warn
 from rl_lnlstm.files import read_json, replacing_file
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
+from rl_lnlstm.runs.metrics_file import FRAMES
 
 PROJECT = "rl-lnlstm"
 RUN_ID = "tracking.json"
@@ -49,9 +50,7 @@ class Tracker(Callback):
         try:
             self.module: Any = importlib.import_module(self.package)
         except ImportError as error:
-            raise UserError(
-                f"tracking needs a package that is not installed ({error}): pip install {self.package}"
-            ) from error
+            raise missing_package("tracking", error, self.package) from error
         self.name = name
         self.folder = None if folder is None else Path(folder).absolute()
         self.project = project or os.environ.get(self.project_variable) or PROJECT
@@ -92,7 +91,7 @@ class Tracker(Callback):
             return
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         try:
-            self.log(finite, int(metrics["time/total_timesteps"]))
+            self.log(finite, int(metrics[FRAMES]))
         except Exception as error:
             self._working = False
             warn(f"{self.package} fails, {type(error).__name__}: {printable(error)}: training continues without it")

@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Iterator
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, missing_package
 from rl_lnlstm.ppo.collectors.ray_cluster import LOCAL, connect
 
 # Ray reads these when it is imported or started.
@@ -31,8 +31,7 @@ def check_packages() -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            name = package.partition(".")[0]
-            raise UserError(f'tune needs the package {name}: pip install "rl-lnlstm[tune]" ({error})') from error
+            raise missing_package("tune", error, "rl-lnlstm[tune]") from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from rl_lnlstm.config import BEFORE
+from rl_lnlstm.config import from_saved
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import read_json, replacing_file
 from rl_lnlstm.option_types import from_json
@@ -109,7 +109,7 @@ def _read_trial(folder: Path) -> Trial:
         content = read_json(folder / TRIAL)
         trial = Trial(
             content["number"],
-            from_json({**BEFORE, **content["options"]}),
+            from_json(from_saved(content["options"])),
             content["state"],
             str(content["reason"]),
             read_scores(folder),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_lnlstm.errors import printable
+from rl_lnlstm.errors import one_line, printable
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import replacing_file
 from rl_lnlstm.tuning.records import Trial
@@ -46,7 +46,7 @@ def table(trials: Sequence[Trial]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     failed = [trial for trial in trials if trial.reason]
-    return "\n".join([*text, *(f"trial {trial.number} failed: {one_line(trial.reason)}" for trial in failed)])
+    return "\n".join([*text, *(f"trial {trial.number} failed: {shortened(trial.reason)}" for trial in failed)])
 
 
 def finalists_table(finalists: Sequence[Trial]) -> str:
@@ -54,7 +54,7 @@ def finalists_table(finalists: Sequence[Trial]) -> str:
     lines = []
     for trial in finalists:
         if trial.scores.evaluation is None:
-            lines.append(f"trial {trial.number}: failed, {one_line(trial.reason)}")
+            lines.append(f"trial {trial.number}: failed, {shortened(trial.reason)}")
             continue
         returns, digits = np.array(trial.scores.evaluation), decimals(trial.scores.evaluation)
         lines.append(
@@ -91,9 +91,9 @@ def write_csv(path: Path, trials: Sequence[Trial], finalists: Sequence[Trial]) -
             )
 
 
-def one_line(reason: str) -> str:
-    """The reason of a failure, shortened to one line."""
-    return printable(" ".join(reason.split()), LONGEST)
+def shortened(reason: str) -> str:
+    """The reason of a failure, in one line."""
+    return printable(one_line(reason), LONGEST)
 
 
 def short(value: Any) -> str:

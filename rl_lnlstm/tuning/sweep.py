@@ -16,7 +16,7 @@ from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.tuning.halving import Halving
 from rl_lnlstm.tuning.ray_tune import run
 from rl_lnlstm.tuning.records import FINALS, TRIALS, Trial, by_score, folder_of, read_trials
-from rl_lnlstm.tuning.results import one_line
+from rl_lnlstm.tuning.results import shortened
 from rl_lnlstm.tuning.searchers import GivenTrials, SpaceSearch
 from rl_lnlstm.tuning.space import Point, options_at, point_of, search_space
 from rl_lnlstm.tuning.study import importances
@@ -78,7 +78,7 @@ def run_sweep(sweep: Sweep, tell: Callable[[str], None]) -> Outcome:
     completed = [trial for trial in trials if trial.state == "completed"]
     if not completed:
         reasons = {trial.reason for trial in trials if trial.reason} or {"none of them ended"}
-        raise RunFailure(f"no trial was completed: {'; '.join(map(one_line, sorted(reasons)))}")
+        raise RunFailure(f"no trial was completed: {'; '.join(map(shortened, sorted(reasons)))}")
     best = completed[: sweep.n_finalists]
     finalists = ranked(_finals(sweep, best, tell), trials)
     winner = finalists[0] if finalists[0].state == "completed" else completed[0]
@@ -181,7 +181,7 @@ def _task(sweep: Sweep, folder: Path, number: int, options: dict[str, Any], n_ev
 def described(trial: Trial) -> str:
     """The result of a trial, as a part of a sentence."""
     if trial.state == "failed":
-        return f"failed, {one_line(trial.reason)}"
+        return f"failed, {shortened(trial.reason)}"
     digits = decimals([trial.score])
     if trial.state == "pruned":
         return f"pruned after {trial.frames:,} frames, return {trial.score:,.{digits}f}"

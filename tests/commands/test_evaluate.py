@@ -207,7 +207,7 @@ def test_seeds_for_a_vector_implementation_are_refused(run, tmp_path, capsys):
 def test_videos_of_a_vector_implementation_are_refused(run, tmp_path, capsys):
     command = ["evaluate", str(run), "--env-id", "CartPole-v1", "--vectorization", "vector_entry_point"]
     assert main([*command, "--video", str(tmp_path / "videos")]) == 2
-    assert "--video: the environments cannot be seeded one by one" in capsys.readouterr().err
+    assert "videos need environments that can be seeded one by one" in capsys.readouterr().err
     assert not (tmp_path / "videos").exists()
 
 

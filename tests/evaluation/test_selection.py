@@ -26,6 +26,8 @@ def test_the_policy_that_evaluated_best_is_kept(tmp_path):
     assert [i for i, score in enumerate(scores) if score is not None] == evaluated, "only where it evaluated"
     best = max(evaluated, key=lambda i: (scores[i], i))
     assert len({scores[i] for i in evaluated}) > 1  # or there was nothing to choose
+    for one, other in zip(ppo.policy.get_weights(), seen[-1][1], strict=True):
+        np.testing.assert_array_equal(one, other, "training goes on with the weights of the last iteration")
     with ppo.best_weights():
         kept = ppo.policy.get_weights()
     last, chosen = (evaluate(policy, "CartPole-v1", 5, seed=0).returns for policy in (ppo.policy, ppo.best_policy))
@@ -34,12 +36,6 @@ def test_the_policy_that_evaluated_best_is_kept(tmp_path):
     for weights in (kept, load_policy(tmp_path / "best").get_weights()):
         for one, other in zip(weights, seen[best][1], strict=True):
             np.testing.assert_array_equal(one, other)
-
-
-def test_training_goes_on_with_the_weights_of_the_last_iteration():
-    ppo, seen = train(eval_interval=2, n_eval_episodes=3)
-    for one, other in zip(ppo.policy.get_weights(), seen[-1][1], strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_the_best_policy_is_a_copy():

@@ -113,7 +113,7 @@ def test_scaled_actions_are_those_that_were_sampled():
     low, high = np.array([-3, 1, 5, -np.inf], np.float32), np.array([1, 1.5, 5, np.inf], np.float32)
     policy = policy_for(spaces.Tuple([spaces.Box(low, high), spaces.Discrete(3, start=1)]))
     (sampled, number), *_ = policy.step(observations_of(3), None, STARTS)
-    sampled = np.clip(sampled / 4, [-1, -1, -1, -9], [1, 1, -1, 9])  # so that clipping changes nothing
+    sampled = np.clip(sampled / 4, [-1, -1, 0, -9], [1, 1, 0, 9])  # so that clipping changes nothing
     again = policy.scale_actions(policy.clip_actions((sampled, number)))
     np.testing.assert_allclose(again[0], sampled, atol=1e-5)
     assert again[0].dtype == np.float32

@@ -146,39 +146,3 @@ def test_what_does_not_fit_is_refused():
     assert str(envs.single_action_space) in str(caught.value)
     with pytest.raises(UserError, match="CartPole-v1"):
         tiny_ppo("CartPoole-v1")
-
-
-class RecallEnv(gym.Env):
-    """The first observation says which action the last step will reward. Observations in between say nothing."""
-
-    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.cue, self.time = int(self.np_random.integers(2)), 0
-        return np.array([2 * self.cue - 1, 0], np.float32), {}
-
-    def step(self, action):
-        self.time += 1
-        reward = float(action == self.cue) if self.time == 3 else 0.0
-        return np.array([0, self.time / 3], np.float32), reward, self.time == 3, False, {}
-
-
-def test_it_learns_what_needs_memory():
-    """Chance, and the best a policy without memory can do, is 0.5.
-
-    Training stops when the task is learnt. Afterwards all advantages are close to 0, normalising them amplifies noise,
-    and on some seeds and processors the policy gets worse again.
-    """
-    config = {"num_envs": 16, "num_steps": 16, "update_epochs": 4, "num_minibatches": 4, "learning_rate": 0.003}
-    ppo = tiny_ppo(RecallEnv, units=16, encoder_layers=(16,), head_layers=(16,), **config | {"seed": 0})
-    returns = []
-
-    def until_learnt(metrics):
-        returns.append(metrics["rollout/ep_rew_mean"])
-        return returns[-1] <= 0.95
-
-    ppo.learn(10_000, until_learnt)
-    assert returns[0] < 0.7
-    assert returns[-1] > 0.95

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm import PPO, Callback, UserError
 from rl_lnlstm.errors import RunWarning
-from rl_lnlstm.files import Appender
 from rl_lnlstm.ppo.checkpoint_files import read, write
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.seeding import derived_seed
@@ -320,11 +319,3 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
     with pytest.raises(TypeError, match="object"):
         write(tmp_path / "tree", np.array([print]), {})
     assert read(tmp_path / "tree").tree["large"] == tree["large"], "what was there is not touched"
-
-
-def test_an_appender_appends_to_what_is_there(tmp_path):
-    (tmp_path / "file").write_bytes(b"first\n")
-    appender = Appender(tmp_path / "file")
-    appender.append(b"second\n")
-    appender.close()
-    assert (tmp_path / "file").read_bytes() == b"first\nsecond\n"

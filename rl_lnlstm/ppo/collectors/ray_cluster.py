@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, missing_package, one_line
 from rl_lnlstm.ppo.collectors.ray_folder import RayFolder
 
 LOCAL, AUTO = "local", "auto"
@@ -157,7 +157,7 @@ def _import_ray() -> Any:
         ray = importlib.import_module("ray")
         importlib.import_module("ray.util.scheduling_strategies")
     except ImportError as error:
-        raise UserError('the option ray needs a package that is not installed: pip install "rl-lnlstm[ray]"') from error
+        raise missing_package("the option ray", error, "rl-lnlstm[ray]") from error
     return ray
 
 
@@ -201,7 +201,7 @@ def _translated(ray: Any, address: str) -> Iterator[None]:
         hint = "no cluster runs on this machine: start one with `ray start --head`" if address == AUTO else str(error)
         if address == AUTO and not isinstance(error, ConnectionError):
             hint = str(error)
-        raise UserError(f"ray: {address} cannot be used, {' '.join(hint.split())}") from error
+        raise UserError(f"ray: {address} cannot be used, {one_line(hint)}") from error
     finally:
         _install(handlers)
 

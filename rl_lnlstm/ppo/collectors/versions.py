@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 
 import gymnasium
 import numpy as np
 import tensorflow as tf
 
+from rl_lnlstm import version
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import kernel
 
@@ -17,7 +17,7 @@ def versions() -> dict[str, str]:
     """The versions in this process, by name."""
     return {
         "Python": platform.python_version(),
-        "rl_lnlstm": importlib.import_module("rl_lnlstm").__version__,
+        "rl_lnlstm": version.__version__,
         "TensorFlow": tf.__version__,
         "NumPy": np.__version__,
         "Gymnasium": gymnasium.__version__,

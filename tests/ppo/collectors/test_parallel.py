@@ -14,8 +14,7 @@ from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import SyncVectorEnv
 
-import rl_lnlstm
-from rl_lnlstm import PPO, EnvironmentFailure, UserError, WorkerFailure
+from rl_lnlstm import PPO, EnvironmentFailure, UserError, WorkerFailure, version
 from rl_lnlstm.config import make_config
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.policies import MlpLnLstmPolicy
@@ -265,7 +264,7 @@ def test_workers_of_another_version_are_refused(monkeypatch):
         monkeypatch.undo()
         return submit(*arguments)
 
-    monkeypatch.setattr(rl_lnlstm, "__version__", "99")
+    monkeypatch.setattr(version, "__version__", "99")
     transport.submit = elsewhere
     with pytest.raises(UserError, match=r"other versions than the training process: rl_lnlstm 0\.\S+ instead of 99"):
         ParallelCollector(CartPoleEnv, make_config(**SMALL), transport, 2)
