@@ -1,6 +1,5 @@
 """The commands as a user runs them: files, exit codes, messages."""
 
-import io
 import json
 import os
 import re
@@ -18,10 +17,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rl_lnlstm import load_policy
 from rl_lnlstm.commands import main
-from rl_lnlstm.commands.console import tell
-from rl_lnlstm.commands.signals import Stop
-from rl_lnlstm.ppo.progress import ProgressBar
-from rl_lnlstm.terminal import MessageConsole
 from tests.commands.small_run import ROOT, SMALL, rows, train
 from tests.failing_env import FailingEnv
 
@@ -243,34 +238,6 @@ def test_a_signal_ends_the_run_in_order(vectorization, number, tmp_path):
     assert imread(run_dir / "learning_curve.png").std() > 0
 
 
-def test_a_signal_may_come_while_a_message_is_written(capfd, monkeypatch):
-    stop = Stop()
-
-    class Interrupted(io.RawIOBase):
-        def writable(self):
-            return True
-
-        def write(self, data):
-            if not stop.requested:
-                stop.note(signal.SIGINT, None)
-            return len(data)
-
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
-    tell("a message")
-    assert stop.signal == signal.SIGINT
-    assert capfd.readouterr().err == "stopping after this iteration; press Ctrl-C again to stop at once\n"
-
-
-def test_a_reader_of_the_output_may_leave():
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    process.stdout.close()
-    error = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGPIPE
-    assert error == ""
-
-
 def test_ctrl_c_ends_the_compiling_of_the_kernel_at_once(monkeypatch, capsys):
     def compiled(force):
         os.kill(os.getpid(), signal.SIGINT)
@@ -280,57 +247,6 @@ def test_ctrl_c_ends_the_compiling_of_the_kernel_at_once(monkeypatch, capsys):
     monkeypatch.setattr("rl_lnlstm.lstm.kernel.build.library", compiled)
     assert main(["build-kernel"]) == 128 + signal.SIGINT
     assert capsys.readouterr() == ("", "")
-
-
-TELLING = """
-from rl_lnlstm.commands.console import tell
-try:
-    tell("a message")
-except BrokenPipeError:
-    print("standard output is whole")
-"""
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "printed"),
-    [(["-c", TELLING], 0, "standard output is whole\n"), (["-m", "rl_lnlstm", "trian"], 128 + signal.SIGPIPE, "")],
-    ids=["message", "error"],
-)
-def test_a_reader_of_the_messages_may_leave(words, code, printed):
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=write, text=True)
-    os.close(write)
-    assert (done.returncode, done.stdout) == (code, printed)
-    assert isinstance(ProgressBar().console, MessageConsole)
-
-
-WITHOUT_STANDARD_ERROR = """
-import os, sys
-from rl_lnlstm.commands import main
-sys.argv = ["rl-lnlstm", "build-kernel", "--help"]
-code = main()
-assert os.path.samestat(os.fstat(2), os.stat(os.devnull)) and os.get_inheritable(2)
-sys.stderr.write("message")
-sys.stderr.flush()
-sys.exit(code)
-"""
-
-
-def test_standard_error_may_be_closed(monkeypatch):
-    shell = ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, WITHOUT_STANDARD_ERROR]
-    done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert done.returncode == 0
-    assert "build-kernel" in done.stdout
-    monkeypatch.setattr(sys, "stderr", None)
-    assert main(["evaluate", "no-such-run"]) == 2
-
-
-def test_standard_output_may_be_closed():
-    done = subprocess.run(
-        ["sh", "-c", '"$0" -m rl_lnlstm --version >&-', sys.executable], cwd=ROOT, stderr=subprocess.PIPE
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
 
 
 class FailingBySeed(FailingEnv):

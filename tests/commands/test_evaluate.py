@@ -32,29 +32,6 @@ def test_evaluate_prints_one_json_object(run, capsys):
     assert result["episode_lengths"] == result["episode_rewards"], "CartPole pays 1 a frame"
 
 
-NOISY = """
-import ctypes, os
-import gymnasium as gym
-
-def make(**options):
-    print("of Python")
-    os.write(1, b"of a child\\n")
-    ctypes.CDLL(None).printf(b"of C\\n")
-    return gym.make("CartPoleNoVel-v1", **options)
-
-gym.register("Noisy-v0", entry_point=make)
-"""
-
-
-def test_only_the_result_is_on_standard_output(run, tmp_path, monkeypatch, capfd):
-    (tmp_path / "noisy_env.py").write_text(NOISY)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert main(["evaluate", str(run), "--env-id", "noisy_env:Noisy-v0", "--episodes", "1", "--json"]) == 0
-    printed, told = capfd.readouterr()
-    assert json.loads(printed)["env_id"] == "noisy_env:Noisy-v0"
-    assert all(f"of {source}" in told for source in ("Python", "a child", "C"))
-
-
 def test_evaluate_records_what_it_reports(run, tmp_path, capsys):
     assert main(["evaluate", str(run), "--episodes", "3", "--record", str(tmp_path / "episodes"), "--json"]) == 0
     printed, told = capsys.readouterr()
