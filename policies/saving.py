@@ -76,6 +76,11 @@ def save_policy(policy: Any, path: str | os.PathLike) -> None:
         np.savez(folder / WEIGHTS, **weights)
 
 
+def check_can_be_saved(policy: Any) -> None:
+    """Raises `UserError` if an argument of the policy's class cannot be saved. Call it before long work."""
+    _own_arguments(policy, dataclasses.asdict(policy.options))
+
+
 def _own_arguments(policy: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a subclass adds to the policy options.
 

@@ -9,6 +9,7 @@ from typing import Any
 from rl_lnlstm.evaluation.evaluate import evaluate
 from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
+from rl_lnlstm.policies.saving import check_can_be_saved
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
 from rl_lnlstm.runs.loggers import survives
 from rl_lnlstm.runs.metrics_file import EVALUATION
@@ -54,8 +55,14 @@ class EvalCallback(Callback):
         self.best_mean = -float("inf")
 
     def on_training_start(self, ppo: Training) -> None:
-        """Remembers the policy."""
+        """Remembers the policy.
+
+        Raises:
+            UserError: the policy cannot be saved.
+        """
         self._policy = ppo.policy
+        if self.best_path is not None:
+            check_can_be_saved(ppo.policy)
 
     def __call__(self, metrics: Metrics) -> None:
         """Evaluates the policy if an evaluation is due."""

@@ -13,6 +13,7 @@ from typing import Any
 from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.files import check_is_free, replacing_file
 from rl_lnlstm.policies import RecurrentPolicy
+from rl_lnlstm.policies.saving import check_can_be_saved
 from rl_lnlstm.ppo.callbacks import Callback, Training
 from rl_lnlstm.runs.layout import BEST_POLICY, CHECKPOINTS, CONFIG, LEARNING_CURVE, METRICS, POLICY, TENSORBOARD
 from rl_lnlstm.runs.learning_curve import learning_curve
@@ -78,6 +79,7 @@ class RunDirectory(Callback):
     def _open(
         self, policy: RecurrentPolicy, config: Mapping[str, Any], iteration: int | None = None, frames: int = 0
     ) -> None:
+        check_can_be_saved(policy)
         path, self.policy = self.path, policy
         self._title = f"{config.get('env_id')}, seed {config.get('seed')}"
         try:

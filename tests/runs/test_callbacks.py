@@ -2,6 +2,7 @@
 
 import csv
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ from rl_lnlstm import (
 )
 from rl_lnlstm.commands import main
 from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.policies import MlpLnLstmPolicy
 
 TINY = {
     **{"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "units": 4, "jit_compile": False, "seed": 0},
@@ -50,6 +52,21 @@ def test_a_run_directory_from_python_is_one_for_the_commands(tmp_path, capsys):
         np.testing.assert_array_equal(kept, live)
     with pytest.raises(UserError, match="already holds"):
         trainer().learn(40, callback=RunDirectory(tmp_path / "run"))
+
+
+class Shaped(MlpLnLstmPolicy):
+    def __init__(self, *arguments, shape=None, **options):
+        super().__init__(*arguments, **options)
+
+
+def test_a_policy_that_cannot_be_saved_is_named_before_training(tmp_path):
+    env = gym.make("CartPole-v1")
+    ppo = PPO(Shaped(env.observation_space, env.action_space, shape=max, units=4), env, num_steps=16, jit_compile=False)
+    for callback in (RunDirectory(tmp_path / "run"), EvalCallback("CartPole-v1", best_path=tmp_path / "best")):
+        with pytest.raises(UserError, match="Shaped cannot be saved with shape="):
+            ppo.learn(16, callback=callback)
+    assert ppo.iteration == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_evaluation_is_only_in_the_iteration_that_evaluated(tmp_path):
