@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import sys
 from typing import ClassVar
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -19,6 +21,9 @@ from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.evaluation.statistics import bootstrap_interval, interquartile_mean
 from rl_lnlstm.evaluation.video import rgb
 from rl_lnlstm.policies import MlpLnLstmPolicy
+
+# Workers then need not import this module, and TensorFlow with it.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Countdown(gym.Env):
