@@ -69,12 +69,16 @@ class OptionDoc(NamedTuple):
 def option_docs(kind: type) -> dict[str, OptionDoc]:
     """The options of a dataclass and of its bases that have a docstring, by their names.
 
-    Raises:
-        OSError: the package was installed without its sources.
+    Empty if the package was installed without its sources.
     """
+    bases = [base for base in kind.__mro__ if dataclasses.is_dataclass(base)]
+    try:
+        sources = [inspect.getsource(base) for base in reversed(bases)]
+    except OSError:
+        return {}
     docs: dict[str, OptionDoc] = {}
-    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+    for source in sources:
+        (definition,) = ast.parse(textwrap.dedent(source)).body
         assert isinstance(definition, ast.ClassDef)
         for field, text in itertools.pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
@@ -84,15 +88,8 @@ def option_docs(kind: type) -> dict[str, OptionDoc]:
 
 
 def described(kind: type) -> str:
-    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring.
-
-    Returns "" if the package was installed without its sources.
-    """
-    try:
-        docs = option_docs(kind)
-    except OSError:
-        return ""
-    entries = [f"{name} ({doc.default}): {doc.meaning}" for name, doc in docs.items()]
+    """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring."""
+    entries = [f"{name} ({doc.default}): {doc.meaning}" for name, doc in option_docs(kind).items()]
     return "\n".join(line for entry in entries for line in textwrap.wrap(entry, width=116, subsequent_indent="    "))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rl_lnlstm import PPO, PPOConfig, UserError
+from rl_lnlstm.commands.options import parse
 from rl_lnlstm.config import make_config
 from rl_lnlstm.option_types import described
 from rl_lnlstm.other_names import OTHER_NAMES
@@ -193,7 +194,7 @@ def test_help_says_what_each_option_means():
     assert "shared_lstm (False)" in shown, "the default of PPO, which differs from the policies'"
 
 
-def test_without_sources_help_has_no_options(monkeypatch):
+def test_without_sources_help_has_no_meanings(monkeypatch):
     """As in a program that PyInstaller made."""
 
     def missing(_):
@@ -201,3 +202,4 @@ def test_without_sources_help_has_no_options(monkeypatch):
 
     monkeypatch.setattr(inspect, "getsource", missing)
     assert described(PPOConfig) == ""
+    assert parse(["train", "--units", "7"]).units == 7

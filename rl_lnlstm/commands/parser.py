@@ -61,18 +61,18 @@ def _grouped_class(
     kind: type, hints: Mapping[str, Any], groups: Mapping[str, Sequence[str]], default: Any, marks: Mapping[str, str]
 ) -> type:
     """Makes a dataclass with a nested dataclass for each group, because tyro groups its help in this way."""
-    docs = option_docs(kind)
+    meanings = {name: doc.meaning for name, doc in option_docs(kind).items()}  # empty without the package's sources
     outer: list[Any] = []
     for title, names in groups.items():
         inner: list[Any] = []
         for name in names:
             value = _value(kind, name, default)
             if value is dataclasses.MISSING:
-                described = tyro.conf.arg(help=docs[name].meaning, metavar=name.upper(), help_behavior_hint="")
+                described = tyro.conf.arg(help=meanings.get(name, ""), metavar=name.upper(), help_behavior_hint="")
                 inner.append((name, Annotated[hints[name], described]))
                 continue
             described = tyro.conf.arg(
-                help=docs[name].meaning,
+                help=meanings.get(name, ""),
                 metavar=_word(hints[name]),
                 help_behavior_hint=_described(value, marks.get(name)),
             )
