@@ -30,8 +30,8 @@ from rl_lnlstm.envs.faults import (
     Fault,
     Numbering,
     close_or_warn,
+    describe_exception,
     forget,
-    raised,
     reraise_of_signal_handler,
     user_frames,
 )
@@ -342,7 +342,7 @@ class GuardedVectorEnv(VectorWrapper):
             raise EnvironmentFailure(
                 f"{self._name_of(error.index)} {error} ({when} {self._steps})"
             ) from error.__cause__
-        raise EnvironmentFailure(f"{self.name} {raised(error)} ({when} {self._steps})") from error
+        raise EnvironmentFailure(f"{self.name} {describe_exception(error)} ({when} {self._steps})") from error
 
 
 def guarded(env: VectorEnv) -> GuardedVectorEnv:

@@ -79,7 +79,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         if method == "forkserver":
             self._context.set_forkserver_preload(["gymnasium.vector"])
             _start_fork_server()
-        description = self._described()
+        description = self._describe_env()
         self.metadata = {**description.metadata, "autoreset_mode": autoreset_mode}
         self.render_mode = description.render_mode
         self.single_observation_space = description.observation_space
@@ -147,7 +147,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
                 pipes[index], self.processes[index] = self._start(index)
         self._state = AsyncState.DEFAULT
 
-    def _described(self) -> Description:
+    def _describe_env(self) -> Description:
         """The `Description` of an environment. A process makes the environment for this, and ends afterwards."""
         pipe, process = self._started_process("description", describe, self.env_fns[0])
         try:

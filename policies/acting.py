@@ -12,7 +12,7 @@ from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_like_graph
-from rl_lnlstm.policies.critic_entries import lacks_critic_entries, space_of
+from rl_lnlstm.policies.critic_entries import lacks_critic_entries, matching_space
 from rl_lnlstm.policies.distributions import Distribution
 from rl_lnlstm.policies.exploration import Generators
 from rl_lnlstm.policies.graph_step import StepFunction, check_shape, graph_step
@@ -81,7 +81,7 @@ class Actor:
         """Acts as `RecurrentPolicy.step` does: returns actions, values, log-probabilities and the new state."""
         policy, size = self._policy, len(noise)
         h, c, *last = self._checked_state(state, size)
-        space = space_of(policy, observations) if policy.is_asymmetric else policy.observation_space
+        space = matching_space(policy, observations) if policy.is_asymmetric else policy.observation_space
         actor_only = space is not policy.observation_space
         observations = in_space(space, observations)
         given = [observations, h, c, self._checked_starts(episode_starts, size), noise, *last]
@@ -104,7 +104,7 @@ class Actor:
     ) -> tuple[Any, tuple[np.ndarray, ...]]:
         """The actions and the new state. Takes the arguments of `RecurrentPolicy.predict`."""
         policy = self._policy
-        batch, batch_size = batch_of(space_of(policy, observation), observation)
+        batch, batch_size = batch_of(matching_space(policy, observation), observation)
         single, size = batch_size is None, 1 if batch_size is None else batch_size
         starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool)
         if starts.shape != (size,) and not (single and starts.shape == ()):

@@ -83,7 +83,7 @@ def option_docs(kind: type) -> dict[str, OptionDoc]:
     return docs
 
 
-def described(kind: type) -> str:
+def describe_options(kind: type) -> str:
     """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring.
 
     Returns "" if the package was installed without its sources.

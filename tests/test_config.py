@@ -11,7 +11,7 @@ import pytest
 
 from rl_lnlstm import PPO, PPOConfig, UserError
 from rl_lnlstm.config import make_config
-from rl_lnlstm.option_types import described
+from rl_lnlstm.option_types import describe_options
 from rl_lnlstm.other_names import OTHER_NAMES
 
 PUBLIC_NAMES = [
@@ -200,4 +200,4 @@ def test_without_sources_help_has_no_options(monkeypatch):
         raise OSError("could not get source code")
 
     monkeypatch.setattr(inspect, "getsource", missing)
-    assert described(PPOConfig) == ""
+    assert describe_options(PPOConfig) == ""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from rl_lnlstm.errors import RunFailure, UserError, losing_messages, printable
+from rl_lnlstm.errors import RunFailure, UserError, ignoring_write_errors, printable
 from rl_lnlstm.terminal import MessageConsole, silenced
 
 MOST_CHARACTERS = 10_000  # the longest message
@@ -20,7 +20,7 @@ messages = MessageConsole()
 
 def tell(message: str) -> None:
     """Prints a message on standard error, safely (see `printable`), and without breaking its lines."""
-    with losing_messages():
+    with ignoring_write_errors():
         messages.print(printable(message, MOST_CHARACTERS), markup=False, soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import ReportOptions
-from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
+from rl_lnlstm.commands.policy_environment import environment_maker, environment_options, saved_config
 from rl_lnlstm.errors import UserError, missing_package
 from rl_lnlstm.files import check_writable, output_file, replacing_file
 from rl_lnlstm.policies.loading import load_policy
@@ -32,7 +32,7 @@ def report(options: ReportOptions) -> int:
     policy = load_policy(options.run_dir)
     check_writable(told_as, "the report", "--out")
     policy.seed(options.seed)
-    environment = trained_in(options, policy.env_id)
+    environment = environment_options(options, policy.env_id)
 
     with prints_on_stderr():
         text = make_report(

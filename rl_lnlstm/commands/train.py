@@ -12,8 +12,8 @@ from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
 from rl_lnlstm.commands.options import EvaluateOptions
+from rl_lnlstm.commands.policy_environment import naming_words
 from rl_lnlstm.commands.signals import Stop
-from rl_lnlstm.commands.trained_in import naming_words
 from rl_lnlstm.commands.training_options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env

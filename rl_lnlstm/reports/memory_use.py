@@ -11,7 +11,7 @@ import numpy as np
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import MOST_ENVS
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
-from rl_lnlstm.evaluation.evaluate import Environment, acting, gathered, prepared, run_episodes
+from rl_lnlstm.evaluation.evaluate import Environment, evaluation_setup, gathered, policy_to_evaluate, run_episodes
 from rl_lnlstm.evaluation.result import Evaluation, decimals
 from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, difference_interval, mean
 from rl_lnlstm.option_types import Count, Index, checked
@@ -126,20 +126,20 @@ def memory_use(
     >>> memory.harmless_cut, memory.cut_scores[1].mean
     (1, 500.0)
     """
-    acts = acting(policy)
+    acts = policy_to_evaluate(policy)
     if not isinstance(acts, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy or a PPO, got {type(policy).__name__}")
     checked("seed", seed, Index | None)
     base = random_seed() if seed is None else seed
 
     def run(policy: Any, record: bool = False) -> Iterator[EvaluatedEpisode]:
-        with prepared(acts, env, n_eval_episodes, base, None, num_envs) as given:
+        with evaluation_setup(acts, env, n_eval_episodes, base, None, num_envs) as given:
             yield from run_episodes(policy, *given, deterministic, max_steps, record)
 
-    return measured(acts, run(acts, record=True), run, deterministic, base, cuts, max_lag)
+    return measure_memory_use(acts, run(acts, record=True), run, deterministic, base, cuts, max_lag)
 
 
-def measured(
+def measure_memory_use(
     policy: RecurrentPolicy,
     recorded: Iterable[EvaluatedEpisode],
     run: Callable[[Any], Iterable[EvaluatedEpisode]],

@@ -17,7 +17,7 @@ from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.video import rgb
 from rl_lnlstm.policies import RecurrentPolicy
-from rl_lnlstm.reports.memory_use import MAX_LAG, measured
+from rl_lnlstm.reports.memory_use import MAX_LAG, measure_memory_use
 from rl_lnlstm.reports.page import Content, ShownEpisode, page
 from rl_lnlstm.reports.pictures import PictureRecorder
 from rl_lnlstm.reports.replay import replay
@@ -69,14 +69,16 @@ def make_report(
             return run_episodes(acts, envs, seeds, seed, deterministic, max_steps, record)
 
         recorded = _keeping(run(policy, record=True), kept)
-        memory = measured(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
+        memory = measure_memory_use(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
     problems = {} if config else {"config": f"{run_dir} has no config.json that can be read."}
     if unread:
         problems["metrics"] = unread
     chosen = _chosen(kept)
     pictures: list[list[bytes]] = [[] for _ in chosen]
     if all(episode.seed is not None for episode in chosen.values()):
-        again, pictures, problem = _repeated(policy, make_envs, env_id, list(chosen.values()), deterministic, max_steps)
+        again, pictures, problem = _run_again_with_pictures(
+            policy, make_envs, env_id, list(chosen.values()), deterministic, max_steps
+        )
         chosen = dict(zip(chosen, again, strict=True))
     else:
         problem = f"There are no pictures: the environments of {env_id} cannot be seeded one by one."
@@ -112,7 +114,7 @@ def _chosen(episodes: Sequence[EvaluatedEpisode]) -> dict[str, EvaluatedEpisode]
     return {"Best": ordered[0], **middle, "Worst": ordered[-1]}
 
 
-def _repeated(
+def _run_again_with_pictures(
     policy: RecurrentPolicy,
     make_envs: MakeEnvs,
     env_id: str,
