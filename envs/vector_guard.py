@@ -36,7 +36,7 @@ from rl_lnlstm.envs.faults import (
     user_frames,
 )
 from rl_lnlstm.envs.final_observations import FinalObservations
-from rl_lnlstm.envs.guard import Copies, guard_environments_of, infos_as_dict, resynchronise
+from rl_lnlstm.envs.foreign_envs import CopyingWrapper, clear_async_pipes, infos_as_dict, prepare_foreign_vector_env
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
@@ -95,7 +95,7 @@ class GuardedVectorEnv(VectorWrapper):
         if not self._made_here:
             refuse_learning_vector_wrappers(env, name)
             warn_of_vector_scores(env, name)
-            guard_environments_of(env.unwrapped)
+            prepare_foreign_vector_env(env.unwrapped)
         self._score = None if self._made_here else find_vector_score(env)
         may_share = not self._made_here and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
@@ -130,10 +130,10 @@ class GuardedVectorEnv(VectorWrapper):
         Those of an environment object are noticed until a restored snapshot takes its place.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
-        calls = self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
+        calls = self._uses.count + sum(env.calls for env in inside if type(env) is CopyingWrapper)
         calls += sum(uses.count for uses in self._uses_inside)
         if isinstance(self.env, WorkerVectorEnv):
-            self.env.resynchronise()
+            self.env.clear_pipes()
             calls += self.env.unreset
         return calls
 
@@ -203,7 +203,7 @@ class GuardedVectorEnv(VectorWrapper):
         if seed is not None:
             self._seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
         try:
-            resynchronise(self.env.unwrapped)
+            clear_async_pipes(self.env.unwrapped)
             observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
             observations = checked_observation(self._inner_spaces[0], observations, self._batch)
             infos = infos_as_dict(self.env.unwrapped, infos)

@@ -119,22 +119,22 @@ class WorkerVectorEnv(AsyncVectorEnv):
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        self.resynchronise()
+        self.clear_pipes()
         everywhere = "reset_mask" not in (options or {})
         super().reset_async(seed, options)
         self.unreset = self.unreset and not everywhere
 
     def step_async(self, actions: Any) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        self.resynchronise()
+        self.clear_pipes()
         super().step_async(actions)
 
     def call_async(self, name: str, /, *args: object, **kwargs: object) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        self.resynchronise()
+        self.clear_pipes()
         super().call_async(name, *args, **kwargs)
 
-    def resynchronise(self) -> None:
+    def clear_pipes(self) -> None:
         """Clears the pipes after an interrupted call. Replaces workers whose pipe may hold half a message."""
         pipes: list[Any] = self.parent_pipes
         # Gymnasium notes its state after all commands were sent. Only the pipes show an interrupt before that.

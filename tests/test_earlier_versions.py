@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 from rl_lnlstm import PPOConfig, load_policy
 from rl_lnlstm.commands import main
 from rl_lnlstm.commands.training_options import saved_options
+from rl_lnlstm.envs import snapshot
 from rl_lnlstm.presets import read_preset, write_preset
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
@@ -37,6 +38,13 @@ def test_a_policy_acts_as_it_did(name):
         got, state = policy.predict(observations[t], state, starts, deterministic=True)
         for part, expected in zip(tf.nest.flatten(got), actions, strict=True):
             np.testing.assert_allclose(part, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("earlier", snapshot.RENAMED, ids=".".join)
+def test_snapshots_may_name_what_was_renamed(earlier):
+    module, name = earlier
+    found = snapshot.from_bytes(f"c{module}\n{name}\n.".encode())  # a pickle of the object of this name
+    assert (found.__module__, found.__qualname__) == snapshot.RENAMED[earlier]
 
 
 def rows(run_dir):

@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rl_lnlstm.envs.autoreset import Episode, Stepper
 from rl_lnlstm.envs.faults import environment_name
-from rl_lnlstm.envs.guard import resynchronise
+from rl_lnlstm.envs.foreign_envs import clear_async_pipes
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
@@ -301,5 +301,5 @@ def has_time_limit(envs: VectorEnv) -> bool:
     base = envs.unwrapped
     if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
         return envs.spec is not None and envs.spec.max_episode_steps is not None
-    resynchronise(base)
+    clear_async_pipes(base)
     return all(base.call("has_wrapper_attr", "_max_episode_steps"))  # TimeLimit's; it may be in another process

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.foreign_envs import ExistingEnv
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, PredictingPolicy
@@ -270,7 +270,7 @@ def evaluation_setup(
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
     if borrowed:
-        envs = make_vec(HandedIn(env), 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
+        envs = make_vec(ExistingEnv(env), 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
     else:
         envs = make_evaluation_envs(env, min(num_envs, count), trained_on=getattr(policy, "observation_space", None))
     try:

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.faults import Numbering
-from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.foreign_envs import ExistingEnv
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
@@ -118,7 +118,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
                 f"vectorization is {config.vectorization!r}, but an environment object can only be stepped in this "
                 "process: give its id or a function that makes one"
             )
-        env = HandedIn(env)
+        env = ExistingEnv(env)
         tolerance = {**tolerance, "max_failures": 0}  # a failed environment object cannot be replaced
     return make_vec(
         env,
