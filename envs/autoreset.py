@@ -99,14 +99,14 @@ class Stepper:
 
     def restart(self, seed: int | Sequence[int] | None = None) -> None:
         """Begins new episodes in all environments. You may call it at any time, even after an interrupted step."""
-        self._uses: int | None = -1  # `uses` of the environments after our last call; -1 while a call runs
+        self._uses: int | None = -1  # `num_calls` of the environments after our last call; -1 while a call runs
         self.observations, infos = self.envs.reset(seed=seed)
         self.episode_starts = np.ones(self.envs.num_envs, bool)
         self._masks = ActionMasks.find(self.envs, infos)
         self.action_masks = self._masks.read((infos, self.episode_starts)) if self._masks else None
         self._resetting = np.zeros(self.envs.num_envs, bool)
         self._returns, self._lengths = np.zeros(self.envs.num_envs), np.zeros(self.envs.num_envs, int)
-        self._uses = self.envs.uses
+        self._uses = self.envs.num_calls
 
     @property
     def lengths(self) -> np.ndarray:
@@ -130,7 +130,7 @@ class Stepper:
 
     def step(self, actions: Any) -> Step:
         """Takes a step with `actions`, which must be elements of the action space."""
-        if self._uses not in (None, self.envs.uses):
+        if self._uses not in (None, self.envs.num_calls):
             return self._begin_again()
         self._uses = -1
         observations, rewards, terminations, truncations, infos = self.envs.step(actions)
@@ -163,7 +163,7 @@ class Stepper:
             self.episode_starts = self.episode_starts | aborted
             self._returns[aborted], self._lengths[aborted] = 0.0, 0
         episodes = self._ended_episodes(np.where(valid, scores(rewards, infos), 0.0), valid, ends, infos)
-        self._uses = self.envs.uses
+        self._uses = self.envs.num_calls
         return Step(rewards, terminations, truncations, valid, aborted, final_observations, episodes)
 
     def _begin_again(self) -> Step:
@@ -186,7 +186,7 @@ class Stepper:
         if self._masks is not None and self.action_masks is not None:
             self.action_masks = np.where(rows[:, np.newaxis], self._masks.read((infos, rows)), self.action_masks)
         self._returns[rows], self._lengths[rows] = 0.0, 0
-        self._uses = self.envs.uses
+        self._uses = self.envs.num_calls
 
     def _reset(self, rows: np.ndarray) -> tuple[Any, dict[str, Any]]:
         seeds = None if self._reset_seeds is None else list(self._reset_seeds(rows))

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from rl_lnlstm.envs.call_counter import count_calls
 from rl_lnlstm.envs.checks import (
     NUMBERS,
     as_element,
@@ -26,7 +27,6 @@ from rl_lnlstm.envs.checks import (
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.envs.guard import Guard, reset_env
 from rl_lnlstm.envs.scores import SCORE, find_score
-from rl_lnlstm.envs.uses import uses_of
 
 
 class ExistingEnv:
@@ -36,7 +36,7 @@ class ExistingEnv:
     """
 
     def __init__(self, env: gym.Env) -> None:
-        uses_of(env)
+        count_calls(env)
         self.env, self.__name__ = env, type(env.unwrapped).__name__
 
     def __call__(self) -> gym.Env:

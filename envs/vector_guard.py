@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from rl_lnlstm.envs import snapshot
 from rl_lnlstm.envs.action_masks import MaskEntry, warn_of_mask_entry
+from rl_lnlstm.envs.call_counter import attributes_without_counters, count_calls, counters_inside
 from rl_lnlstm.envs.checks import (
     as_elements,
     checked_ends,
@@ -40,7 +41,6 @@ from rl_lnlstm.envs.foreign_envs import CopyingWrapper, clear_async_pipes, infos
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
-from rl_lnlstm.envs.uses import attributes_of, uses_inside, uses_of
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.seeding import integer_seed
@@ -99,7 +99,7 @@ class GuardedVectorEnv(VectorWrapper):
         self._score = None if self._made_here else find_vector_score(env)
         may_share = not self._made_here and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
-        self._uses, self._uses_inside = uses_of(env.unwrapped), uses_inside(env.unwrapped)
+        self._counter, self._inner_counters = count_calls(env.unwrapped), counters_inside(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
         if mask_key is None:
             warn_of_mask_entry(*self._inner_spaces, name)
@@ -123,15 +123,15 @@ class GuardedVectorEnv(VectorWrapper):
         """Leaves the environments open, because other code may use them. (Gymnasium 1.1 closes them here.)"""
 
     @property
-    def uses(self) -> int:
+    def num_calls(self) -> int:
         """A count that grows whenever any code steps or resets the environments, if that can be noticed.
 
         All calls of the vector environment are noticed, and in a `SyncVectorEnv` also those of single environments.
         Those of an environment object are noticed until a restored snapshot takes its place.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
-        calls = self._uses.count + sum(env.calls for env in inside if type(env) is CopyingWrapper)
-        calls += sum(uses.count for uses in self._uses_inside)
+        calls = self._counter.count + sum(env.calls for env in inside if type(env) is CopyingWrapper)
+        calls += sum(counter.count for counter in self._inner_counters)
         if isinstance(self.env, WorkerVectorEnv):
             self.env.clear_pipes()
             calls += self.env.unreset
@@ -230,7 +230,7 @@ class GuardedVectorEnv(VectorWrapper):
     def take_snapshot(self) -> list[bytes]:
         """See `rl_lnlstm.envs.take_snapshot`."""
         if not self._made_here:
-            return [snapshot.to_bytes(attributes_of(self.env))]
+            return [snapshot.to_bytes(attributes_without_counters(self.env))]
         parts = self._called("take_snapshot")
         if getattr(self.env, "unreset", False):
             raise ValueError("an interrupt ended a worker process")
@@ -250,12 +250,12 @@ class GuardedVectorEnv(VectorWrapper):
                 raise ValueError("it is of single environments, and not of a vector environment")
             vars(self.env).clear()
             vars(self.env).update(attributes)
-            self._uses, self._score = uses_of(self.env.unwrapped), find_vector_score(self.env)
+            self._counter, self._score = count_calls(self.env.unwrapped), find_vector_score(self.env)
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
         problems = self._called("restore_snapshot")
-        self._uses_inside = uses_inside(self.env.unwrapped)
+        self._inner_counters = counters_inside(self.env.unwrapped)
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
