@@ -26,7 +26,7 @@ from rl_lnlstm.envs.checks import (
 )
 from rl_lnlstm.envs.faults import Fault
 from rl_lnlstm.envs.guard import Guard, reset_env
-from rl_lnlstm.envs.scores import SCORE, find_score
+from rl_lnlstm.envs.scores import SCORE, insert_score_wrapper
 
 
 class ExistingEnv:
@@ -62,7 +62,7 @@ class CopyingWrapper(gym.Wrapper):
         self.calls = 0
         self._index = index
         self._spaces = env.observation_space, env.action_space
-        self._score = find_score(env)
+        self._score = insert_score_wrapper(env)
 
     def __getattr__(self, name: str) -> Any:
         # Other code that looks into the vector environment still finds the attributes of the original.

@@ -23,7 +23,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
 )
 from rl_lnlstm.envs.faults import FAILURES, FAULT, Fault, as_fault, close_or_warn
-from rl_lnlstm.envs.scores import SCORE, find_score
+from rl_lnlstm.envs.scores import SCORE, insert_score_wrapper
 
 
 class Guard(gym.Wrapper):
@@ -50,7 +50,7 @@ class Guard(gym.Wrapper):
         self._spaces = env.observation_space, env.action_space
         self._mask_sizes = mask_sizes(env.action_space)
         self._info_keys = info_keys
-        self._score = find_score(env)
+        self._score = insert_score_wrapper(env)
         self._ended = False  # whether the episode ended; the vector environment does not say
         self._reset_next = False
 
@@ -115,7 +115,7 @@ class Guard(gym.Wrapper):
         """Restores the environment from `to_restore`. Returns None, or the reason why it cannot."""
         try:
             self._ended, self.env = snapshot.from_bytes(self.to_restore)
-            self._score = find_score(self.env)
+            self._score = insert_score_wrapper(self.env)
         except ValueError as error:
             return str(error)
         self._reset_next = self._ended

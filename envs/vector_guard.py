@@ -40,7 +40,7 @@ from rl_lnlstm.envs.final_observations import FinalObservations
 from rl_lnlstm.envs.foreign_envs import CopyingWrapper, clear_async_pipes, infos_as_dict, prepare_foreign_vector_env
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
 from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
-from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
+from rl_lnlstm.envs.scores import VECTOR_SCORE, insert_vector_score_wrapper, warn_of_vector_scores
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.seeding import integer_seed
@@ -96,7 +96,7 @@ class GuardedVectorEnv(VectorWrapper):
             refuse_learning_vector_wrappers(env, name)
             warn_of_vector_scores(env, name)
             prepare_foreign_vector_env(env.unwrapped)
-        self._score = None if self._made_here else find_vector_score(env)
+        self._score = None if self._made_here else insert_vector_score_wrapper(env)
         may_share = not self._made_here and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
         self._counter, self._inner_counters = count_calls(env.unwrapped), counters_inside(env.unwrapped)
@@ -250,7 +250,7 @@ class GuardedVectorEnv(VectorWrapper):
                 raise ValueError("it is of single environments, and not of a vector environment")
             vars(self.env).clear()
             vars(self.env).update(attributes)
-            self._counter, self._score = count_calls(self.env.unwrapped), find_vector_score(self.env)
+            self._counter, self._score = count_calls(self.env.unwrapped), insert_vector_score_wrapper(self.env)
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
