@@ -140,24 +140,24 @@ class Stepper:
         aborted = infos.get(ABORTED)
         valid = ~(self._resetting if aborted is None else self._resetting | aborted)
         rewards = np.where(valid, rewards, 0.0)  # a wrapper may have given a reset step a reward
-        final_observations, told = None, [(infos, np.ones_like(ends))]
+        final_observations, mask_sources = None, [(infos, np.ones_like(ends))]
         if self._mode is AutoresetMode.NEXT_STEP:
             # The next step gets the final observation, ignores the action, and resets.
             self.episode_starts, self._resetting = self._resetting, ends
-            told = [(infos, ~ends)]
+            mask_sources = [(infos, ~ends)]
         else:
             self.episode_starts = ends
             if ends.any():
                 final_observations = copy.deepcopy(observations)
                 if self._mode is AutoresetMode.DISABLED:
                     observations, reset_infos = self._reset(ends)
-                    told = [(infos, ~ends), (reset_infos, ends)]
+                    mask_sources = [(infos, ~ends), (reset_infos, ends)]
                 else:
                     space = self.envs.single_observation_space
                     _put_final(space, final_observations, infos["final_obs"], np.flatnonzero(ends))
         self.observations = observations
         if self._masks is not None:
-            self.action_masks = self._masks.read(*told)
+            self.action_masks = self._masks.read(*mask_sources)
         elif KEY in infos:
             name = environment_name(self.envs)
             raise EnvironmentFailure(f"{name} gave info[{KEY!r}] in a step, but not in the reset")

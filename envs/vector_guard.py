@@ -277,8 +277,8 @@ class GuardedVectorEnv(VectorWrapper):
     def _faults(self, observations: Any, infos: dict[str, Any]) -> dict[int, Fault]:
         faults = wrong_values(self._checked_parts, observations)
         if FAULT in infos:
-            told, mask = infos.pop(FAULT), infos.pop(f"_{FAULT}")
-            faults.update({int(index): told[index] for index in np.flatnonzero(mask)})
+            faults_by_env, mask = infos.pop(FAULT), infos.pop(f"_{FAULT}")
+            faults.update({int(index): faults_by_env[index] for index in np.flatnonzero(mask)})
         return faults
 
     def _final_faults(self, rewards: np.ndarray, infos: dict[str, Any]) -> dict[int, Fault]:
