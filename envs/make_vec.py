@@ -13,9 +13,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rl_lnlstm.envs.env_maker import EnvMaker, make_async, make_sync
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.registry import EnvSource, construction, find_spec, offers_vector_entry_point, vector_creator
-from rl_lnlstm.envs.restart import EnvMaker, make_async, make_sync
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.errors import UserError

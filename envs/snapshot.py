@@ -13,7 +13,12 @@ from gymnasium.utils import EzPickle
 RENAMED = {
     ("rl_lnlstm.envs.guard", "Copies"): ("rl_lnlstm.envs.foreign_envs", "CopyingWrapper"),
     ("rl_lnlstm.envs.guard", "_add_any_info"): ("rl_lnlstm.envs.foreign_envs", "_add_any_info"),
+    ("rl_lnlstm.envs.restart", "EnvMaker"): ("rl_lnlstm.envs.env_maker", "EnvMaker"),
+    ("rl_lnlstm.envs.restart", "RestartingSyncVectorEnv"): ("rl_lnlstm.envs.env_maker", "RestartingSyncVectorEnv"),
+    ("rl_lnlstm.envs.uses", "Uses"): ("rl_lnlstm.envs.call_counter", "CallCounter"),
 }
+# The same for attributes of objects.
+RENAMED_ATTRIBUTES = {"_uses": "_counter", "_uses_inside": "_inner_counters"}
 
 
 class _Pickler(cloudpickle.Pickler):

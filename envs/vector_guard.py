@@ -24,6 +24,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
     wrong_values,
 )
+from rl_lnlstm.envs.env_maker import RestartingSyncVectorEnv
 from rl_lnlstm.envs.faults import (
     ABORTED,
     FAILURES,
@@ -39,7 +40,6 @@ from rl_lnlstm.envs.faults import (
 from rl_lnlstm.envs.final_observations import FinalObservations
 from rl_lnlstm.envs.foreign_envs import CopyingWrapper, clear_async_pipes, infos_as_dict, prepare_foreign_vector_env
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
-from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
 from rl_lnlstm.envs.scores import VECTOR_SCORE, insert_vector_score_wrapper, warn_of_vector_scores
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
@@ -118,6 +118,9 @@ class GuardedVectorEnv(VectorWrapper):
         if attribute.startswith("_") or attribute == "env":
             raise AttributeError(attribute)
         return getattr(self.env, attribute)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({snapshot.RENAMED_ATTRIBUTES.get(name, name): value for name, value in state.items()})
 
     def __del__(self) -> None:
         """Leaves the environments open, because other code may use them. (Gymnasium 1.1 closes them here.)"""
@@ -319,11 +322,8 @@ class GuardedVectorEnv(VectorWrapper):
                 message += ", and so does every environment in its first step"
             elif self._in_a_row[index] <= self._max_failures:
                 frames = user_frames(fault.__cause__) if self.failures == 1 else ""
-                log.warning(
-                    "%s; a new environment takes its place, and the aborted episode is left out%s",
-                    message,
-                    frames and f"\n{frames}",
-                )
+                outcome = "a new environment takes its place, and the aborted episode is left out"
+                log.warning("%s; %s%s", message, outcome, frames and f"\n{frames}")
                 return
             elif self._max_failures:
                 message += (
@@ -339,9 +339,8 @@ class GuardedVectorEnv(VectorWrapper):
         if isinstance(error, UserError):
             raise error
         if isinstance(error, Fault):
-            raise EnvironmentFailure(
-                f"{self._name_of(error.index)} {error} ({when} {self._steps})"
-            ) from error.__cause__
+            name = self._name_of(error.index)
+            raise EnvironmentFailure(f"{name} {error} ({when} {self._steps})") from error.__cause__
         raise EnvironmentFailure(f"{self.name} {describe_exception(error)} ({when} {self._steps})") from error
 
 
