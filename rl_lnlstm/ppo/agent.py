@@ -19,7 +19,7 @@ from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.loading import load_policy
-from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_evaluation_environments
+from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_envs_like_training
 
 
 class Agent:
@@ -138,7 +138,7 @@ class Agent:
             )
         seed = self.config.seed
         seeds = seeds_of_episodes(seed, checked("n_eval_episodes", n_eval_episodes, Count))
-        envs = make_evaluation_environments(
+        envs = make_envs_like_training(
             self._env, self.config, min(MOST_ENVS, len(seeds)), self.policy.observation_space
         )
         with contextlib.closing(envs), self.best_weights():

@@ -133,7 +133,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
     )
 
 
-def make_evaluation_environments(
+def make_envs_like_training(
     env: str | Callable[..., gym.Env], config: PPOConfig, num_envs: int, trained_on: gym.Space
 ) -> VectorEnv:
     """Makes environments like the training environments, which can be seeded one by one, if possible.
