@@ -26,7 +26,7 @@ from gymnasium.vector.utils import (
 
 from rl_lnlstm.envs.faults import Fault, Numbering, comparing_spaces
 from rl_lnlstm.envs.worker_pipe import WorkerPipe
-from rl_lnlstm.envs.worker_process import Description, describe, run_worker
+from rl_lnlstm.envs.worker_process import EnvDescription, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.interrupts import interrupts_deferred
 from rl_lnlstm.spaces import check_observation_space
@@ -147,8 +147,8 @@ class WorkerVectorEnv(AsyncVectorEnv):
                 pipes[index], self.processes[index] = self._start(index)
         self._state = AsyncState.DEFAULT
 
-    def _describe_env(self) -> Description:
-        """The `Description` of an environment. A process makes the environment for this, and ends afterwards."""
+    def _describe_env(self) -> EnvDescription:
+        """The `EnvDescription` of an environment. A process makes the environment for this, and ends afterwards."""
         pipe, process = self._started_process("description", describe, self.env_fns[0])
         try:
             pipe.expect("describe")

@@ -29,7 +29,7 @@ GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
 NOT_OF_THE_TASK = "render_mode", "num_envs", "vectorization_mode", "autoreset_mode"
 
 
-class Spaces(Protocol):
+class HasSpaces(Protocol):
     """Vector environments, or a collector: what has the spaces of a single environment."""
 
     single_observation_space: gym.Space
@@ -156,7 +156,7 @@ def make_envs_like_training(
     )
 
 
-def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: Spaces) -> RecurrentPolicy:
+def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: HasSpaces) -> RecurrentPolicy:
     """Returns the policy if one was given; otherwise builds one of the given class for the spaces of `envs`.
 
     Args:

@@ -34,7 +34,7 @@ class Setup(NamedTuple):
     versions: dict[str, str]  # in the training process
 
 
-class Description(NamedTuple):
+class WorkerDescription(NamedTuple):
     """What the training process must know of the environments."""
 
     observation_space: gym.Space
@@ -124,10 +124,10 @@ class Worker:
             except Exception as error:
                 return Answer(None, None, messages, picklable(error), "".join(traceback.format_exception(error)))
 
-    def describe(self) -> Description:
+    def describe(self) -> WorkerDescription:
         """Describes the environments."""
-        collector = self._made_collector
-        return Description(collector.single_observation_space, collector.single_action_space, collector.has_time_limit)
+        made = self._made_collector
+        return WorkerDescription(made.single_observation_space, made.single_action_space, made.has_time_limit)
 
     def begin(self) -> None:
         """Does nothing: `call` has begun the first episodes."""
