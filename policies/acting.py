@@ -22,14 +22,14 @@ from rl_lnlstm.policies.watch import Watch
 from rl_lnlstm.spaces import batch_of, flatten, map_leaves, observed
 
 
-class Kind(NamedTuple):
+class StepKind(NamedTuple):
     """What a step takes."""
 
     masked: bool = False  # it takes action masks
     actor_only: bool = False  # it takes no entries for the critic, and computes no values
 
 
-PLAIN = Kind()
+PLAIN = StepKind()
 
 
 def batch_size_of(episode_starts: Any) -> int:
@@ -51,9 +51,9 @@ class Actor:
     def __init__(self, policy: Any, base: type) -> None:
         self._policy, self._base = policy, base
         self._watch = Watch(policy)
-        self._built: dict[Kind, StepFunction] = {}
+        self._built: dict[StepKind, StepFunction] = {}
 
-    def _step(self, kind: Kind = PLAIN) -> StepFunction:
+    def _step(self, kind: StepKind = PLAIN) -> StepFunction:
         """The step; it is built again if a layer has changed since, for example its activation."""
         if self._watch.changed():
             self._built, self._watch = {}, Watch(self._policy)
@@ -67,7 +67,7 @@ class Actor:
         """Whether the step is compiled code, and no graph."""
         return isinstance(self._step(), CompiledStep)
 
-    def _build(self, kind: Kind) -> StepFunction:
+    def _build(self, kind: StepKind) -> StepFunction:
         if kind.actor_only:
             return graph_step(self._policy, *kind)
         if not kind.masked:
@@ -86,7 +86,7 @@ class Actor:
         observations = in_space(space, observations)
         given = [observations, h, c, self._checked_starts(episode_starts, size), noise, *last]
         given += [] if action_masks is None else [self._checked_masks(action_masks, size)]
-        step = self._step(Kind(action_masks is not None, actor_only))
+        step = self._step(StepKind(action_masks is not None, actor_only))
         actions, values, log_probs, h, c, *last = step(*given)
         if actor_only:  # the state of the critic's layers is zero, because they see nothing
             h, c = (np.pad(part, [(0, 0), (0, policy.state_size - part.shape[-1])]) for part in (h, c))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.environments import MOST_ENVS
+from rl_lnlstm.evaluation.environments import MAX_ENVS
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import Environment, evaluation_setup, gathered, policy_to_evaluate, run_episodes
 from rl_lnlstm.evaluation.result import Evaluation, decimals
@@ -20,7 +20,7 @@ from rl_lnlstm.reports.cut_memory import CutMemory
 from rl_lnlstm.reports.gradients import gradient_norms
 from rl_lnlstm.seeding import random_seed
 
-MOST_ALL = 16  # up to this length of the longest episode, all cuts are tried; then powers of two
+MAX_LENGTH_FOR_ALL_CUTS = 16  # of the longest episode; if it is longer, only powers of two are tried as cuts
 MAX_LAG = 100
 
 
@@ -93,7 +93,7 @@ def memory_use(
     cuts: Sequence[int] | None = None,
     max_lag: int = MAX_LAG,
     max_steps: int | None = None,
-    num_envs: int = MOST_ENVS,
+    num_envs: int = MAX_ENVS,
 ) -> MemoryUse:
     """Measures how far back a policy looks, and how much memory its score needs.
 
@@ -186,6 +186,6 @@ def measure_memory_use(
 
 def default_cuts(longest: int) -> list[int]:
     """The cuts that are tried for episodes of at most `longest` steps."""
-    if longest <= MOST_ALL:
+    if longest <= MAX_LENGTH_FOR_ALL_CUTS:
         return list(range(1, longest + 1))
     return [2**power for power in range(longest.bit_length())]

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.errors import EnvironmentFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import MOST_ENVS, MakeEnvs
+from rl_lnlstm.evaluation.environments import MAX_ENVS, MakeEnvs
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.video import rgb
@@ -25,8 +25,8 @@ from rl_lnlstm.reports.timeline import shown_steps
 from rl_lnlstm.runs.layout import METRICS
 from rl_lnlstm.runs.metrics_file import FRAMES, RETURN, column, read_rows
 
-MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
-MOST_METRICS = 256 << 20  # bytes of a metrics.csv
+MAX_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
+MAX_METRICS_BYTES = 256 << 20  # bytes of a metrics.csv
 
 
 def make_report(
@@ -42,7 +42,7 @@ def make_report(
     cuts: Sequence[int] | None = None,
     max_lag: int = MAX_LAG,
     max_steps: int | None = None,
-    num_envs: int = MOST_ENVS,
+    num_envs: int = MAX_ENVS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Evaluates a policy, and returns a report as an HTML page.
@@ -101,7 +101,7 @@ def _keeping(episodes: Iterable[EvaluatedEpisode], kept: list[EvaluatedEpisode])
             kept.append(episode._replace(arrays={}))
             continue
         size += sum(array.nbytes for array in episode.arrays.values())
-        if size <= MOST_KEPT or not kept:
+        if size <= MAX_KEPT or not kept:
             kept.append(episode)
 
 
@@ -164,7 +164,7 @@ def read_metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
     if not path.is_file():
         return {}, f"{run_dir} has no {METRICS}."
     try:
-        rows = read_rows(path, MOST_METRICS)
+        rows = read_rows(path, MAX_METRICS_BYTES)
         if not rows:
             raise ValueError("it has no rows")
         columns = {name: column(rows, name) for name in rows[0]}
