@@ -64,7 +64,7 @@ class Times(NamedTuple):
     worker: float
 
 
-def measured(workers: int, iterations: int, num_envs: int, steps: int, make: Callable[[], gym.Env]) -> Times:
+def measure(workers: int, iterations: int, num_envs: int, steps: int, make: Callable[[], gym.Env]) -> Times:
     from rl_lnlstm import PPO
 
     options = {"num_envs": num_envs, "num_steps": steps, "num_minibatches": 1, "seed": 0}
@@ -80,7 +80,7 @@ def measured(workers: int, iterations: int, num_envs: int, steps: int, make: Cal
 def main(options: Options) -> None:
     rows = []
     for workers in options.workers:
-        times = measured(workers, options.iterations, EACH * workers, STEPS, Slow)
+        times = measure(workers, options.iterations, EACH * workers, STEPS, Slow)
         fps = EACH * workers * STEPS / times.collect
         ideal = workers / SLEEP
         rows.append([str(workers), f"{ideal:,.0f}", f"{fps:,.0f}", f"{fps / ideal:.3f}"])
@@ -93,7 +93,7 @@ def main(options: Options) -> None:
     rows = []
     for name, shape in SIZES.items():
         for workers in (count for count in (1, 2, 4) if count <= max(options.workers)):
-            times = measured(workers, options.iterations, 8, 128, functools.partial(Slow, shape, 0.0))
+            times = measure(workers, options.iterations, 8, 128, functools.partial(Slow, shape, 0.0))
             overhead = times.collect - times.worker
             rows.append([name, str(workers), *(f"{1000 * part:.0f}" for part in (times.worker, overhead))])
     overheads = Table(

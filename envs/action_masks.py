@@ -166,21 +166,21 @@ class ActionMasks:
         method = None if getattr(envs, "mask_entry", None) is not None else _method(envs)
         return cls(envs, method) if method is not None or KEY in infos else None
 
-    def read(self, *told: tuple[dict[str, Any], np.ndarray]) -> np.ndarray:
+    def read(self, *mask_sources: tuple[dict[str, Any], np.ndarray]) -> np.ndarray:
         """The masks for the next actions, bool `[num_envs, size]`.
 
         Args:
-            *told: pairs of infos, and a bool array `[num_envs]` that says for which environments these infos are the
-                newest. An environment in none of them will ignore its action; its mask allows everything.
+            *mask_sources: pairs of infos, and a bool array `[num_envs]` that says for which environments these infos
+                are the newest. An environment in none of them will ignore its action; its mask allows everything.
 
         Raises:
             EnvironmentFailure: a mask is missing, has the wrong shape, or allows no action.
         """
         masks = np.ones(self._shape, bool)
         if self._method is not None:
-            self._fill(masks, self._called(), np.any([rows for _, rows in told], 0))
+            self._fill(masks, self._called(), np.any([rows for _, rows in mask_sources], 0))
         else:
-            for infos, rows in told:
+            for infos, rows in mask_sources:
                 given = np.asarray(infos.get(f"_{KEY}", np.full(len(rows), KEY in infos)))
                 if (missing := rows & ~given).any():
                     self._fail(missing, f"gave no info[{KEY!r}], but did before")

@@ -81,6 +81,7 @@ class Stepper:
     """
 
     _STATE = ("observations", "episode_starts", "action_masks", "_resetting", "_returns", "_lengths")
+    _calls_seen: int | None  # `num_calls` of the environments after our last call; None after `set_state`: not known
 
     def __init__(
         self,
@@ -99,14 +100,14 @@ class Stepper:
 
     def restart(self, seed: int | Sequence[int] | None = None) -> None:
         """Begins new episodes in all environments. You may call it at any time, even after an interrupted step."""
-        self._uses: int | None = -1  # `uses` of the environments after our last call; -1 while a call runs
+        self._in_call = True  # it stays true if the call is interrupted
         self.observations, infos = self.envs.reset(seed=seed)
         self.episode_starts = np.ones(self.envs.num_envs, bool)
         self._masks = ActionMasks.find(self.envs, infos)
         self.action_masks = self._masks.read((infos, self.episode_starts)) if self._masks else None
         self._resetting = np.zeros(self.envs.num_envs, bool)
         self._returns, self._lengths = np.zeros(self.envs.num_envs), np.zeros(self.envs.num_envs, int)
-        self._uses = self.envs.uses
+        self._end_call()
 
     @property
     def lengths(self) -> np.ndarray:
@@ -126,36 +127,37 @@ class Stepper:
         """Continues from where `get_state` was called. The environments must be as they were then."""
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(state[name]))
-        self._uses = None  # unknown until the next step
+        self._in_call, self._calls_seen = False, None
 
     def step(self, actions: Any) -> Step:
         """Takes a step with `actions`, which must be elements of the action space."""
-        if self._uses not in (None, self.envs.uses):
-            return self._begin_again()
-        self._uses = -1
+        used_by_others = self._calls_seen not in (None, self.envs.num_calls)
+        if self._in_call or used_by_others:
+            return self._begin_again(interrupted=self._in_call)
+        self._in_call = True
         observations, rewards, terminations, truncations, infos = self.envs.step(actions)
         ends = terminations | truncations
         aborted = infos.get(ABORTED)
         valid = ~(self._resetting if aborted is None else self._resetting | aborted)
         rewards = np.where(valid, rewards, 0.0)  # a wrapper may have given a reset step a reward
-        final_observations, told = None, [(infos, np.ones_like(ends))]
+        final_observations, mask_sources = None, [(infos, np.ones_like(ends))]
         if self._mode is AutoresetMode.NEXT_STEP:
             # The next step gets the final observation, ignores the action, and resets.
             self.episode_starts, self._resetting = self._resetting, ends
-            told = [(infos, ~ends)]
+            mask_sources = [(infos, ~ends)]
         else:
             self.episode_starts = ends
             if ends.any():
                 final_observations = copy.deepcopy(observations)
                 if self._mode is AutoresetMode.DISABLED:
                     observations, reset_infos = self._reset(ends)
-                    told = [(infos, ~ends), (reset_infos, ends)]
+                    mask_sources = [(infos, ~ends), (reset_infos, ends)]
                 else:
                     space = self.envs.single_observation_space
                     _put_final(space, final_observations, infos["final_obs"], np.flatnonzero(ends))
         self.observations = observations
         if self._masks is not None:
-            self.action_masks = self._masks.read(*told)
+            self.action_masks = self._masks.read(*mask_sources)
         elif KEY in infos:
             name = environment_name(self.envs)
             raise EnvironmentFailure(f"{name} gave info[{KEY!r}] in a step, but not in the reset")
@@ -163,12 +165,16 @@ class Stepper:
             self.episode_starts = self.episode_starts | aborted
             self._returns[aborted], self._lengths[aborted] = 0.0, 0
         episodes = self._ended_episodes(np.where(valid, scores(rewards, infos), 0.0), valid, ends, infos)
-        self._uses = self.envs.uses
+        self._end_call()
         return Step(rewards, terminations, truncations, valid, aborted, final_observations, episodes)
 
-    def _begin_again(self) -> Step:
-        """A step that only begins new episodes, because other code changed the environments."""
-        if self._uses != -1:
+    def _end_call(self) -> None:
+        self._calls_seen = self.envs.num_calls
+        self._in_call = False  # only now, because `num_calls` may be interrupted too
+
+    def _begin_again(self, interrupted: bool) -> Step:
+        """A step that only begins new episodes, because it was interrupted or other code changed the environments."""
+        if not interrupted:
             cause = "other code used the training environments, for example an evaluation"
             if getattr(self.envs, "unreset", False):
                 cause = "a worker process was replaced, because a snapshot was interrupted or failed"
@@ -180,13 +186,13 @@ class Stepper:
 
     def begin_episodes(self, rows: np.ndarray) -> None:
         """Begins new episodes where `rows` `[num_envs]` is true. Only for autoreset mode DISABLED."""
-        self._uses = -1
+        self._in_call = True
         self.observations, infos = self._reset(rows)
         self.episode_starts = self.episode_starts | rows
         if self._masks is not None and self.action_masks is not None:
             self.action_masks = np.where(rows[:, np.newaxis], self._masks.read((infos, rows)), self.action_masks)
         self._returns[rows], self._lengths[rows] = 0.0, 0
-        self._uses = self.envs.uses
+        self._end_call()
 
     def _reset(self, rows: np.ndarray) -> tuple[Any, dict[str, Any]]:
         seeds = None if self._reset_seeds is None else list(self._reset_seeds(rows))

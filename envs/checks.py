@@ -23,14 +23,14 @@ ANSWERS = {"reset": "(observation, info)", "step": "5 values, (observation, rewa
 NUMBERS = "biuf"  # NumPy's kinds: bool, integers, floating point
 # Most spaces have one of these types. Looking a type up takes a tenth of the time of `isinstance(space, Dict)`, which
 # asks an abstract base class. These functions are called in every step.
-PLAIN = frozenset(LEAVES)
+LEAF_TYPES = frozenset(LEAVES)
 
 # --------------------------------------------------------------------------------------------------------- actions
 
 
 def as_element(space: gym.Space, action: Any) -> Any:
     """Converts an action to an element of the space: a NumPy scalar for `Discrete`, otherwise a new array."""
-    return _leaf_element(space, action) if type(space) in PLAIN else map_leaves(_leaf_element, space, action)
+    return _leaf_element(space, action) if type(space) in LEAF_TYPES else map_leaves(_leaf_element, space, action)
 
 
 def _leaf_element(leaf: gym.Space, part: Any) -> Any:
@@ -41,7 +41,7 @@ def _leaf_element(leaf: gym.Space, part: Any) -> Any:
 
 def as_elements(space: gym.Space, actions: Any) -> Any:
     """Copies the actions of several environments, and converts each part to the dtype of its leaf."""
-    if type(space) in PLAIN:
+    if type(space) in LEAF_TYPES:
         return np.array(actions, dtype=space.dtype)
     return map_leaves(
         lambda leaf, part: np.array(part, dtype=leaf.dtype) if isinstance(leaf, LEAVES) else copy.deepcopy(part),
@@ -71,7 +71,7 @@ def checked_observation(
         Fault: the observation has another structure, shape or type.
     """
     if (
-        type(space) in PLAIN
+        type(space) in LEAF_TYPES
         and type(observation) is np.ndarray
         and observation.dtype == space.dtype
         and observation.shape == batch + space.shape  # type: ignore[operator]

@@ -77,7 +77,7 @@ class WorkerTraceback(Exception):
         return "\n" + self.args[0]
 
 
-def raised(error: BaseException, when: str = "") -> str:
+def describe_exception(error: BaseException, when: str = "") -> str:
     """Describes an exception that an environment raised."""
     return f"raised {type(error).__name__}{when}: {error}"
 
@@ -87,7 +87,7 @@ def as_fault(error: BaseException, when: str = "") -> Fault:
     if isinstance(error, Fault):
         return error
     reraise_of_signal_handler(error)
-    return Fault(raised(error, when), error)
+    return Fault(describe_exception(error, when), error)
 
 
 def reraise_of_signal_handler(error: BaseException) -> None:
@@ -105,7 +105,7 @@ def close_or_warn(close: Callable[..., None], name: str, **kwargs: Any) -> None:
         close(**kwargs)
     except FAILURES as error:
         reraise_of_signal_handler(error)
-        errors.warn(f"{name} {raised(error, ' in close')}")
+        errors.warn(f"{name} {describe_exception(error, ' in close')}")
 
 
 def picklable(error: BaseException) -> BaseException:

@@ -13,10 +13,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rl_lnlstm.envs.env_maker import EnvMaker, make_async, make_sync
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.registry import EnvSource, construction, find_spec, offers_vector_entry_point, vector_creator
-from rl_lnlstm.envs.restart import EnvMaker, make_async, make_sync
-from rl_lnlstm.envs.uses import uses_of
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.envs.wrappers import Wrapper, wrapper_from_name
 from rl_lnlstm.errors import UserError
@@ -141,21 +140,6 @@ def make_vec(
     else:
         raise UserError(f"vectorization={vectorization!r}: expected 'auto', 'sync', 'async' or 'vector_entry_point'")
     return GuardedVectorEnv(vector_env, name, max_failures, info_keys, mask_key, numbering)
-
-
-class HandedIn:
-    """A function object that returns an environment of other code. Its name is that of the environment's class.
-
-    Steps and resets of the environment are counted from now on.
-    """
-
-    def __init__(self, env: gym.Env) -> None:
-        uses_of(env)
-        self.env, self.__name__ = env, type(env.unwrapped).__name__
-
-    def __call__(self) -> gym.Env:
-        """Returns the same environment each time."""
-        return self.env
 
 
 def _name_of(source: EnvSource) -> str:

@@ -62,17 +62,17 @@ class VectorScore(VectorWrapper):
         return answer
 
 
-def find_score(env: gym.Env) -> Score | None:
+def insert_score_wrapper(env: gym.Env) -> Score | None:
     """Inserts a `Score` inside the innermost wrapper that changes rewards; None if there is no such wrapper."""
-    return _inserted(env, gym.Wrapper, Score)
+    return _insert(env, gym.Wrapper, Score)
 
 
-def find_vector_score(envs: VectorEnv) -> VectorScore | None:
+def insert_vector_score_wrapper(envs: VectorEnv) -> VectorScore | None:
     """The same for the wrappers of a vector environment."""
-    return _inserted(envs, VectorWrapper, VectorScore)
+    return _insert(envs, VectorWrapper, VectorScore)
 
 
-def _inserted(env: Any, wrapper: type, score: type) -> Any:
+def _insert(env: Any, wrapper: type, score: type) -> Any:
     clipping = [layer for layer in layers(env, wrapper) if type(layer).__name__ in CLIPPING]
     if not clipping:
         return None
@@ -85,9 +85,9 @@ def _inserted(env: Any, wrapper: type, score: type) -> Any:
 def scores(rewards: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
     """The rewards `[num_envs]` from before a wrapper changed them, where infos hold them."""
     rewards = infos.get(VECTOR_SCORE, rewards)
-    for told in (infos, infos.get("final_info")):
-        if isinstance(told, dict) and SCORE in told:
-            rewards = np.where(told[f"_{SCORE}"], told[SCORE], rewards)
+    for found in (infos, infos.get("final_info")):
+        if isinstance(found, dict) and SCORE in found:
+            rewards = np.where(found[f"_{SCORE}"], found[SCORE], rewards)
     return rewards
 
 

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from rl_lnlstm.envs import snapshot
 from rl_lnlstm.envs.action_masks import MaskEntry, warn_of_mask_entry
+from rl_lnlstm.envs.call_counter import attributes_without_counters, count_calls, counters_inside
 from rl_lnlstm.envs.checks import (
     as_elements,
     checked_ends,
@@ -23,6 +24,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
     wrong_values,
 )
+from rl_lnlstm.envs.env_maker import RestartingSyncVectorEnv
 from rl_lnlstm.envs.faults import (
     ABORTED,
     FAILURES,
@@ -30,17 +32,15 @@ from rl_lnlstm.envs.faults import (
     Fault,
     Numbering,
     close_or_warn,
+    describe_exception,
     forget,
-    raised,
     reraise_of_signal_handler,
     user_frames,
 )
 from rl_lnlstm.envs.final_observations import FinalObservations
-from rl_lnlstm.envs.guard import Copies, guard_environments_of, infos_as_dict, resynchronise
+from rl_lnlstm.envs.foreign_envs import CopyingWrapper, clear_async_pipes, infos_as_dict, prepare_foreign_vector_env
 from rl_lnlstm.envs.learning_wrappers import refuse_learning_vector_wrappers
-from rl_lnlstm.envs.restart import RestartingSyncVectorEnv
-from rl_lnlstm.envs.scores import VECTOR_SCORE, find_vector_score, warn_of_vector_scores
-from rl_lnlstm.envs.uses import attributes_of, uses_inside, uses_of
+from rl_lnlstm.envs.scores import VECTOR_SCORE, insert_vector_score_wrapper, warn_of_vector_scores
 from rl_lnlstm.envs.workers import WorkerVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from rl_lnlstm.seeding import integer_seed
@@ -95,11 +95,11 @@ class GuardedVectorEnv(VectorWrapper):
         if not self._made_here:
             refuse_learning_vector_wrappers(env, name)
             warn_of_vector_scores(env, name)
-            guard_environments_of(env.unwrapped)
-        self._score = None if self._made_here else find_vector_score(env)
+            prepare_foreign_vector_env(env.unwrapped)
+        self._score = None if self._made_here else insert_vector_score_wrapper(env)
         may_share = not self._made_here and not isinstance(env.unwrapped, SyncVectorEnv)
         self._final = FinalObservations(env.single_observation_space, name, may_share)
-        self._uses, self._uses_inside = uses_of(env.unwrapped), uses_inside(env.unwrapped)
+        self._counter, self._inner_counters = count_calls(env.unwrapped), counters_inside(env.unwrapped)
         self.mask_entry: MaskEntry | None = None
         if mask_key is None:
             warn_of_mask_entry(*self._inner_spaces, name)
@@ -119,21 +119,24 @@ class GuardedVectorEnv(VectorWrapper):
             raise AttributeError(attribute)
         return getattr(self.env, attribute)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({snapshot.RENAMED_ATTRIBUTES.get(name, name): value for name, value in state.items()})
+
     def __del__(self) -> None:
         """Leaves the environments open, because other code may use them. (Gymnasium 1.1 closes them here.)"""
 
     @property
-    def uses(self) -> int:
+    def num_calls(self) -> int:
         """A count that grows whenever any code steps or resets the environments, if that can be noticed.
 
         All calls of the vector environment are noticed, and in a `SyncVectorEnv` also those of single environments.
         Those of an environment object are noticed until a restored snapshot takes its place.
         """
         inside = getattr(self.env.unwrapped, "envs", ())
-        calls = self._uses.count + sum(env.calls for env in inside if type(env) is Copies)
-        calls += sum(uses.count for uses in self._uses_inside)
+        calls = self._counter.count + sum(env.calls for env in inside if type(env) is CopyingWrapper)
+        calls += sum(counter.count for counter in self._inner_counters)
         if isinstance(self.env, WorkerVectorEnv):
-            self.env.resynchronise()
+            self.env.clear_pipes()
             calls += self.env.unreset
         return calls
 
@@ -203,7 +206,7 @@ class GuardedVectorEnv(VectorWrapper):
         if seed is not None:
             self._seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
         try:
-            resynchronise(self.env.unwrapped)
+            clear_async_pipes(self.env.unwrapped)
             observations, infos = unpacked(self.env.reset(seed=seed, options=options), 2, "reset")
             observations = checked_observation(self._inner_spaces[0], observations, self._batch)
             infos = infos_as_dict(self.env.unwrapped, infos)
@@ -230,7 +233,7 @@ class GuardedVectorEnv(VectorWrapper):
     def take_snapshot(self) -> list[bytes]:
         """See `rl_lnlstm.envs.take_snapshot`."""
         if not self._made_here:
-            return [snapshot.to_bytes(attributes_of(self.env))]
+            return [snapshot.to_bytes(attributes_without_counters(self.env))]
         parts = self._called("take_snapshot")
         if getattr(self.env, "unreset", False):
             raise ValueError("an interrupt ended a worker process")
@@ -250,12 +253,12 @@ class GuardedVectorEnv(VectorWrapper):
                 raise ValueError("it is of single environments, and not of a vector environment")
             vars(self.env).clear()
             vars(self.env).update(attributes)
-            self._uses, self._score = uses_of(self.env.unwrapped), find_vector_score(self.env)
+            self._counter, self._score = count_calls(self.env.unwrapped), insert_vector_score_wrapper(self.env)
             return
         self.env.reset()  # forgets which episodes ended
         self.env.set_attr("to_restore", list(parts))  # type: ignore[attr-defined]
         problems = self._called("restore_snapshot")
-        self._uses_inside = uses_inside(self.env.unwrapped)
+        self._inner_counters = counters_inside(self.env.unwrapped)
         for problem in problems:
             if problem is not None:
                 raise ValueError(problem)
@@ -277,8 +280,8 @@ class GuardedVectorEnv(VectorWrapper):
     def _faults(self, observations: Any, infos: dict[str, Any]) -> dict[int, Fault]:
         faults = wrong_values(self._checked_parts, observations)
         if FAULT in infos:
-            told, mask = infos.pop(FAULT), infos.pop(f"_{FAULT}")
-            faults.update({int(index): told[index] for index in np.flatnonzero(mask)})
+            faults_by_env, mask = infos.pop(FAULT), infos.pop(f"_{FAULT}")
+            faults.update({int(index): faults_by_env[index] for index in np.flatnonzero(mask)})
         return faults
 
     def _final_faults(self, rewards: np.ndarray, infos: dict[str, Any]) -> dict[int, Fault]:
@@ -319,11 +322,8 @@ class GuardedVectorEnv(VectorWrapper):
                 message += ", and so does every environment in its first step"
             elif self._in_a_row[index] <= self._max_failures:
                 frames = user_frames(fault.__cause__) if self.failures == 1 else ""
-                log.warning(
-                    "%s; a new environment takes its place, and the aborted episode is left out%s",
-                    message,
-                    frames and f"\n{frames}",
-                )
+                outcome = "a new environment takes its place, and the aborted episode is left out"
+                log.warning("%s; %s%s", message, outcome, frames and f"\n{frames}")
                 return
             elif self._max_failures:
                 message += (
@@ -339,10 +339,9 @@ class GuardedVectorEnv(VectorWrapper):
         if isinstance(error, UserError):
             raise error
         if isinstance(error, Fault):
-            raise EnvironmentFailure(
-                f"{self._name_of(error.index)} {error} ({when} {self._steps})"
-            ) from error.__cause__
-        raise EnvironmentFailure(f"{self.name} {raised(error)} ({when} {self._steps})") from error
+            name = self._name_of(error.index)
+            raise EnvironmentFailure(f"{name} {error} ({when} {self._steps})") from error.__cause__
+        raise EnvironmentFailure(f"{self.name} {describe_exception(error)} ({when} {self._steps})") from error
 
 
 def guarded(env: VectorEnv) -> GuardedVectorEnv:

@@ -21,7 +21,7 @@ from rl_lnlstm.errors import run_warnings_to
 STARTED = "started"  # a worker's first message: it has started, and begins to make its environment
 
 
-class Description(NamedTuple):
+class EnvDescription(NamedTuple):
     """What a vector environment must know about its environments before it allocates memory for observations."""
 
     metadata: dict[str, Any]
@@ -32,7 +32,7 @@ class Description(NamedTuple):
 
 
 def describe(pickled: bytes, pipe: Connection) -> None:
-    """Makes an environment, sends its `Description`, pickled by cloudpickle, and closes the environment.
+    """Makes an environment, sends its `EnvDescription`, pickled by cloudpickle, and closes the environment.
 
     This runs in a process of its own, because the parent could not stop a constructor that hangs.
 
@@ -47,7 +47,7 @@ def describe(pickled: bytes, pipe: Connection) -> None:
     try:
         if isinstance(made, Exception):
             raise made
-        description = Description(
+        description = EnvDescription(
             dict(made.metadata), made.render_mode, made.observation_space, made.action_space, tuple(messages)
         )
         content = cloudpickle.dumps(description)

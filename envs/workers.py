@@ -26,7 +26,7 @@ from gymnasium.vector.utils import (
 
 from rl_lnlstm.envs.faults import Fault, Numbering, comparing_spaces
 from rl_lnlstm.envs.worker_pipe import WorkerPipe
-from rl_lnlstm.envs.worker_process import Description, describe, run_worker
+from rl_lnlstm.envs.worker_process import EnvDescription, describe, run_worker
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.interrupts import interrupts_deferred
 from rl_lnlstm.spaces import check_observation_space
@@ -79,7 +79,7 @@ class WorkerVectorEnv(AsyncVectorEnv):
         if method == "forkserver":
             self._context.set_forkserver_preload(["gymnasium.vector"])
             _start_fork_server()
-        description = self._described()
+        description = self._describe_env()
         self.metadata = {**description.metadata, "autoreset_mode": autoreset_mode}
         self.render_mode = description.render_mode
         self.single_observation_space = description.observation_space
@@ -119,22 +119,22 @@ class WorkerVectorEnv(AsyncVectorEnv):
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        self.resynchronise()
+        self.clear_pipes()
         everywhere = "reset_mask" not in (options or {})
         super().reset_async(seed, options)
         self.unreset = self.unreset and not everywhere
 
     def step_async(self, actions: Any) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        self.resynchronise()
+        self.clear_pipes()
         super().step_async(actions)
 
     def call_async(self, name: str, /, *args: object, **kwargs: object) -> None:
         """Like Gymnasium's, but you may also call it after an interrupted call."""
-        self.resynchronise()
+        self.clear_pipes()
         super().call_async(name, *args, **kwargs)
 
-    def resynchronise(self) -> None:
+    def clear_pipes(self) -> None:
         """Clears the pipes after an interrupted call. Replaces workers whose pipe may hold half a message."""
         pipes: list[Any] = self.parent_pipes
         # Gymnasium notes its state after all commands were sent. Only the pipes show an interrupt before that.
@@ -147,8 +147,8 @@ class WorkerVectorEnv(AsyncVectorEnv):
                 pipes[index], self.processes[index] = self._start(index)
         self._state = AsyncState.DEFAULT
 
-    def _described(self) -> Description:
-        """The `Description` of an environment. A process makes the environment for this, and ends afterwards."""
+    def _describe_env(self) -> EnvDescription:
+        """The `EnvDescription` of an environment. A process makes the environment for this, and ends afterwards."""
         pipe, process = self._started_process("description", describe, self.env_fns[0])
         try:
             pipe.expect("describe")

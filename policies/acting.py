@@ -12,7 +12,7 @@ from rl_lnlstm.envs.action_masks import checked_masks
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies.compiled_step import CompiledStep, compiled_like_graph
-from rl_lnlstm.policies.critic_entries import lacks_critic_entries, space_of
+from rl_lnlstm.policies.critic_entries import lacks_critic_entries, matching_space
 from rl_lnlstm.policies.distributions import Distribution
 from rl_lnlstm.policies.exploration import Generators
 from rl_lnlstm.policies.graph_step import StepFunction, check_shape, graph_step
@@ -22,14 +22,14 @@ from rl_lnlstm.policies.watch import Watch
 from rl_lnlstm.spaces import batch_of, flatten, map_leaves, observed
 
 
-class Kind(NamedTuple):
+class StepKind(NamedTuple):
     """What a step takes."""
 
     masked: bool = False  # it takes action masks
     actor_only: bool = False  # it takes no entries for the critic, and computes no values
 
 
-PLAIN = Kind()
+PLAIN = StepKind()
 
 
 def batch_size_of(episode_starts: Any) -> int:
@@ -51,9 +51,9 @@ class Actor:
     def __init__(self, policy: Any, base: type) -> None:
         self._policy, self._base = policy, base
         self._watch = Watch(policy)
-        self._built: dict[Kind, StepFunction] = {}
+        self._built: dict[StepKind, StepFunction] = {}
 
-    def _step(self, kind: Kind = PLAIN) -> StepFunction:
+    def _step(self, kind: StepKind = PLAIN) -> StepFunction:
         """The step; it is built again if a layer has changed since, for example its activation."""
         if self._watch.changed():
             self._built, self._watch = {}, Watch(self._policy)
@@ -67,7 +67,7 @@ class Actor:
         """Whether the step is compiled code, and no graph."""
         return isinstance(self._step(), CompiledStep)
 
-    def _build(self, kind: Kind) -> StepFunction:
+    def _build(self, kind: StepKind) -> StepFunction:
         if kind.actor_only:
             return graph_step(self._policy, *kind)
         if not kind.masked:
@@ -81,12 +81,12 @@ class Actor:
         """Acts as `RecurrentPolicy.step` does: returns actions, values, log-probabilities and the new state."""
         policy, size = self._policy, len(noise)
         h, c, *last = self._checked_state(state, size)
-        space = space_of(policy, observations) if policy.is_asymmetric else policy.observation_space
+        space = matching_space(policy, observations) if policy.is_asymmetric else policy.observation_space
         actor_only = space is not policy.observation_space
         observations = in_space(space, observations)
         given = [observations, h, c, self._checked_starts(episode_starts, size), noise, *last]
         given += [] if action_masks is None else [self._checked_masks(action_masks, size)]
-        step = self._step(Kind(action_masks is not None, actor_only))
+        step = self._step(StepKind(action_masks is not None, actor_only))
         actions, values, log_probs, h, c, *last = step(*given)
         if actor_only:  # the state of the critic's layers is zero, because they see nothing
             h, c = (np.pad(part, [(0, 0), (0, policy.state_size - part.shape[-1])]) for part in (h, c))
@@ -104,7 +104,7 @@ class Actor:
     ) -> tuple[Any, tuple[np.ndarray, ...]]:
         """The actions and the new state. Takes the arguments of `RecurrentPolicy.predict`."""
         policy = self._policy
-        batch, batch_size = batch_of(space_of(policy, observation), observation)
+        batch, batch_size = batch_of(matching_space(policy, observation), observation)
         single, size = batch_size is None, 1 if batch_size is None else batch_size
         starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool)
         if starts.shape != (size,) and not (single and starts.shape == ()):

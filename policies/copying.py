@@ -44,8 +44,8 @@ def parts_of(policy: Any) -> Parts:
     arguments, keywords = policy.constructor_arguments
     return Parts(
         type(policy),
-        tuple(map(_described, arguments)),
-        {name: _described(value) for name, value in keywords.items()},
+        tuple(map(_layer_to_config, arguments)),
+        {name: _layer_to_config(value) for name, value in keywords.items()},
         policy.get_weights(),
         copy.deepcopy(policy.exploration.get_state()),
         _outputs(policy),
@@ -59,8 +59,8 @@ def rebuilt(parts: Parts) -> Any:
     Raises:
         UserError: the encoder cannot be built again, or the class now makes weights of other shapes.
     """
-    keywords = {name: _restored(value) for name, value in parts.keywords.items()}
-    policy = parts.kind(*map(_restored, parts.arguments), **keywords)
+    keywords = {name: _layer_from_config(value) for name, value in parts.keywords.items()}
+    policy = parts.kind(*map(_layer_from_config, parts.arguments), **keywords)
     try:
         policy.set_weights(parts.weights)
     except ValueError as error:
@@ -95,7 +95,7 @@ def _are_close(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     )
 
 
-def _described(value: Any) -> Any:
+def _layer_to_config(value: Any) -> Any:
     if not isinstance(value, keras.layers.Layer):
         return value
     try:
@@ -108,7 +108,7 @@ def _described(value: Any) -> Any:
         ) from error
 
 
-def _restored(value: Any) -> Any:
+def _layer_from_config(value: Any) -> Any:
     if not isinstance(value, Built):
         return value
     try:

@@ -22,7 +22,7 @@ class ObservationSpaces(NamedTuple):
     critic: gym.spaces.Dict | None  # None without `critic_keys`
 
 
-def divided(space: gym.Space, critic_keys: Sequence[str]) -> ObservationSpaces:
+def split_observation_space(space: gym.Space, critic_keys: Sequence[str]) -> ObservationSpaces:
     """Divides an observation space.
 
     Args:
@@ -76,7 +76,7 @@ def lacks_critic_entries(policy: Any, observations: Any) -> bool:
     return missing_entry(getattr(policy, "critic_observation_space", None), observations) is not None
 
 
-def space_of(policy: Any, observations: Any) -> gym.Space:
+def matching_space(policy: Any, observations: Any) -> gym.Space:
     """The space of the policy that fits the observations: the actor's if critic entries are missing, or the whole."""
     return policy.actor_observation_space if lacks_critic_entries(policy, observations) else policy.observation_space
 

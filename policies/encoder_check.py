@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError, one_line
-from rl_lnlstm.policies.encoders import as_floats, seed_sequence
+from rl_lnlstm.policies.encoders import as_floats, endless_seeds
 from rl_lnlstm.spaces import flatten, is_categorical, map_leaves, unflatten
 
 ROWS = 4
@@ -73,13 +73,13 @@ def chosen_encoder(
     Raises:
         UserError: there are both, or the encoder fails `check_encoder`.
     """
-    seeds, make = seed_sequence(seed), type(policy).make_encoder
+    seeds, make = endless_seeds(seed), type(policy).make_encoder
     if encoder is not None and make.__func__ is not base.make_encoder.__func__:
         raise UserError(f"encoder: {type(policy).__name__} makes its own; pass yours to RecurrentPolicy instead")
     of_the_user = encoder is not None or not make.__module__.startswith("rl_lnlstm.policies.")
     if encoder is None:
         encoder = policy.make_encoder(policy.actor_observation_space, policy.options, seeds)
-        seeds = seed_sequence(next(seeds)) if encoder is not None else seeds
+        seeds = endless_seeds(next(seeds)) if encoder is not None else seeds
     # A saved policy is first built in a graph to check its description. Nothing can be run there.
     if encoder is not None and of_the_user and tf.executing_eagerly():
         check_encoder(encoder, policy.actor_observation_space)

@@ -32,7 +32,7 @@ IMAGE_CLIP = 5.0  # normalised pixels are clipped to +/- this
 SYMBOL_WIDTH = 8
 
 
-def seed_sequence(seed: int | None) -> Iterator[int]:
+def endless_seeds(seed: int | None) -> Iterator[int]:
     """An infinite sequence of seeds that is derived from one seed."""
     generator = np.random.default_rng(seed)
     while True:

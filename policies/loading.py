@@ -25,7 +25,7 @@ from rl_lnlstm.files import folder_path, parse_json, read_regular
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy
-from rl_lnlstm.policies.critic_entries import divided
+from rl_lnlstm.policies.critic_entries import split_observation_space
 from rl_lnlstm.policies.encoder_check import check_encoder, keras_defaults
 from rl_lnlstm.policies.saving import (
     DESCRIPTION,
@@ -92,7 +92,7 @@ def load_policy(
             if arguments.get("std") == "gsde" and not has_box(spaces[1]):
                 arguments["std"] = "free"  # earlier versions ignored it
             build = functools.partial(built, *spaces)
-            expected, taken = made_with(
+            expected, taken = call_without_preset_options(
                 lambda **taken: _outline(functools.partial(build, **taken), encoder), options_taken(built, arguments)
             )
             names = _matched(headers, expected, folder / WEIGHTS)
@@ -120,7 +120,7 @@ def options_taken(policy_class: Callable[..., RecurrentPolicy], options: Mapping
     return {name: value for name, value in options.items() if takes_all or name in parameters}
 
 
-def made_with(make: Callable[..., Made], options: Mapping[str, Any]) -> tuple[Made, dict[str, Any]]:
+def call_without_preset_options(make: Callable[..., Made], options: Mapping[str, Any]) -> tuple[Made, dict[str, Any]]:
     """Calls `make(**options)`. Leaves out options that the constructor of a user's own policy class sets itself.
 
     Python tells this only by a TypeError: the constructor passes such an option and `**options` to its base class.
@@ -214,7 +214,7 @@ def _build_encoder(encoder: keras.Model, space: gym.Space, critic_keys: Sequence
     """Builds the user's encoder now. The weights of one that is built in the graph of `_outline` end with the graph."""
     check_observation_space(space)
     with keras_defaults():
-        check_encoder(encoder, divided(space, critic_keys).actor)
+        check_encoder(encoder, split_observation_space(space, critic_keys).actor)
 
 
 def _outline(build: Callable[[], RecurrentPolicy], encoder: keras.Model | None) -> dict[str, Header]:

@@ -206,7 +206,7 @@ class Network(keras.layers.Layer):
         h, c = (part[..., : count * units] for part in (h, c)) if actor_only else (h, c)
         return [State(*parts) for parts in zip(*(tf.split(part, count, -1) for part in (h, c)), strict=True)]
 
-    def joined(self, states: Sequence[State]) -> State:
+    def join(self, states: Sequence[State]) -> State:
         """The inverse of `split`."""
         hs, cs = zip(*states, strict=True)
         return State(tf.concat(hs, -1), tf.concat(cs, -1))

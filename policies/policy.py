@@ -17,7 +17,7 @@ from rl_lnlstm.lstm.equations import State
 from rl_lnlstm.policies import copying
 from rl_lnlstm.policies.acting import Actor, batch_size_of
 from rl_lnlstm.policies.action_distribution import ActionDistribution
-from rl_lnlstm.policies.critic_entries import check_complete, divided
+from rl_lnlstm.policies.critic_entries import check_complete, split_observation_space
 from rl_lnlstm.policies.encoder_check import chosen_encoder, keras_defaults
 from rl_lnlstm.policies.encoders import check_activation, running_statistics
 from rl_lnlstm.policies.exploration import Exploration, Generators
@@ -92,7 +92,7 @@ class RecurrentPolicy(keras.layers.Layer):
         check_observation_space(observation_space)
         self.observation_space, self.action_space = observation_space, action_space
         self.options = make_policy_options(options)
-        spaces = divided(observation_space, self.options.critic_keys)
+        spaces = split_observation_space(observation_space, self.options.critic_keys)
         self.actor_observation_space, self.critic_observation_space = spaces
         check_activation(self.options.activation)
         given, kwargs = self.constructor_arguments
@@ -119,7 +119,8 @@ class RecurrentPolicy(keras.layers.Layer):
             lambda leaf: running_statistics(leaf) if options.normalize_observations else None, space
         )
         self.return_statistics = RunningStatistics() if options.normalize_rewards else None
-        self.network = Network(encoder, divided(space, options.critic_keys), self.action_space, options, seeds)
+        spaces = split_observation_space(space, options.critic_keys)
+        self.network = Network(encoder, spaces, self.action_space, options, seeds)
         self.last_action_reward = LastActionReward(self.action_head, options)
 
         zeros = map_leaves(lambda leaf: tf.zeros([1, *(leaf.shape or ())], leaf.dtype), space)

@@ -52,10 +52,11 @@ def evaluate_sequences(
     check_complete(policy.critic_observation_space, observations)
     if tf.executing_eagerly():
         observations = in_space(policy.observation_space, observations)
-    shape = swapped(flatten(policy.observation_space, observations)[0]).shape[:2]
+    shape = swap_batch_and_time(flatten(policy.observation_space, observations)[0]).shape[:2]
     given = {"episode_starts": episode_starts, "rewards": rewards, "actions": flatten(policy.action_space, actions)[0]}
-    given = {name: swapped(part) for name, part in given.items() if part is not None}
-    for name, part in {**given, **({} if action_masks is None else {"action_masks": swapped(action_masks)})}.items():
+    given = {name: swap_batch_and_time(part) for name, part in given.items() if part is not None}
+    swapped_masks = {} if action_masks is None else {"action_masks": swap_batch_and_time(action_masks)}
+    for name, part in {**given, **swapped_masks}.items():
         if not shape.is_compatible_with(part.shape[:2]):
             expected, got = shape.as_list()[::-1], part.shape[:2].as_list()[::-1]
             raise UserError(f"{name} must have [batch, time] = {expected} as first axes, got {got}")
@@ -64,12 +65,12 @@ def evaluate_sequences(
     check_state(policy, state, shape[1])
     h, c, *first = state
     _check_actions(policy.action_space, actions)
-    observations = map_leaves(lambda _, part: swapped(part), policy.observation_space, observations)
-    actions = map_leaves(lambda _, part: swapped(part), policy.action_space, actions)
+    observations = map_leaves(lambda _, part: swap_batch_and_time(part), policy.observation_space, observations)
+    actions = map_leaves(lambda _, part: swap_batch_and_time(part), policy.action_space, actions)
     actions = policy.action_head.to_distribution(actions)
     before = policy.last_action_reward.sequence(first[0], actions, given.get("rewards")) if first else None
     starts = tf.cast(given["episode_starts"], tf.float32)
-    masks = None if action_masks is None else swapped(_masks(policy.action_space, action_masks))
+    masks = None if action_masks is None else swap_batch_and_time(_masks(policy.action_space, action_masks))
     outputs, after = policy._forward_sequences(observations, h, c, starts, before, masks)
     results = _log_probs(outputs, actions, masks is not None), outputs.distribution.entropy(), outputs.values
     log_probs, entropies, values = (tf.transpose(result) for result in results)
@@ -132,7 +133,7 @@ def _masks(space: gym.Space, action_masks: Any) -> tf.Tensor:
     return tf.cast(masks, tf.bool)
 
 
-def swapped(sequence: Any) -> Any:
+def swap_batch_and_time(sequence: Any) -> Any:
     """Converts a batch-major sequence to time-major, and back."""
     sequence = tf.convert_to_tensor(sequence)
     if sequence.shape.rank is not None and sequence.shape.rank < 2:

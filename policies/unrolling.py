@@ -86,7 +86,7 @@ def unroll(
         None if last_action_reward is None else policy.last_action_reward.inputs(last_action_reward),
         None if critic_features is None else in_sequences(critic_features),
     )
-    return seen, policy.network.joined(state)
+    return seen, policy.network.join(state)
 
 
 def encode(policy: Any, frames: Any) -> Any:

@@ -23,7 +23,7 @@ from rl_lnlstm.option_types import (
     Positive,
     SampleFrequency,
     checked,
-    described,
+    describe_options,
     metadata,
 )
 from rl_lnlstm.other_names import name_here
@@ -296,12 +296,12 @@ def make_policy_options(options: Mapping[str, Any]) -> PolicyOptions:
 
 
 # `help(PPOConfig)` shows what each option means.
-PPOConfig.__doc__ = f"{inspect.getdoc(PPOConfig)}\n\nOptions:\n{described(PPOConfig)}\n"
+PPOConfig.__doc__ = f"{inspect.getdoc(PPOConfig)}\n\nOptions:\n{describe_options(PPOConfig)}\n"
 
 
 def with_options(policy_class: PolicyClass) -> PolicyClass:
     """Appends `PolicyOptions`, with their defaults and meanings, to the docstring of a policy class."""
-    policy_class.__doc__ = f"{policy_class.__doc__}\nOptions:\n{described(PolicyOptions)}\n"
+    policy_class.__doc__ = f"{policy_class.__doc__}\nOptions:\n{describe_options(PolicyOptions)}\n"
     return policy_class
 
 

@@ -55,7 +55,7 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def losing_messages() -> Iterator[None]:
+def ignoring_write_errors() -> Iterator[None]:
     """A context manager in which a message that cannot be printed is lost, for example because the disk is full.
 
     A closed pipe still raises `BrokenPipeError`.

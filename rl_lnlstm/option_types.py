@@ -87,7 +87,7 @@ def option_docs(kind: type) -> dict[str, OptionDoc]:
     return docs
 
 
-def described(kind: type) -> str:
+def describe_options(kind: type) -> str:
     """Lists the options of a dataclass and its bases, with defaults and meanings, for a docstring."""
     entries = [f"{name} ({doc.default}): {doc.meaning}" for name, doc in option_docs(kind).items()]
     return "\n".join(line for entry in entries for line in textwrap.wrap(entry, width=116, subsequent_indent="    "))

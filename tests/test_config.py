@@ -12,7 +12,7 @@ import pytest
 from rl_lnlstm import PPO, PPOConfig, UserError
 from rl_lnlstm.commands.options import parse
 from rl_lnlstm.config import make_config
-from rl_lnlstm.option_types import described
+from rl_lnlstm.option_types import describe_options
 from rl_lnlstm.other_names import OTHER_NAMES
 
 PUBLIC_NAMES = [
@@ -201,5 +201,5 @@ def test_without_sources_help_has_no_meanings(monkeypatch):
         raise OSError("could not get source code")
 
     monkeypatch.setattr(inspect, "getsource", missing)
-    assert described(PPOConfig) == ""
+    assert describe_options(PPOConfig) == ""
     assert parse(["train", "--units", "7"]).units == 7

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from gymnasium.vector import VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from rl_lnlstm import PPOConfig, load_policy
 from rl_lnlstm.commands import main
 from rl_lnlstm.commands.training_options import saved_options
+from rl_lnlstm.envs import make_vec, restore_snapshot, snapshot, take_snapshot
 from rl_lnlstm.presets import read_preset, write_preset
 
 EARLIER = Path(__file__).parent / "data" / "earlier"
@@ -37,6 +39,25 @@ def test_a_policy_acts_as_it_did(name):
         got, state = policy.predict(observations[t], state, starts, deterministic=True)
         for part, expected in zip(tf.nest.flatten(got), actions, strict=True):
             np.testing.assert_allclose(part, expected, atol=1e-5)
+
+
+def test_a_snapshot_may_have_attributes_that_were_renamed():
+    """A guard inside another vector wrapper is pickled with the snapshot."""
+    envs = make_vec(VectorWrapper(make_vec("CartPole-v1", 2)))
+    envs.reset(seed=0)
+    attributes = vars(envs.env.env)
+    for earlier, name in snapshot.RENAMED_ATTRIBUTES.items():
+        attributes[earlier] = attributes.pop(name)
+    restore_snapshot(envs, take_snapshot(envs))
+    assert not snapshot.RENAMED_ATTRIBUTES.keys() & vars(envs.env.env).keys()
+    assert envs.env.env.num_calls == 1
+
+
+@pytest.mark.parametrize("earlier", snapshot.RENAMED, ids=".".join)
+def test_snapshots_may_name_what_was_renamed(earlier):
+    module, name = earlier
+    found = snapshot.from_bytes(f"c{module}\n{name}\n.".encode())  # a pickle of the object of this name
+    assert (found.__module__, found.__qualname__) == snapshot.RENAMED[earlier]
 
 
 def rows(run_dir):

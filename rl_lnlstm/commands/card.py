@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import CardOptions
-from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
+from rl_lnlstm.commands.policy_environment import environment_maker, environment_options, saved_config
 from rl_lnlstm.files import check_is_free
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.reports.card import README, write_card
@@ -19,7 +19,7 @@ def card(options: CardOptions) -> int:
     check_is_free(options.folder, "folder", "FOLDER")
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
-    environment = trained_in(options, policy.env_id)
+    environment = environment_options(options, policy.env_id)
     with prints_on_stderr():
         result = write_card(
             policy,

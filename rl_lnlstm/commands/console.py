@@ -10,18 +10,18 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from rl_lnlstm.errors import RunFailure, UserError, losing_messages, printable
+from rl_lnlstm.errors import RunFailure, UserError, ignoring_write_errors, printable
 from rl_lnlstm.terminal import MessageConsole, silenced
 
-MOST_CHARACTERS = 10_000  # the longest message
+MAX_CHARACTERS = 10_000  # the longest message
 
 messages = MessageConsole()
 
 
 def tell(message: str) -> None:
     """Prints a message on standard error, safely (see `printable`), and without breaking its lines."""
-    with losing_messages():
-        messages.print(printable(message, MOST_CHARACTERS), markup=False, soft_wrap=True)
+    with ignoring_write_errors():
+        messages.print(printable(message, MAX_CHARACTERS), markup=False, soft_wrap=True)
 
 
 def output(text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import EvaluateOptions
-from rl_lnlstm.commands.trained_in import environment_maker, trained_in
+from rl_lnlstm.commands.policy_environment import environment_maker, environment_options
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, run_episodes, seeds_of_episodes
@@ -29,7 +29,7 @@ def evaluate(options: EvaluateOptions) -> int:
         raise UserError("--episode-seeds needs at least one seed")
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
-    environment = trained_in(options, policy.env_id)
+    environment = environment_options(options, policy.env_id)
     if options.record is not None:
         check_is_free(options.record, "folder", "--record")
     if options.csv is not None:

@@ -6,7 +6,7 @@ import shlex
 
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.options import ImportSb2Options
-from rl_lnlstm.commands.trained_in import naming_words
+from rl_lnlstm.commands.policy_environment import naming_words
 from rl_lnlstm.importing import import_sb2 as imported
 
 

@@ -68,19 +68,19 @@ def _grouped_class(
         for name in names:
             value = _value(kind, name, default)
             if value is dataclasses.MISSING:
-                described = tyro.conf.arg(help=meanings.get(name, ""), metavar=name.upper(), help_behavior_hint="")
-                inner.append((name, Annotated[hints[name], described]))
+                argument = tyro.conf.arg(help=meanings.get(name, ""), metavar=name.upper(), help_behavior_hint="")
+                inner.append((name, Annotated[hints[name], argument]))
                 continue
-            described = tyro.conf.arg(
+            argument = tyro.conf.arg(
                 help=meanings.get(name, ""),
                 metavar=_word(hints[name]),
-                help_behavior_hint=_described(value, marks.get(name)),
+                help_behavior_hint=_describe_default(value, marks.get(name)),
             )
             if _is_dictionary(hints[name]):
                 # tyro would turn a dictionary with entries into one flag for each. `parse_options` puts it back.
-                inner.append((name, Annotated[hints[name] | None, described], None))
+                inner.append((name, Annotated[hints[name] | None, argument], None))
             else:
-                inner.append((name, Annotated[hints[name], described], value))
+                inner.append((name, Annotated[hints[name], argument], value))
         group = dataclasses.make_dataclass(title, inner, kw_only=True)
         group.__doc__ = ""
         required = any(len(field) == 2 for field in inner)
@@ -100,7 +100,7 @@ def _value(kind: type, name: str, default: Any) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _described(value: Any, mark: str | None) -> str:
+def _describe_default(value: Any, mark: str | None) -> str:
     """Describes a default for the help."""
     if isinstance(value, tuple):
         text = " ".join(map(str, value)) or "none"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import ReportOptions
-from rl_lnlstm.commands.trained_in import environment_maker, saved_config, trained_in
+from rl_lnlstm.commands.policy_environment import environment_maker, environment_options, saved_config
 from rl_lnlstm.errors import UserError, missing_package
 from rl_lnlstm.files import check_writable, output_file, replacing_file
 from rl_lnlstm.policies.loading import load_policy
@@ -27,12 +27,12 @@ def report(options: ReportOptions) -> int:
         raise missing_package("a report", error, "rl-lnlstm[report]") from error
     from rl_lnlstm.reports.report import make_report  # imports plotly
 
-    told_as = _default_path(options.run_dir) if options.out is None else options.out
-    path = told_as.absolute()  # an environment may change the current folder
+    shown_path = _default_path(options.run_dir) if options.out is None else options.out
+    path = shown_path.absolute()  # an environment may change the current folder
     policy = load_policy(options.run_dir)
-    check_writable(told_as, "the report", "--out")
+    check_writable(shown_path, "the report", "--out")
     policy.seed(options.seed)
-    environment = trained_in(options, policy.env_id)
+    environment = environment_options(options, policy.env_id)
 
     with prints_on_stderr():
         text = make_report(
@@ -54,9 +54,9 @@ def report(options: ReportOptions) -> int:
         with (replacing_file if options.out is None else output_file)(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"the report cannot be written to {told_as}: {error}") from error
+        raise UserError(f"the report cannot be written to {shown_path}: {error}") from error
     tell("the report is in")
-    output(str(told_as))
+    output(str(shown_path))
     return 0
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from rl_lnlstm.commands.console import messages, output, tell
 from rl_lnlstm.commands.options import EvaluateOptions
+from rl_lnlstm.commands.policy_environment import naming_words
 from rl_lnlstm.commands.signals import Stop
-from rl_lnlstm.commands.trained_in import naming_words
 from rl_lnlstm.commands.training_options import TrainOptions, saved_options
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.check_env import check_env
@@ -50,13 +50,13 @@ def train(options: TrainOptions, stop: Stop) -> int:
     PPOConfig(**{name: getattr(options, name) for name in names})  # checks the sizes, from which `to_json` computes
     config = {name: value for name, value in options.to_json().items() if name not in NOT_SAVED}
     # An environment may change the current folder.
-    told_as, run_dir = run_dir, run_dir.absolute()
+    shown_path, run_dir = run_dir, run_dir.absolute()
     episodes = None if options.pretrain is None else os.path.abspath(options.pretrain)
     tracker = None if options.track is None else TRACKERS[options.track](_name(run_dir), run_dir)
     with contextlib.ExitStack() as resources:
         state = None
         if options.resume is None:
-            check_is_free(told_as, "run directory", OTHER_RUN)
+            check_is_free(shown_path, "run directory", OTHER_RUN)
             if options.check_env:
                 check_env(
                     options.env_id,
@@ -79,16 +79,16 @@ def train(options: TrainOptions, stop: Stop) -> int:
             resources.enter_context(locked(run_dir))
             check_is_free(run_dir, "run directory", OTHER_RUN)
             run = RunDirectory(run_dir, config, ppo.policy)
-            tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {told_as}")
+            tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {shown_path}")
         else:
             run = _resume(ppo, state, run_dir, config, options)
-        whole = _learn(ppo, run, told_as, options, stop, tracker)
+        whole = _learn(ppo, run, shown_path, options, stop, tracker)
         if not whole:
             return 1
         if not stop.requested and options.eval_episodes:
             with stop.at_once():
                 _evaluate(ppo, run_dir, options)
-        tell(f"next: {evaluate_command(told_as, options)}")
+        tell(f"next: {evaluate_command(shown_path, options)}")
     return 0
 
 
@@ -108,7 +108,7 @@ def _pretrain(ppo: PPO, folder: str) -> None:
 
 
 def _learn(
-    ppo: PPO, run: RunDirectory, told_as: Path, options: TrainOptions, stop: Stop, tracker: Tracker | None
+    ppo: PPO, run: RunDirectory, shown_path: Path, options: TrainOptions, stop: Stop, tracker: Tracker | None
 ) -> bool:
     """Trains to the end, or until a signal. Returns whether all files could be written."""
     checkpoints = Checkpoints(
@@ -134,9 +134,9 @@ def _learn(
     finally:
         with ppo.best_weights():
             whole = run.finish()
-        tell(f"{ppo.num_timesteps:,} frames trained; policy, metrics and learning curve are in {told_as}")
+        tell(f"{ppo.num_timesteps:,} frames trained; policy, metrics and learning curve are in {shown_path}")
     if not whole:
-        tell(f"error: some files in {told_as} could not be written")
+        tell(f"error: some files in {shown_path} could not be written")
     return whole
 
 

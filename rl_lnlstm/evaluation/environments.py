@@ -14,7 +14,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.plans import EvenlySpread, InOrder
 from rl_lnlstm.policies.critic_entries import is_part_of
 
-MOST_ENVS = 8  # environments that are stepped together, unless the user wants another number
+MAX_ENVS = 8  # environments that are stepped together, unless the user wants another number
 
 
 class MakeEnvs(Protocol):

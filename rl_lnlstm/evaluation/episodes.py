@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rl_lnlstm.envs.autoreset import Episode, Stepper
 from rl_lnlstm.envs.faults import environment_name
-from rl_lnlstm.envs.guard import resynchronise
+from rl_lnlstm.envs.foreign_envs import clear_async_pipes
 from rl_lnlstm.errors import EnvironmentFailure, UserError, warn
 from rl_lnlstm.evaluation.plans import InOrder, Plan
 from rl_lnlstm.evaluation.record import STATE, EpisodeArrays, Outcome, Recorder
@@ -22,8 +22,8 @@ from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies.critic_entries import accepts, lacks_critic_entries
 from rl_lnlstm.spaces import map_leaves
 
-MOST_ABORTED = 100  # aborted episodes in a row; without a limit, an environment that always fails would run forever
-MOST_SHOWN = 4  # number of actions listed on a picture
+MAX_ABORTED = 100  # aborted episodes in a row; without a limit, an environment that always fails would run forever
+MAX_SHOWN_ACTIONS = 4  # number of actions listed on a picture
 MAX_STEPS = 10_000  # limit of an episode's steps, if the environment has no time limit
 
 
@@ -163,9 +163,9 @@ class EpisodeRunner:
         for index in np.flatnonzero(rows).tolist():
             if self.video is not None and self.plan.numbers[index] >= 0:
                 self.video.drop(int(self.plan.numbers[index]))
-        if self._aborted.max() >= MOST_ABORTED:
+        if self._aborted.max() >= MAX_ABORTED:
             raise EnvironmentFailure(
-                f"{environment_name(self.envs)} failed in {MOST_ABORTED} episodes in a row, and finished none"
+                f"{environment_name(self.envs)} failed in {MAX_ABORTED} episodes in a row, and finished none"
             )
         self.plan.give_up(self._stepper, rows, again=True)
 
@@ -276,7 +276,8 @@ class _Actor:
         if isinstance(stepper.envs.single_action_space, gym.spaces.Discrete):
             masks = {"action_masks": stepper.action_masks} if self._masked else {}
             for row, chances in zip(lines, policy.distribution(*given, **masks).probabilities, strict=True):
-                likely = np.argsort(-chances)[:MOST_SHOWN] if len(chances) > MOST_SHOWN else range(len(chances))
+                has_room = len(chances) <= MAX_SHOWN_ACTIONS
+                likely = range(len(chances)) if has_room else np.argsort(-chances)[:MAX_SHOWN_ACTIONS]
                 row.append("actions " + "  ".join(f"{action}: {chances[action]:.2f}" for action in likely))
         return lines
 
@@ -301,5 +302,5 @@ def has_time_limit(envs: VectorEnv) -> bool:
     base = envs.unwrapped
     if not isinstance(base, SyncVectorEnv | AsyncVectorEnv):
         return envs.spec is not None and envs.spec.max_episode_steps is not None
-    resynchronise(base)
+    clear_async_pipes(base)
     return all(base.call("has_wrapper_attr", "_max_episode_steps"))  # TimeLimit's; it may be in another process

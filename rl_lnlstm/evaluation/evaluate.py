@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rl_lnlstm.envs import make_vec
-from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.foreign_envs import ExistingEnv
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs, plan_for
 from rl_lnlstm.evaluation.episodes import EpisodeRunner, EvaluatedEpisode, PredictingPolicy
@@ -70,8 +70,8 @@ def evaluate(
     >>> result.mean, result.mean_interval
     (500.0, Interval(low=500.0, high=500.0))
     """
-    acts = acting(policy)
-    with prepared(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as given:
+    acts = policy_to_evaluate(policy)
+    with evaluation_setup(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as given:
         return gathered(run_episodes(acts, *given, deterministic, max_steps), deterministic, given.seed)
 
 
@@ -167,8 +167,8 @@ def record_episodes(
     >>> episode["h"].shape[0] == episode["rewards"].size
     True
     """
-    acts = acting(policy)
-    with prepared(acts, env, n_eval_episodes, seed, episode_seeds) as given:
+    acts = policy_to_evaluate(policy)
+    with evaluation_setup(acts, env, n_eval_episodes, seed, episode_seeds) as given:
         episodes = run_episodes(acts, *given, deterministic, max_steps, record=True)
         return [episode.arrays for episode in sorted(episodes, key=lambda episode: episode.number)]
 
@@ -217,7 +217,7 @@ def gathered(episodes: Iterable[EvaluatedEpisode], deterministic: bool, seed: in
     )
 
 
-def acting(policy: Any) -> Any:
+def policy_to_evaluate(policy: Any) -> Any:
     """The best policy of a `PPO`, which `PPO.predict` asks as well; any other policy itself.
 
     Raises:
@@ -232,7 +232,7 @@ def acting(policy: Any) -> Any:
     return acts
 
 
-class Prepared(NamedTuple):
+class EvaluationSetup(NamedTuple):
     """What an evaluation needs; the arguments of `run_episodes`."""
 
     envs: VectorEnv
@@ -241,14 +241,14 @@ class Prepared(NamedTuple):
 
 
 @contextlib.contextmanager
-def prepared(
+def evaluation_setup(
     policy: Any,
     env: Any,
     n_eval_episodes: int,
     seed: int | None,
     episode_seeds: Sequence[int] | None,
     num_envs: int = 1,
-) -> Iterator[Prepared]:
+) -> Iterator[EvaluationSetup]:
     """A context manager for the environments and the seeds. Closes environments that it made itself."""
     n_eval_episodes, seed = checked("n_eval_episodes", n_eval_episodes, int), checked("seed", seed, Index | None)
     num_envs = checked("num_envs", num_envs, Count)
@@ -261,7 +261,7 @@ def prepared(
     if isinstance(env, VectorEnv):
         if episode_seeds is not None:
             raise UserError("episode_seeds: the environments of a VectorEnv cannot be seeded one by one")
-        yield Prepared(make_vec(env), count, seed)
+        yield EvaluationSetup(make_vec(env), count, seed)
         return
     if episode_seeds is not None:
         seed, seeds = None, list(episode_seeds)
@@ -270,11 +270,11 @@ def prepared(
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
     if borrowed:
-        envs = make_vec(HandedIn(env), 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
+        envs = make_vec(ExistingEnv(env), 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
     else:
         envs = make_evaluation_envs(env, min(num_envs, count), trained_on=getattr(policy, "observation_space", None))
     try:
-        yield Prepared(envs, seeds, seed)
+        yield EvaluationSetup(envs, seeds, seed)
     finally:
         if not borrowed:
             envs.close()

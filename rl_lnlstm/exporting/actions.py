@@ -23,7 +23,7 @@ def sent(head: Any, actions: Any, name: str) -> dict[str, Tensor]:
     """
     if isinstance(head, CompositeHead):
         entries = zip(head.keys, head.parts, actions, strict=True)
-        return _joined(sent(part, own, entry_name(name, key)) for key, part, own in entries)
+        return _merge_dicts(sent(part, own, entry_name(name, key)) for key, part, own in entries)
     space = head.space
     if isinstance(head, GaussianHead):
         low, high = _bounds(space)
@@ -71,12 +71,12 @@ def parameters(distribution: Any, head: Any, suffix: str = "") -> dict[str, Tens
     """The parameters of a distribution, by their names."""
     if isinstance(distribution, Composite):
         entries = zip(head.keys, distribution.parts, head.parts, strict=True)
-        return _joined(parameters(own, part, entry_name(suffix, key)) for key, own, part in entries)
+        return _merge_dicts(parameters(own, part, entry_name(suffix, key)) for key, own, part in entries)
     if isinstance(head, GaussianHead):
         normal = distribution.marginal if isinstance(distribution, StateDependentGaussian) else distribution
         return {f"mean{suffix}": normal.mean, f"log_std{suffix}": tf.zeros_like(normal.mean) + normal.log_std}
     return {f"logits{suffix}": distribution.logits}
 
 
-def _joined(parts: Any) -> dict[str, Tensor]:
+def _merge_dicts(parts: Any) -> dict[str, Tensor]:
     return {name: tensor for part in parts for name, tensor in part.items()}

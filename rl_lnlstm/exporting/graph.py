@@ -14,7 +14,7 @@ from rl_lnlstm.lstm.portable import portable
 from rl_lnlstm.lstm.steps import rows
 from rl_lnlstm.policies.encoder_check import PYTHON_OPERATIONS
 from rl_lnlstm.policies.network import Seen
-from rl_lnlstm.policies.sequences import swapped
+from rl_lnlstm.policies.sequences import swap_batch_and_time
 from rl_lnlstm.policies.unrolling import unroll
 from rl_lnlstm.spaces import unflatten
 
@@ -58,7 +58,9 @@ def trace(policy: Any, batch: int | None, sequence: bool, action_masks: bool, fl
     def run(*inputs: Any) -> dict[str, Any]:
         given: dict[str, list[Any]] = {}
         for port, tensor in zip(ports, inputs, strict=True):
-            given.setdefault(port.kind, []).append(swapped(tensor) if "time" in port.axes(sequence) else tensor)
+            given.setdefault(port.kind, []).append(
+                swap_batch_and_time(tensor) if "time" in port.axes(sequence) else tensor
+            )
         if not sequence:
             given = {kind: [t if kind in "hc" else t[tf.newaxis] for t in tensors] for kind, tensors in given.items()}
         seen, (h, c) = _unrolled(policy, given)
@@ -74,7 +76,7 @@ def trace(policy: Any, batch: int | None, sequence: bool, action_masks: bool, fl
         }
         if sequence:
             size = tf.shape(given["noise"][0])[:2]
-            results = {name: swapped(_sequences(tensor, size)) for name, tensor in results.items()}
+            results = {name: swap_batch_and_time(_sequences(tensor, size)) for name, tensor in results.items()}
         # Only now, because TFLite cannot transpose float64.
         results = {name: tf.cast(tensor, dtypes.get(name, tensor.dtype)) for name, tensor in results.items()}
         return {**results, "next_h": h, "next_c": c}

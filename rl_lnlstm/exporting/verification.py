@@ -29,7 +29,7 @@ TIE = 1e-5  # rounding can swap actions whose scores differ by less
 Arrays = dict[str, np.ndarray]
 
 
-class Step(NamedTuple):
+class ComparedStep(NamedTuple):
     """One step of the policy."""
 
     arguments: tuple[Any, ...]  # as `RecurrentPolicy.step` takes them, with the noise before the action masks
@@ -75,7 +75,7 @@ def largest_difference(
     return float(np.max(differences))  # unlike max, it gives NaN if there is one
 
 
-def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[Step]:
+def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[ComparedStep]:
     """Runs the policy, which takes its sampled actions."""
     rng = np.random.default_rng(0)
     pool = [_observations(policy, batch, rng) for _ in range(POOL)]
@@ -106,7 +106,7 @@ def _rollout(policy: Any, kinds: set[str], batch: int, steps: int) -> list[Step]
             **({} if policy.is_asymmetric else {"value": values}),
             **{"next_h": state[0][:, :size], "next_c": state[1][:, :size]},
         }
-        rollout.append(Step(arguments, inputs, outputs))
+        rollout.append(ComparedStep(arguments, inputs, outputs))
         taken = _by_name(policy, "previous_action", actions)
         rewards = rng.normal(size=batch).astype(np.float32)
         state = policy.rewarded(state, rewards)
@@ -166,7 +166,7 @@ def _difference(got: np.ndarray, expected: np.ndarray, scale: Any = 1.0) -> floa
     return float(np.max(difference / np.maximum(np.maximum(1, scale), np.abs(expected)), initial=0))
 
 
-def _parameters_difference(policy: Any, step: Step, got: Arrays) -> float:
+def _parameters_difference(policy: Any, step: ComparedStep, got: Arrays) -> float:
     """The difference of the distribution's parameters in the first step."""
     observations, state, starts, _, masks = step.arguments
     distribution = policy.distribution(observations, state, starts, masks)
@@ -174,7 +174,7 @@ def _parameters_difference(policy: Any, step: Step, got: Arrays) -> float:
     return float(np.max([_difference(got[name][0], np.asarray(value)) for name, value in expected.items()]))
 
 
-def _is_tie(policy: Any, step: Step, name: str, got: np.ndarray) -> bool:
+def _is_tie(policy: Any, step: ComparedStep, name: str, got: np.ndarray) -> bool:
     """Whether a tiny change of the noise makes the policy act as the exported one did."""
     observations, state, starts, noise, masks = step.arguments
     kind = "sampled_action" if name.startswith("sampled_action") else "action"

@@ -148,7 +148,7 @@ def text_of(value: Any) -> str:
     return value[:200] if isinstance(value, str) else ""
 
 
-def described(value: Any) -> Described | None:
+def describe_object(value: Any) -> Described | None:
     """An object of `data`; None if the file says nothing about it."""
     if isinstance(value, Instance) and isinstance(value.state, dict):
         return Described(value.name.rsplit(".", 1)[-1], value.state)

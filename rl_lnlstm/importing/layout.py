@@ -23,7 +23,7 @@ from rl_lnlstm.policies.encoders import NATURE
 NAME = re.compile(r"model/(c1|c2|c3|fc1|lstm1|pi|vf|q|(?:pi|vf|shared)_fc\d+)/(\w+):0")
 CONVOLUTIONS = ("c1", "c2", "c3")
 KERNELS = tuple((size, filters) for filters, size, _ in NATURE)
-MOST_NUMBERS = 1 << 27  # in the layers that get another shape here
+MAX_NUMBERS = 1 << 27  # in the layers that get another shape here
 
 
 class Dense(NamedTuple):
@@ -168,8 +168,8 @@ def _check_chains(layout: Layout) -> None:
 def check_size(layout: Layout, outputs: int) -> None:
     """Raises `UserError` if the first layers of the heads, which also see the observation here, would be too large."""
     widths = [outputs, *(layer.kernel.shape[1] for layer in (*layout.actor[:1], *layout.critic[:1]))]
-    if (layout.units + layout.features + 1) * max(widths) > MOST_NUMBERS:
-        raise UserError(f"the agent's heads would have more than {MOST_NUMBERS:,} weights")
+    if (layout.units + layout.features + 1) * max(widths) > MAX_NUMBERS:
+        raise UserError(f"the agent's heads would have more than {MAX_NUMBERS:,} weights")
 
 
 def _check_width(what: str, got: int, below: int) -> None:

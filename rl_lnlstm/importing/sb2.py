@@ -16,7 +16,7 @@ import numpy as np
 from rl_lnlstm.config import check_types
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.files import check_is_free, replacing_folder
-from rl_lnlstm.importing.agent import Agent, activation_in, described, read_agent
+from rl_lnlstm.importing.agent import Agent, activation_in, describe_object, read_agent
 from rl_lnlstm.importing.agent_spaces import (
     Sources,
     Spaces,
@@ -103,7 +103,7 @@ def _policy(
 ) -> RecurrentPolicy:
     layout = layout_of(agent.parameters)
     of_environment = (None, None) if environment is None else environment
-    in_file = [described(agent.data.get(name)) for name in ("observation_space", "action_space")]
+    in_file = [describe_object(agent.data.get(name)) for name in ("observation_space", "action_space")]
     observed, acted = (Sources(*sources) for sources in zip(given, of_environment, in_file, strict=True))
     spaces = Spaces(observation_space(observed, layout), action_space(acted, layout))
     _check_normalization(normalization, spaces.observation, bool(layout.convolutions))

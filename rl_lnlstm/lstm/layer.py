@@ -13,7 +13,7 @@ from rl_lnlstm.lstm import equations, kernel, recurrence
 from rl_lnlstm.lstm.cell import MaskedLNLSTMCell
 from rl_lnlstm.lstm.checks import check_dense, check_dynamic_shapes, check_inputs, check_shapes, is_pair
 from rl_lnlstm.lstm.equations import State, Tensor, Weights
-from rl_lnlstm.lstm.protocol import RecurrentProtocol
+from rl_lnlstm.lstm.keras_rnn_methods import KerasRNNMethods
 from rl_lnlstm.lstm.recurrence import Gates
 from rl_lnlstm.lstm.weights import LNLSTMWeights, Shape
 
@@ -22,7 +22,7 @@ BACKENDS = ("auto", "while_loop", "kernel")
 
 # Longer than most classes, because it is documented like the layers of Keras: arguments, calls, results and examples.
 @keras.saving.register_keras_serializable(package="rl_lnlstm")
-class MaskedLNLSTM(RecurrentProtocol, LNLSTMWeights):
+class MaskedLNLSTM(KerasRNNMethods, LNLSTMWeights):
     """Layer-normalised LSTM with per-step masks that reset its state, for sequences of any length.
 
     For each step t, with m_t the mask and LN layer normalisation (Ba, Kiros and Hinton, 2016)::

@@ -13,13 +13,13 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.best_policy import BestPolicy
-from rl_lnlstm.evaluation.environments import MOST_ENVS
+from rl_lnlstm.evaluation.environments import MAX_ENVS
 from rl_lnlstm.evaluation.evaluate import evaluate_policy, gathered, run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.loading import load_policy
-from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_evaluation_environments
+from rl_lnlstm.ppo.setup import GivenEnv, GivenPolicy, make_envs_like_training
 
 
 class Agent:
@@ -138,9 +138,7 @@ class Agent:
             )
         seed = self.config.seed
         seeds = seeds_of_episodes(seed, checked("n_eval_episodes", n_eval_episodes, Count))
-        envs = make_evaluation_environments(
-            self._env, self.config, min(MOST_ENVS, len(seeds)), self.policy.observation_space
-        )
+        envs = make_envs_like_training(self._env, self.config, min(MAX_ENVS, len(seeds)), self.policy.observation_space)
         with contextlib.closing(envs), self.best_weights():
             return gathered(run_episodes(self.policy, envs, seeds, seed, deterministic, max_steps), deterministic, seed)
 

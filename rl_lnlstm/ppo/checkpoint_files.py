@@ -45,7 +45,7 @@ def write(path: Path, tree: Any, environments: Environments) -> None:
     if path.exists() and not is_empty_folder(path) and not (path / MANIFEST).exists():
         raise UserError(f"{path} holds something else than a checkpoint: a checkpoint needs a folder of its own")
     arrays: dict[str, np.ndarray] = {}
-    files = {STATE: json.dumps({"format": FORMAT, "tree": _described(tree, arrays)}).encode()}
+    files = {STATE: json.dumps({"format": FORMAT, "tree": _tree_to_json(tree, arrays)}).encode()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     files[ARRAYS] = buffer.getvalue()
@@ -80,7 +80,7 @@ def read(path: Path) -> TrainingState:
         if state["format"] != FORMAT:
             raise ValueError(f"its format is {state['format']}, but this version reads format {FORMAT}")
         with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as arrays:
-            tree = _restored(state["tree"], arrays)
+            tree = _tree_from_json(state["tree"], arrays)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"checkpoint {path} is damaged: {name}, {type(error).__name__}: {error}") from error
     return TrainingState(tree, contents.get(ENVIRONMENTS))
@@ -133,7 +133,7 @@ def restore_environments(envs: VectorEnv, state: dict[str, Any], snapshot: list[
     return None
 
 
-def _described(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _tree_to_json(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     """`tree` in JSON types. Its arrays move to `arrays`, and the tree holds their names instead."""
     if isinstance(tree, np.ndarray | np.generic):
         if tree.dtype.hasobject:
@@ -142,22 +142,22 @@ def _described(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
         arrays[name] = np.asarray(tree)
         return {"array": name}
     if isinstance(tree, dict):
-        return {"dict": {name: _described(part, arrays) for name, part in tree.items()}}
+        return {"dict": {name: _tree_to_json(part, arrays) for name, part in tree.items()}}
     if isinstance(tree, tuple):
-        return {"tuple": [_described(part, arrays) for part in tree]}
+        return {"tuple": [_tree_to_json(part, arrays) for part in tree]}
     if isinstance(tree, list):
-        return [_described(part, arrays) for part in tree]
+        return [_tree_to_json(part, arrays) for part in tree]
     return tree
 
 
-def _restored(description: Any, arrays: Any) -> Any:
+def _tree_from_json(description: Any, arrays: Any) -> Any:
     if isinstance(description, list):
-        return [_restored(part, arrays) for part in description]
+        return [_tree_from_json(part, arrays) for part in description]
     if not isinstance(description, dict):
         return description
     ((kind, content),) = description.items()
     if kind == "array":
         return arrays[content]
     if kind == "tuple":
-        return tuple(_restored(part, arrays) for part in content)
-    return {name: _restored(part, arrays) for name, part in content.items()}
+        return tuple(_tree_from_json(part, arrays) for part in content)
+    return {name: _tree_from_json(part, arrays) for name, part in content.items()}

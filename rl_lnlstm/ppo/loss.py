@@ -25,9 +25,9 @@ def normalized_advantages(advantages: Any, returns: Any, valid: Any) -> Any:
     The divisor is at least 1% of the standard deviation of the returns. Advantages that vary less than that, as they
     may after cloning, are only the critic's errors, and no reason to change the policy.
     """
-    centred, deviation = _centred(advantages, valid)
-    _, of_returns = _centred(returns, valid)
-    return centred / (tf.maximum(deviation, 0.01 * of_returns) + 1e-8)
+    centred, std = _centred(advantages, valid)
+    _, returns_std = _centred(returns, valid)
+    return centred / (tf.maximum(std, 0.01 * returns_std) + 1e-8)
 
 
 def _centred(values: Any, valid: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from rl_lnlstm.errors import losing_messages
+from rl_lnlstm.errors import ignoring_write_errors
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.ppo.callbacks import Callback, Training
 from rl_lnlstm.terminal import MessageConsole
@@ -104,7 +104,7 @@ class ProgressBar(Callback):
             return
         line = self._line()
         if line != self._printed and (self._frames or not last):  # a run that failed at once has nothing to say
-            with losing_messages():
+            with ignoring_write_errors():
                 self.console.print(line, markup=False, soft_wrap=True)
         self._last_line, self._printed = time.monotonic(), line
 

@@ -13,13 +13,13 @@ from gymnasium.vector import VectorEnv
 from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.faults import Numbering
-from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.foreign_envs import ExistingEnv
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
-from rl_lnlstm.policies.loading import made_with, options_taken
+from rl_lnlstm.policies.loading import call_without_preset_options, options_taken
 from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
@@ -29,7 +29,7 @@ GivenPolicy = str | RecurrentPolicy | type[RecurrentPolicy]
 NOT_OF_THE_TASK = "render_mode", "num_envs", "vectorization_mode", "autoreset_mode"
 
 
-class Spaces(Protocol):
+class HasSpaces(Protocol):
     """Vector environments, or a collector: what has the spaces of a single environment."""
 
     single_observation_space: gym.Space
@@ -118,7 +118,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
                 f"vectorization is {config.vectorization!r}, but an environment object can only be stepped in this "
                 "process: give its id or a function that makes one"
             )
-        env = HandedIn(env)
+        env = ExistingEnv(env)
         tolerance = {**tolerance, "max_failures": 0}  # a failed environment object cannot be replaced
     return make_vec(
         env,
@@ -133,7 +133,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
     )
 
 
-def make_evaluation_environments(
+def make_envs_like_training(
     env: str | Callable[..., gym.Env], config: PPOConfig, num_envs: int, trained_on: gym.Space
 ) -> VectorEnv:
     """Makes environments like the training environments, which can be seeded one by one, if possible.
@@ -156,7 +156,7 @@ def make_evaluation_environments(
     )
 
 
-def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: Spaces) -> RecurrentPolicy:
+def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: HasSpaces) -> RecurrentPolicy:
     """Returns the policy if one was given; otherwise builds one of the given class for the spaces of `envs`.
 
     Args:
@@ -187,7 +187,7 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     if refused := asked.keys() - taken.keys() - {"seed"}:
         raise UserError(f"{min(refused)}: {policy_class.__name__} does not take this option")
     action_space = envs.single_action_space
-    made, _ = made_with(lambda **taken: policy_class(observation_space, action_space, **taken), taken)
+    made, _ = call_without_preset_options(lambda **taken: policy_class(observation_space, action_space, **taken), taken)
     check_agreement(made, asked)
     return made
 

@@ -15,7 +15,7 @@ from rl_lnlstm.ppo import loss
 from rl_lnlstm.ppo.adam import Adam
 from rl_lnlstm.ppo.protocols import LearningPolicy
 from rl_lnlstm.ppo.rollout import Sequences
-from rl_lnlstm.ppo.vtrace import Steps, cut, joined, vtrace
+from rl_lnlstm.ppo.vtrace import Steps, cut_column, join_column, vtrace
 from rl_lnlstm.spaces import map_arrays
 
 log = logging.getLogger(__name__)
@@ -159,9 +159,9 @@ class Updater:
     def _targets(self, sequences: Sequences, steps: Steps) -> tuple[Any, Any]:
         """Advantages and returns of the current policy."""
         num_envs, length = steps.values.shape[1], sequences.valid.shape[1]
-        log_probs, _, values = (joined(column, num_envs) for column in self._evaluated(sequences))
+        log_probs, _, values = (join_column(column, num_envs) for column in self._evaluated(sequences))
         advantages, returns = vtrace(steps, log_probs, values, self.config.gamma, self.config.gae_lambda)
-        return cut(advantages, length), cut(returns, length)
+        return cut_column(advantages, length), cut_column(returns, length)
 
     def _evaluated(self, batch: Sequences) -> tuple[Any, Any, Any]:
         """Log-probabilities, entropies and values with the current weights, `[sequences, sequence_length]`."""

@@ -66,13 +66,13 @@ def vtrace(steps: Steps, log_probs: Any, values: Any, gamma: float, gae_lambda: 
     return advantages, values + advantages
 
 
-def joined(column: Any, num_envs: int) -> Any:
-    """Joins what `cut_sequences` has cut: one column `[sequences, length]` becomes `[num_steps, num_envs]` again."""
+def join_column(column: Any, num_envs: int) -> Any:
+    """Joins what `cut_sequences` has cut: a column `[sequences, length]` becomes `[num_steps, num_envs]` again."""
     length = column.shape[1]
     return tf.reshape(tf.transpose(tf.reshape(column, [-1, num_envs, length]), [0, 2, 1]), [-1, num_envs])
 
 
-def cut(column: Any, length: int) -> Any:
+def cut_column(column: Any, length: int) -> Any:
     """Cuts one column as `cut_sequences` does, but in a graph: `[num_steps, num_envs]` to `[sequences, length]`."""
     num_envs = column.shape[1]
     return tf.reshape(tf.transpose(tf.reshape(column, [-1, length, num_envs]), [0, 2, 1]), [-1, length])

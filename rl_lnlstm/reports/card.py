@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lnlstm.errors import RunFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import MOST_ENVS, MakeEnvs
+from rl_lnlstm.evaluation.environments import MAX_ENVS, MakeEnvs
 from rl_lnlstm.evaluation.evaluate import gathered, run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.result import Evaluation, decimals
 from rl_lnlstm.evaluation.video import VideoRecorder
@@ -99,7 +99,7 @@ def write_card(
     deterministic: bool = True,
     seed: int = 0,
     max_steps: int | None = None,
-    num_envs: int = MOST_ENVS,
+    num_envs: int = MAX_ENVS,
     vectorization: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:

@@ -26,7 +26,7 @@ OTHERS = {
     "train/approx_kl": "approximate KL divergence",
     "train/clip_fraction": "clip fraction",
 }
-MOST_POINTS = 2000  # of a curve
+MAX_POINTS = 2000  # of a curve
 BINS = 20
 
 
@@ -61,7 +61,7 @@ def learning_curves(metrics: Mapping[str, np.ndarray]) -> list[go.Figure]:
     Args:
         metrics: columns of `metrics.csv`, each `[iterations]`.
     """
-    stride = math.ceil(len(metrics[FRAMES]) / MOST_POINTS)
+    stride = math.ceil(len(metrics[FRAMES]) / MAX_POINTS)
     columns = {name: values[::stride] for name, values in metrics.items()}
     frames, mean = columns[FRAMES], columns[RETURN]
     figure = go.Figure()

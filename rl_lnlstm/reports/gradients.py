@@ -16,8 +16,8 @@ from rl_lnlstm.policies.network import Seen
 from rl_lnlstm.policies.normalization import normalize_each
 from rl_lnlstm.spaces import flatten, leaves, map_leaves, width
 
-MOST_ACTIONS = 32  # of an episode; their gradients are averaged
-MOST_VALUES = 1 << 24  # numbers in the observations of windows that are processed at once
+MAX_ACTIONS = 32  # of an episode; their gradients are averaged
+MAX_VALUES = 1 << 24  # numbers in the observations of windows that are processed at once
 
 
 class _Windows(NamedTuple):
@@ -54,11 +54,11 @@ def gradient_norms(
     length = len(episode["rewards"])
     lags = min(max_lag, length - 1)
     actions = np.arange(length)
-    if length > MOST_ACTIONS:
-        drawn = rng.choice(length - 1, MOST_ACTIONS - 1, replace=False)
+    if length > MAX_ACTIONS:
+        drawn = rng.choice(length - 1, MAX_ACTIONS - 1, replace=False)
         actions = np.sort(np.append(drawn, length - 1))
     values = (lags + 1) * sum(width(leaf) for leaf in leaves(policy.actor_observation_space))
-    pieces = np.array_split(actions, -(-len(actions) * values // MOST_VALUES))
+    pieces = np.array_split(actions, -(-len(actions) * values // MAX_VALUES))
     norms = np.concatenate([_norms(policy, episode, _windows(piece, lags), rng) for piece in pieces if len(piece)], 1)
     exists = actions >= np.arange(lags + 1)[:, np.newaxis]
     result = np.full(max_lag + 1, np.nan)

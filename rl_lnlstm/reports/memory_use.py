@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.evaluation.environments import MOST_ENVS
+from rl_lnlstm.evaluation.environments import MAX_ENVS
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
-from rl_lnlstm.evaluation.evaluate import Environment, acting, gathered, prepared, run_episodes
+from rl_lnlstm.evaluation.evaluate import Environment, evaluation_setup, gathered, policy_to_evaluate, run_episodes
 from rl_lnlstm.evaluation.result import Evaluation, decimals
 from rl_lnlstm.evaluation.statistics import Interval, bootstrap_interval, difference_interval, mean
 from rl_lnlstm.option_types import Count, Index, checked
@@ -20,7 +20,7 @@ from rl_lnlstm.reports.cut_memory import CutMemory
 from rl_lnlstm.reports.gradients import gradient_norms
 from rl_lnlstm.seeding import random_seed
 
-MOST_ALL = 16  # up to this length of the longest episode, all cuts are tried; then powers of two
+MAX_LENGTH_FOR_ALL_CUTS = 16  # of the longest episode; if it is longer, only powers of two are tried as cuts
 MAX_LAG = 100
 
 
@@ -93,7 +93,7 @@ def memory_use(
     cuts: Sequence[int] | None = None,
     max_lag: int = MAX_LAG,
     max_steps: int | None = None,
-    num_envs: int = MOST_ENVS,
+    num_envs: int = MAX_ENVS,
 ) -> MemoryUse:
     """Measures how far back a policy looks, and how much memory its score needs.
 
@@ -126,20 +126,20 @@ def memory_use(
     >>> memory.harmless_cut, memory.cut_scores[1].mean
     (1, 500.0)
     """
-    acts = acting(policy)
+    acts = policy_to_evaluate(policy)
     if not isinstance(acts, RecurrentPolicy):
         raise UserError(f"policy must be a RecurrentPolicy or a PPO, got {type(policy).__name__}")
     checked("seed", seed, Index | None)
     base = random_seed() if seed is None else seed
 
     def run(policy: Any, record: bool = False) -> Iterator[EvaluatedEpisode]:
-        with prepared(acts, env, n_eval_episodes, base, None, num_envs) as given:
+        with evaluation_setup(acts, env, n_eval_episodes, base, None, num_envs) as given:
             yield from run_episodes(policy, *given, deterministic, max_steps, record)
 
-    return measured(acts, run(acts, record=True), run, deterministic, base, cuts, max_lag)
+    return measure_memory_use(acts, run(acts, record=True), run, deterministic, base, cuts, max_lag)
 
 
-def measured(
+def measure_memory_use(
     policy: RecurrentPolicy,
     recorded: Iterable[EvaluatedEpisode],
     run: Callable[[Any], Iterable[EvaluatedEpisode]],
@@ -186,6 +186,6 @@ def measured(
 
 def default_cuts(longest: int) -> list[int]:
     """The cuts that are tried for episodes of at most `longest` steps."""
-    if longest <= MOST_ALL:
+    if longest <= MAX_LENGTH_FOR_ALL_CUTS:
         return list(range(1, longest + 1))
     return [2**power for power in range(longest.bit_length())]

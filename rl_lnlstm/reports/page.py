@@ -32,7 +32,7 @@ from rl_lnlstm.reports.timeline import shown_steps, timeline
 from rl_lnlstm.runs.metrics_file import FRAMES
 from rl_lnlstm.version import __version__
 
-MOST_BYTES = 19 << 20  # of a report
+MAX_PAGE_BYTES = 19 << 20  # of a report
 
 
 class ShownEpisode(NamedTuple):
@@ -95,7 +95,7 @@ def page(content: Content) -> str:
         "script": script,
         "script_hashes": " ".join(map(_hash, (plotly, script))),
     }
-    budget = MOST_BYTES - sum(len(part.encode()) for part in values.values())
+    budget = MAX_PAGE_BYTES - sum(len(part.encode()) for part in values.values())
     values["episodes_note"] = _text(_episodes_note(content))
     values["episodes"] = _episodes(content.episodes, budget)
     return Template(_resource("page.html")).substitute(values)

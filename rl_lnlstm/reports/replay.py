@@ -83,7 +83,7 @@ def replay(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray]) -> Replay
         i, f, o = gates[3 * number : 3 * number + 3]
         layers.append(LayerMemory(layer.name, episode["h"][:, own], episode["c"][:, own], i, f, o))
     parts = [list(_parts(distribution, policy.action_head)) for _, distribution in pieces]
-    return Replay(layers, [_joined(same) for same in zip(*parts, strict=True)])
+    return Replay(layers, [_concatenate_steps(same) for same in zip(*parts, strict=True)])
 
 
 def _piece(policy: RecurrentPolicy, episode: Mapping[str, np.ndarray], rows: slice) -> tuple[list[np.ndarray], Any]:
@@ -143,7 +143,7 @@ def _components(space: gym.Space) -> list[str]:
     return [", ".join(map(str, index)) for index in np.ndindex(*(space.shape or (1,)))]
 
 
-def _joined(parts: tuple[ActionPart, ...]) -> ActionPart:
+def _concatenate_steps(parts: tuple[ActionPart, ...]) -> ActionPart:
     """Joins the parts of a distribution over consecutive steps."""
     columns = zip(*(part[2:] for part in parts), strict=True)
     return ActionPart(*parts[0][:2], *(None if own[0] is None else np.concatenate(own) for own in columns))

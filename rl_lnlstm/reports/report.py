@@ -12,12 +12,12 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.errors import EnvironmentFailure, UserError, printable
-from rl_lnlstm.evaluation.environments import MOST_ENVS, MakeEnvs
+from rl_lnlstm.evaluation.environments import MAX_ENVS, MakeEnvs
 from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.video import rgb
 from rl_lnlstm.policies import RecurrentPolicy
-from rl_lnlstm.reports.memory_use import MAX_LAG, measured
+from rl_lnlstm.reports.memory_use import MAX_LAG, measure_memory_use
 from rl_lnlstm.reports.page import Content, ShownEpisode, page
 from rl_lnlstm.reports.pictures import PictureRecorder
 from rl_lnlstm.reports.replay import replay
@@ -25,8 +25,8 @@ from rl_lnlstm.reports.timeline import shown_steps
 from rl_lnlstm.runs.layout import METRICS
 from rl_lnlstm.runs.metrics_file import FRAMES, RETURN, column, read_rows
 
-MOST_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
-MOST_METRICS = 256 << 20  # bytes of a metrics.csv
+MAX_KEPT = 512 << 20  # bytes of recorded episodes that are kept, where episodes cannot be repeated
+MAX_METRICS_BYTES = 256 << 20  # bytes of a metrics.csv
 
 
 def make_report(
@@ -42,7 +42,7 @@ def make_report(
     cuts: Sequence[int] | None = None,
     max_lag: int = MAX_LAG,
     max_steps: int | None = None,
-    num_envs: int = MOST_ENVS,
+    num_envs: int = MAX_ENVS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Evaluates a policy, and returns a report as an HTML page.
@@ -69,14 +69,16 @@ def make_report(
             return run_episodes(acts, envs, seeds, seed, deterministic, max_steps, record)
 
         recorded = _keeping(run(policy, record=True), kept)
-        memory = measured(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
+        memory = measure_memory_use(policy, recorded, run, deterministic, seed, cuts, max_lag, progress)
     problems = {} if config else {"config": f"{run_dir} has no config.json that can be read."}
     if unread:
         problems["metrics"] = unread
     chosen = _chosen(kept)
     pictures: list[list[bytes]] = [[] for _ in chosen]
     if all(episode.seed is not None for episode in chosen.values()):
-        again, pictures, problem = _repeated(policy, make_envs, env_id, list(chosen.values()), deterministic, max_steps)
+        again, pictures, problem = _run_again_with_pictures(
+            policy, make_envs, env_id, list(chosen.values()), deterministic, max_steps
+        )
         chosen = dict(zip(chosen, again, strict=True))
     else:
         problem = f"There are no pictures: the environments of {env_id} cannot be seeded one by one."
@@ -99,7 +101,7 @@ def _keeping(episodes: Iterable[EvaluatedEpisode], kept: list[EvaluatedEpisode])
             kept.append(episode._replace(arrays={}))
             continue
         size += sum(array.nbytes for array in episode.arrays.values())
-        if size <= MOST_KEPT or not kept:
+        if size <= MAX_KEPT or not kept:
             kept.append(episode)
 
 
@@ -112,7 +114,7 @@ def _chosen(episodes: Sequence[EvaluatedEpisode]) -> dict[str, EvaluatedEpisode]
     return {"Best": ordered[0], **middle, "Worst": ordered[-1]}
 
 
-def _repeated(
+def _run_again_with_pictures(
     policy: RecurrentPolicy,
     make_envs: MakeEnvs,
     env_id: str,
@@ -162,7 +164,7 @@ def read_metrics(run_dir: Path) -> tuple[dict[str, np.ndarray], str | None]:
     if not path.is_file():
         return {}, f"{run_dir} has no {METRICS}."
     try:
-        rows = read_rows(path, MOST_METRICS)
+        rows = read_rows(path, MAX_METRICS_BYTES)
         if not rows:
             raise ValueError("it has no rows")
         columns = {name: column(rows, name) for name in rows[0]}

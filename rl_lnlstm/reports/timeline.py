@@ -13,10 +13,10 @@ from plotly.subplots import make_subplots
 from rl_lnlstm.reports.charts import BLUE, ORANGE, label, styled
 from rl_lnlstm.reports.replay import ActionPart, LayerMemory, Replay
 
-MOST_STEPS = 300  # of an episode that are shown
-MOST_UNITS, MOST_IN_ALL = 64, 384  # units that are shown: of an LSTM layer, and of all layers of a deep policy
-MOST_LINES = 6  # more probabilities are shown as a heat map
-MOST_PARTS = 6  # entries of an action space
+MAX_SHOWN_STEPS = 300  # of an episode
+MAX_UNITS, MAX_IN_ALL = 64, 384  # units that are shown: of an LSTM layer, and of all layers of a deep policy
+MAX_LINES = 6  # more probabilities are shown as a heat map
+MAX_PARTS = 6  # entries of an action space
 COLORS = (BLUE, "#d9822b", "#3a9a6a", "#b5476b", "#7a5fc0", "#6b7785")
 LINE, MAP = 90, 130  # heights of the rows, in pixels
 GAP = 34  # between two rows
@@ -33,7 +33,7 @@ class _Row(NamedTuple):
 
 def shown_steps(length: int) -> np.ndarray:
     """The steps of an episode that are shown: all, or every n-th."""
-    return np.arange(0, length, math.ceil(length / MOST_STEPS))
+    return np.arange(0, length, math.ceil(length / MAX_SHOWN_STEPS))
 
 
 def timeline(episode: Mapping[str, np.ndarray], replayed: Replay) -> go.Figure:
@@ -49,10 +49,10 @@ def timeline(episode: Mapping[str, np.ndarray], replayed: Replay) -> go.Figure:
     rows = [_rewards(episode, steps)]
     if "values" in episode:
         rows.append(_values(episode, steps))
-    rows += [_action_row(part, steps) for part in replayed.actions[:MOST_PARTS]]
+    rows += [_action_row(part, steps) for part in replayed.actions[:MAX_PARTS]]
     plain = sum(len(row.traces) for row in rows)
-    most = min(MOST_UNITS, max(1, MOST_IN_ALL // len(replayed.layers)))
-    layers = [_layer_rows(layer, steps, most, shown=number == 0) for number, layer in enumerate(replayed.layers)]
+    max_units = min(MAX_UNITS, max(1, MAX_IN_ALL // len(replayed.layers)))
+    layers = [_layer_rows(layer, steps, max_units, shown=number == 0) for number, layer in enumerate(replayed.layers)]
     for row_of_layers in zip(*layers, strict=True):
         first = row_of_layers[0]
         rows.append(first._replace(traces=[trace for row in row_of_layers for trace in row.traces]))
@@ -105,7 +105,7 @@ def _action_row(part: ActionPart, steps: np.ndarray) -> _Row:
     of = f" of {label(part.name)}" if part.name else ""
     if part.probabilities is not None:
         chances = part.probabilities[steps]
-        if len(part.labels) > MOST_LINES:
+        if len(part.labels) > MAX_LINES:
             trace = _heat_map(steps, chances.T, part.labels, UNSIGNED, 0, 1)
             return _Row(f"action probabilities{of}, 0 (white) to 1", MAP, [trace])
         lines = [
@@ -116,7 +116,7 @@ def _action_row(part: ActionPart, steps: np.ndarray) -> _Row:
     assert part.mean is not None
     assert part.std is not None
     mean, std = part.mean[steps], part.std[steps]
-    if len(part.labels) > MOST_LINES:
+    if len(part.labels) > MAX_LINES:
         largest = _largest(mean)
         trace = _heat_map(steps, mean.T, part.labels, SIGNED, -largest, largest)
         return _Row(f"mean of the action{of}, {_range(largest)}", MAP, [trace])
@@ -146,9 +146,9 @@ def _legend(names: list[str]) -> str:
     )
 
 
-def _layer_rows(layer: LayerMemory, steps: np.ndarray, most: int, shown: bool) -> list[_Row]:
+def _layer_rows(layer: LayerMemory, steps: np.ndarray, max_units: int, shown: bool) -> list[_Row]:
     """Heat maps of a layer's state and gates: the units that vary most, in their order."""
-    units = np.sort(np.argsort(-layer.c.std(0), kind="stable")[:most])
+    units = np.sort(np.argsort(-layer.c.std(0), kind="stable")[:max_units])
     names = [str(unit) for unit in units]
     of = f"{len(units)} of {layer.c.shape[1]} units" if len(units) < layer.c.shape[1] else f"{len(units)} units"
     rows = []

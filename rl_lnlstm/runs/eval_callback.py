@@ -11,7 +11,7 @@ from rl_lnlstm.evaluation.result import Evaluation
 from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.policies.saving import check_can_be_saved
 from rl_lnlstm.ppo.callbacks import Callback, Metrics, Training
-from rl_lnlstm.runs.loggers import survives
+from rl_lnlstm.runs.loggers import try_to_write
 from rl_lnlstm.runs.metrics_file import EVALUATION
 
 
@@ -74,5 +74,5 @@ class EvalCallback(Callback):
         metrics[EVALUATION] = self.result.mean
         if self.result.mean > self.best_mean:
             path, mean = self.best_path, self.result.mean
-            if path is None or survives(path, lambda: self._policy.save(path)):  # otherwise it is tried again
+            if path is None or try_to_write(path, lambda: self._policy.save(path)):  # otherwise it is tried again
                 self.best_mean = mean

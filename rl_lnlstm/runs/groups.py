@@ -15,7 +15,7 @@ from rl_lnlstm.files import read_json
 from rl_lnlstm.runs.layout import CONFIG, METRICS, RESULTS
 from rl_lnlstm.runs.metrics_file import FRAMES, RETURN, column, read_rows
 
-MOST_BYTES = 1 << 30  # largest size of a metrics.csv
+MAX_METRICS_BYTES = 1 << 30  # largest size of a metrics.csv
 GRID = 200  # number of points of a group's curve
 
 
@@ -96,7 +96,7 @@ def read_run(path: Path) -> Run:
     """
     try:
         config = read_json(path / CONFIG)
-        rows = read_rows(path / METRICS, MOST_BYTES)
+        rows = read_rows(path / METRICS, MAX_METRICS_BYTES)
         frames, returns = column(rows, FRAMES), column(rows, RETURN)
         result = float(read_json(path / RESULTS)["mean_reward"]) if (path / RESULTS).is_file() else None
         if not isinstance(config, dict):

@@ -57,9 +57,9 @@ class CSVLogger(Callback):
             self._rewrite = True
         elif not self._rewrite:
             line = self._lines(self._cells[-1:], header=bool(new))
-            survives(self.path, lambda: self._file.append(line))
+            try_to_write(self.path, lambda: self._file.append(line))
         if self._rewrite:
-            survives(self.path, self._write_again)
+            try_to_write(self.path, self._write_again)
 
     def flush(self) -> None:
         """Writes all rows to the disk.
@@ -73,7 +73,7 @@ class CSVLogger(Callback):
 
     def on_training_end(self) -> None:
         """Writes everything to the disk, if possible."""
-        survives(self.path, self.flush)
+        try_to_write(self.path, self.flush)
 
     def close(self) -> None:
         """Closes the file."""
@@ -119,7 +119,7 @@ class TensorBoardLogger(Callback):
         scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()])
         step = int(metrics[FRAMES])
         event = _record(Event(wall_time=time.time(), step=step, summary=scalars))
-        survives(self.folder, lambda: self._file.append(event))
+        try_to_write(self.folder, lambda: self._file.append(event))
 
     def flush(self) -> None:
         """Writes all events to the disk.
@@ -131,14 +131,14 @@ class TensorBoardLogger(Callback):
 
     def on_training_end(self) -> None:
         """Writes everything to the disk, if possible."""
-        survives(self.folder, self.flush)
+        try_to_write(self.folder, self.flush)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
-def survives(path: Path, write: Callable[[], None]) -> bool:
+def try_to_write(path: Path, write: Callable[[], None]) -> bool:
     """Runs an action that writes to the disk. If it fails, gives a `RunWarning` and returns False."""
     try:
         write()

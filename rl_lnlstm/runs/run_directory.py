@@ -17,7 +17,7 @@ from rl_lnlstm.policies.saving import check_can_be_saved
 from rl_lnlstm.ppo.callbacks import Callback, Training
 from rl_lnlstm.runs.layout import BEST_POLICY, CHECKPOINTS, CONFIG, LEARNING_CURVE, METRICS, POLICY, TENSORBOARD
 from rl_lnlstm.runs.learning_curve import learning_curve
-from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, survives
+from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, try_to_write
 from rl_lnlstm.runs.metrics_file import RETURN
 
 
@@ -104,7 +104,7 @@ class RunDirectory(Callback):
         self._metrics(metrics)
         self._events(metrics)
         mean = metrics[RETURN]
-        if mean > self._best and survives(self.path, lambda: self.policy.save(self.path / BEST_POLICY)):
+        if mean > self._best and try_to_write(self.path, lambda: self.policy.save(self.path / BEST_POLICY)):
             self._best = mean
 
     def flush(self) -> None:
@@ -119,7 +119,7 @@ class RunDirectory(Callback):
     def finish(self) -> bool:
         """Saves the policy, draws the learning curve and closes the files. Returns whether everything was written."""
         writes = (lambda: self.policy.save(self.path / POLICY), self.flush, self._draw)
-        taken = [survives(self.path, write) for write in writes]
+        taken = [try_to_write(self.path, write) for write in writes]
         self._metrics.close()
         self._events.close()
         return all(taken)

@@ -18,7 +18,7 @@ from rl_lnlstm.tuning.study import as_optuna, distributions, encoded_point
 from rl_lnlstm.tuning.trial import Task
 
 METRIC, MODE = "score", "max"
-MOST_RANDOM_TRIALS = 10  # as in Optuna
+MAX_RANDOM_TRIALS = 10  # as in Optuna
 
 
 class SpaceSearch(OptunaSearch):
@@ -47,7 +47,7 @@ class SpaceSearch(OptunaSearch):
         known = len(ended) + len(interrupted)
         # With the same seed, a resumed sampler would choose the first points again.
         (sampling,) = np.random.SeedSequence([seed, known]).generate_state(1)
-        random_trials = min(MOST_RANDOM_TRIALS, max(4, n_trials // 3))
+        random_trials = min(MAX_RANDOM_TRIALS, max(4, n_trials // 3))
         sampler = optuna.samplers.TPESampler(seed=int(sampling), n_startup_trials=random_trials)
         points = [point for trial in interrupted if (point := point_of(trial.options, space)) is not None]
         self._make_task = make_task

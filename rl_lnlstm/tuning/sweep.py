@@ -125,7 +125,8 @@ def _search(sweep: Sweep, tell: Callable[[str], None]) -> list[Trial]:
         nonlocal best
         is_best = trial.state == "completed" and trial.score > best
         best = trial.score if is_best else best
-        tell(f"trial {trial.number} of {sweep.n_trials}: {described(trial)}{', the best so far' if is_best else ''}")
+        suffix = ", the best so far" if is_best else ""
+        tell(f"trial {trial.number} of {sweep.n_trials}: {describe_result(trial)}{suffix}")
 
     run(folder, search, count, sweep.parallel, report, tell, Halving(sweep.base.total_timesteps, known))
     return by_score(read_trials(folder))
@@ -144,7 +145,7 @@ def _finals(sweep: Sweep, best: Sequence[Trial], tell: Callable[[str], None]) ->
     waiting = [trial for trial in best if trial.number not in done]
 
     def report(trial: Trial) -> None:
-        tell(f"trial {trial.number} again with seed {seed}: {described(trial)}")
+        tell(f"trial {trial.number} again with seed {seed}: {describe_result(trial)}")
 
     if waiting:
         which = "best trial trains" if len(best) == 1 else f"best {len(best)} trials train"
@@ -178,7 +179,7 @@ def _task(sweep: Sweep, folder: Path, number: int, options: dict[str, Any], n_ev
     )
 
 
-def described(trial: Trial) -> str:
+def describe_result(trial: Trial) -> str:
     """The result of a trial, as a part of a sentence."""
     if trial.state == "failed":
         return f"failed, {shortened(trial.reason)}"

@@ -179,7 +179,7 @@ def test_from_the_checkpoint_before_the_run_is_the_same(left_alone, run, capsys)
     assert_same_run(left_alone, run)
 
 
-def test_without_a_whole_checkpoint_nothing_is_begun_anew(run, capsys):
+def test_resume_without_valid_checkpoint_is_refused(run, capsys):
     metrics = (run / "metrics.csv").read_bytes()
     for name in checkpoints(run):
         (run / "checkpoints" / name / "state.json").write_bytes(b"{}")
@@ -203,16 +203,26 @@ class Executes:
         return (open, (self.path, "w"))
 
 
-def test_only_resume_unpickles_only_the_snapshot_and_not_if_told_not_to(run, tmp_path, capsys):
+@pytest.fixture
+def executed(run, tmp_path):
+    """Replaces the snapshot of the newest checkpoint. Returns the path of a file that unpickling it would create."""
     checkpoint = run / "checkpoints" / checkpoints(run)[-1]
     content = pickle.dumps(Executes(tmp_path / "executed"))
     (checkpoint / "envs.pkl").write_bytes(content)
     manifest = parse_json((checkpoint / "manifest.json").read_bytes())
     manifest["envs.pkl"] = hashlib.sha256(content).hexdigest()
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "executed"
+
+
+def test_evaluate_does_not_unpickle_the_snapshot(run, executed):
     assert main(["evaluate", str(run), "--episodes", "1"]) == 0
+    assert not executed.exists()
+
+
+def test_resume_without_env_snapshot_neither_unpickles_nor_writes_one(run, executed, capsys):
     assert main(["train", "--resume", str(run), "--no-env-snapshot", "--total-timesteps", "2500"]) == 0
-    assert not (tmp_path / "executed").exists()
+    assert not executed.exists()
     error = capsys.readouterr().err
     assert "begin new episodes" in error
     assert "unpickling" not in error

@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl_lnlstm.envs import TMazeVectorEnv, make_vec
-from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.foreign_envs import ExistingEnv
 from rl_lnlstm.errors import EnvironmentFailure, UserError
 from tests.envs.faulty_env import BOTH, faulty, run
 
@@ -193,7 +193,7 @@ def test_a_failure_names_the_class(hand_in):
     with pytest.raises(EnvironmentFailure, match=r"^Breaks \(environment 0.*broken"):
         make_vec(hand_in(Breaks), 2).reset()
     with pytest.raises(EnvironmentFailure, match=r"^Breaks .*broken"):
-        make_vec(HandedIn(hand_in(Breaks)()), 1).reset()
+        make_vec(ExistingEnv(hand_in(Breaks)()), 1).reset()
 
 
 def test_a_mistake_in_a_constructor_is_not_taken_for_a_keyword_argument():

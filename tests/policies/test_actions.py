@@ -39,16 +39,16 @@ ACTION_SPACES = {
         move=spaces.Discrete(2),
     ),
 }
-DEVIATIONS = {
+STDS = {
     "free": {},
     "state-dependent": {"std": "network"},
     "held": {"std": "gsde", "sde_sample_freq": 3},
 }
 CASES = [
-    (kind, deviation)
+    (kind, std)
     for kind, space in ACTION_SPACES.items()
-    for deviation in DEVIATIONS
-    if deviation == "free" or any(isinstance(leaf, spaces.Box) for leaf in leaves(space))
+    for std in STDS
+    if std == "free" or any(isinstance(leaf, spaces.Box) for leaf in leaves(space))
 ]
 SIZES = {"units": 4, "encoder_layers": (6,), "head_layers": (5,)}
 TINY = {
@@ -66,11 +66,11 @@ def observations_of(*leading, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (*leading, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("kind", "deviation"), CASES)
-def test_every_space_acts_is_learnt_saves_loads_and_evaluates(kind, deviation, tmp_path):
+@pytest.mark.parametrize(("kind", "std"), CASES)
+def test_every_space_acts_is_learnt_saves_loads_and_evaluates(kind, std, tmp_path):
     """Acting is reproduced, with sequences cut anywhere; environments only get what they allow."""
-    space, options = ACTION_SPACES[kind], dict(DEVIATIONS[deviation])
-    mode = MODES[CASES.index((kind, deviation)) % len(MODES)]
+    space, options = ACTION_SPACES[kind], dict(STDS[std])
+    mode = MODES[CASES.index((kind, std)) % len(MODES)]
     make = functools.partial(AnyEnv, OBSERVATIONS, copy.deepcopy(space))
     freq = options.pop("sde_sample_freq", None)
     policy = policy_for(space, **options)
@@ -97,7 +97,7 @@ def test_every_space_acts_is_learnt_saves_loads_and_evaluates(kind, deviation, t
 def test_ppo_trains_nested_actions():
     """Before an update's first step, acting is reproduced."""
     make = functools.partial(AnyEnv, OBSERVATIONS, copy.deepcopy(ACTION_SPACES["nested"]))
-    ppo = PPO("auto", make_vec(make, 2), sequence_length=4, **DEVIATIONS["held"], **TINY)
+    ppo = PPO("auto", make_vec(make, 2), sequence_length=4, **STDS["held"], **TINY)
     reference.randomise(ppo.policy, scale=0.4)
     for of_one in iterate(ppo, 2):
         assert abs(of_one["train/approx_kl"]) < 1e-9
@@ -177,9 +177,9 @@ def test_only_what_explores_by_state_is_held():
         assert (step["bits"] != steps[0]["bits"]).any()
 
 
-@pytest.mark.parametrize("deviation", ["free", "state-dependent"])
-def test_other_noise_is_drawn_at_each_step(deviation):
-    policy = policy_for(ACTION_SPACES["unbounded"], **DEVIATIONS[deviation])
+@pytest.mark.parametrize("std", ["free", "state-dependent"])
+def test_other_noise_is_drawn_at_each_step(std):
+    policy = policy_for(ACTION_SPACES["unbounded"], **STDS[std])
     steps = deviations(policy, observations_of(3), 4)
     assert len(np.unique(steps)) == steps.size
 
@@ -235,7 +235,7 @@ def test_exploration_teaches_its_deviations_and_not_the_features():
     gradients = tape.gradient(entropies, [variable.value for variable in variables])
     reached = [v.path for v, gradient in zip(variables, gradients, strict=True) if gradient is not None]
     assert reached == ["action_head/log_std"]
-    assert np.ptp(entropies) > 1e-3  # though the deviation depends on the state
+    assert np.ptp(entropies) > 1e-3  # though the standard deviation depends on the state
 
 
 @pytest.mark.slow

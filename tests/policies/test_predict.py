@@ -90,8 +90,8 @@ def test_stable_baselines3_evaluates_it():
                 total, ended = total + reward, terminated or truncated
             expected.append(total)
     assert sorted(returns) == sorted(lengths) == sorted(expected)
-    mean, deviation = evaluate_policy(policy, envs, n_eval_episodes=6, deterministic=False)
-    assert mean > 0 <= deviation
+    mean, std = evaluate_policy(policy, envs, n_eval_episodes=6, deterministic=False)
+    assert mean > 0 <= std
 
 
 @pytest.mark.parametrize("units", [128, 256])

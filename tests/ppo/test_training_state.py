@@ -94,7 +94,7 @@ KINDS = {
 @pytest.mark.many_cases
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("error::rl_lnlstm.errors.RunWarning")
-def test_a_trainer_goes_on_as_if_nothing_had_been(kind, tmp_path):
+def test_resumed_trainer_equals_uninterrupted_one(kind, tmp_path):
     make, config = KINDS[kind]
     env = None if " step" in kind or kind == "disabled" else make
     alone = trainer(env or make(), **config)
@@ -111,7 +111,7 @@ def test_a_trainer_goes_on_as_if_nothing_had_been(kind, tmp_path):
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_episodes_that_were_about_to_be_reset_are_reset(vectorization, tmp_path):
+def test_pending_resets_survive_a_checkpoint(vectorization, tmp_path):
     """In mode NEXT_STEP the vector environment knows of it, and in a worker nobody else."""
     # An episode is three steps and a reset: the 15th step ends one.
     config = {"num_envs": 2, "num_steps": 15, "vectorization": vectorization}

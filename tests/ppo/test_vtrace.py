@@ -5,7 +5,7 @@ import pytest
 
 from rl_lnlstm.ppo.advantages import generalized_advantages
 from rl_lnlstm.ppo.rollout import cut_sequences
-from rl_lnlstm.ppo.vtrace import Steps, cut, joined, vtrace
+from rl_lnlstm.ppo.vtrace import Steps, cut_column, join_column, vtrace
 from tests.ppo.tiny_ppo import iterate, tiny_ppo, untimed
 
 
@@ -91,10 +91,10 @@ def test_sequences_are_joined_as_they_were_cut(length, intercept):
     intercept(lambda rollout, sequences: pairs.append((rollout, sequences)))
     iterate(tiny_ppo(num_envs=3, sequence_length=length), 1)
     rollout, sequences = pairs[0]
-    np.testing.assert_array_equal(joined(sequences.values, 3), rollout.values)
-    np.testing.assert_array_equal(cut(rollout.values, length), sequences.values)
+    np.testing.assert_array_equal(join_column(sequences.values, 3), rollout.values)
+    np.testing.assert_array_equal(cut_column(rollout.values, length), sequences.values)
     again = cut_sequences(rollout, rollout.values, rollout.values, length)
-    np.testing.assert_array_equal(cut(rollout.values, length), again.advantages)
+    np.testing.assert_array_equal(cut_column(rollout.values, length), again.advantages)
 
 
 def test_the_first_epoch_is_that_of_ppo():

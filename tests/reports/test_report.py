@@ -20,11 +20,11 @@ from PIL import Image
 from rl_lnlstm import load_policy, memory_use
 from rl_lnlstm.commands import main
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
-from rl_lnlstm.reports.charts import MOST_POINTS, learning_curves
+from rl_lnlstm.reports.charts import MAX_POINTS, learning_curves
 from rl_lnlstm.reports.pictures import PictureRecorder, fitting
 from rl_lnlstm.reports.replay import replay
 from rl_lnlstm.reports.report import make_report, read_metrics
-from rl_lnlstm.reports.timeline import MOST_STEPS, shown_steps
+from rl_lnlstm.reports.timeline import MAX_SHOWN_STEPS, shown_steps
 from tests.any_space import AnyEnv
 from tests.commands.small_run import train
 from tests.reports.recordings import policy, recorded
@@ -193,7 +193,7 @@ class Noisy(AnyEnv):
 
 def test_of_long_episodes_some_steps_are_shown():
     found, _ = made(policy(BOX, DISCRETE), length=320, env=Noisy, n_episodes=1, cuts=[320])
-    assert len(found.data["steps-0"]["steps"]) <= MOST_STEPS + 2
+    assert len(found.data["steps-0"]["steps"]) <= MAX_SHOWN_STEPS + 2
     assert found.data["steps-0"]["steps"][-1] == 320
     assert len(found.pictures) == len(found.data["steps-0"]["steps"])
     last = np.asarray(found.pictures[-1].convert("RGB"), float)
@@ -226,8 +226,8 @@ def test_pictures_are_made_smaller_until_they_fit():
 
 def test_steps_that_are_shown():
     assert shown_steps(1).tolist() == [0]
-    assert shown_steps(MOST_STEPS).tolist() == list(range(MOST_STEPS))
-    assert shown_steps(MOST_STEPS + 1).tolist() == list(range(0, MOST_STEPS + 1, 2))
+    assert shown_steps(MAX_SHOWN_STEPS).tolist() == list(range(MAX_SHOWN_STEPS))
+    assert shown_steps(MAX_SHOWN_STEPS + 1).tolist() == list(range(0, MAX_SHOWN_STEPS + 1, 2))
 
 
 def test_a_replay_is_what_the_policy_did():
@@ -260,7 +260,7 @@ def test_continuous_actions_are_in_the_units_of_the_environment(std):
 def test_learning_curves_of_long_runs_are_thinned():
     frames = np.arange(10_000.0)
     figure, *_ = learning_curves({"time/total_timesteps": frames, "rollout/ep_rew_mean": frames, "train/loss": frames})
-    assert 1000 < len(figure.data[0].x) <= MOST_POINTS
+    assert 1000 < len(figure.data[0].x) <= MAX_POINTS
 
 
 @pytest.mark.parametrize("damage", ["", "a,b\n1,2\n", "time/total_timesteps,rollout/ep_rew_mean\nx,y\n", "\x00"])

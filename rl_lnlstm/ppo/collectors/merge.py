@@ -34,13 +34,17 @@ def joined_rollouts(parts: Sequence[Rollout], shares: Sequence[Share]) -> Rollou
     return Rollout(**columns, episodes=[episode for _, episode in ended], episode_steps=tuple(t for t, _ in ended))
 
 
-def joined_states(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_states(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Joins the states of the workers' collectors to the state of one collector of all environments."""
     runners, guards = ([part[name] for part in parts] for name in ("runner", "environments"))
-    joined = {name: _joined([guard[name] for guard in guards]) for name in guards[0] if name not in (FAILURES, STEPS)}
+    joined = {
+        name: _concatenate_leaves([guard[name] for guard in guards])
+        for name in guards[0]
+        if name not in (FAILURES, STEPS)
+    }
     joined[ENDED] = tuple(np.concatenate(rows) for rows in zip(*(guard[ENDED] for guard in guards), strict=True))
     return {
-        "runner": _joined(runners),
+        "runner": _concatenate_leaves(runners),
         "environments": {
             **joined,
             FAILURES: sum(guard[FAILURES] for guard in guards),
@@ -49,8 +53,8 @@ def joined_states(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def divided_state(state: dict[str, Any], shares: Sequence[Share]) -> list[dict[str, Any]]:
-    """The inverse of `joined_states`. The first part gets the number of failures."""
+def divide_state(state: dict[str, Any], shares: Sequence[Share]) -> list[dict[str, Any]]:
+    """The inverse of `join_states`. The first part gets the number of failures."""
     guard = state["environments"]
     return [
         {
@@ -66,13 +70,13 @@ def divided_state(state: dict[str, Any], shares: Sequence[Share]) -> list[dict[s
     ]
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _concatenate_leaves(parts: Sequence[Any]) -> Any:
     """Joins lists and arrays on their first axis, in dicts and tuples."""
     first = parts[0]
     if isinstance(first, dict):
-        return {name: _joined([part[name] for part in parts]) for name in first}
+        return {name: _concatenate_leaves([part[name] for part in parts]) for name in first}
     if isinstance(first, tuple):
-        return tuple(_joined(column) for column in zip(*parts, strict=True))
+        return tuple(_concatenate_leaves(column) for column in zip(*parts, strict=True))
     if isinstance(first, list):
         return [entry for part in parts for entry in part]
     return None if first is None else np.concatenate(parts)

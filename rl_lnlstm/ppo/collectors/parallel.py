@@ -10,7 +10,7 @@ from rl_lnlstm.config import PPOConfig
 from rl_lnlstm.envs.registry import pickled_registrations
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.ppo.collectors.crew import Crew, Transport
-from rl_lnlstm.ppo.collectors.merge import divided_state, joined_rollouts, joined_states
+from rl_lnlstm.ppo.collectors.merge import divide_state, join_states, joined_rollouts
 from rl_lnlstm.ppo.collectors.share import shares_of
 from rl_lnlstm.ppo.collectors.versions import versions
 from rl_lnlstm.ppo.collectors.worker import Setup, WorkerState
@@ -67,7 +67,7 @@ class ParallelCollector:
 
     def get_state(self) -> dict[str, Any]:
         """See `Collector`."""
-        return joined_states([state.collector for state in self._states])
+        return join_states([state.collector for state in self._states])
 
     def take_snapshot(self) -> list[bytes]:
         """See `Collector`."""
@@ -83,7 +83,7 @@ class ParallelCollector:
         shares = self._crew.shares
         total, saved = shares[0].total, len(state["environments"]["_seeds"])
         if saved == total:
-            parts = divided_state(state, shares)
+            parts = divide_state(state, shares)
         else:  # each worker notices, and continues only counters and random generators
             generators = state["runner"].get("generators", [])
             parts = [

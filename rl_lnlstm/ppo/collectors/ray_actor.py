@@ -25,10 +25,10 @@ class RayWorker:
     def call(self, *arguments: Any) -> Any:
         """See `Worker.call`."""
         if self._worker is None:
-            self._worker = self._made()
+            self._worker = self._make_worker()
         return self._worker.call(*arguments)
 
-    def _made(self) -> Any:
+    def _make_worker(self) -> Any:
         # Import here: TensorFlow takes seconds.
         import tensorflow as tf
 

@@ -34,7 +34,7 @@ class Setup(NamedTuple):
     versions: dict[str, str]  # in the training process
 
 
-class Description(NamedTuple):
+class WorkerDescription(NamedTuple):
     """What the training process must know of the environments."""
 
     observation_space: gym.Space
@@ -116,7 +116,7 @@ class Worker:
             began = time.perf_counter()
             try:
                 if self._collector is None and setup is not None:
-                    self._collector = _made(setup, self._share)
+                    self._collector = _make_collector(setup, self._share)
                 if self._policy is None and policy is not None:
                     self._begin(policy, state)
                 value = getattr(self, method)(*arguments)
@@ -124,10 +124,10 @@ class Worker:
             except Exception as error:
                 return Answer(None, None, messages, picklable(error), "".join(traceback.format_exception(error)))
 
-    def describe(self) -> Description:
+    def describe(self) -> WorkerDescription:
         """Describes the environments."""
-        collector = self._made_collector
-        return Description(collector.single_observation_space, collector.single_action_space, collector.has_time_limit)
+        made = self._made_collector
+        return WorkerDescription(made.single_observation_space, made.single_action_space, made.has_time_limit)
 
     def begin(self) -> None:
         """Does nothing: `call` has begun the first episodes."""
@@ -174,15 +174,17 @@ class Worker:
         return WorkerState(collector.get_state(), snapshot, problem, collector.failures)
 
 
-def _made(setup: bytes, share: Share) -> LocalCollector:
+def _make_collector(setup: bytes, share: Share) -> LocalCollector:
     env, config, registrations, versions = _unpickled(setup, "the environment")
     check_versions(versions)
     register(registrations)
     collector = LocalCollector(env, config, share)
-    return collector if config.vectorization != AUTO else _independent(collector, env, config, share)
+    return collector if config.vectorization != AUTO else _without_shared_generator(collector, env, config, share)
 
 
-def _independent(collector: LocalCollector, env: GivenEnv, config: PPOConfig, share: Share) -> LocalCollector:
+def _without_shared_generator(
+    collector: LocalCollector, env: GivenEnv, config: PPOConfig, share: Share
+) -> LocalCollector:
     """Replaces a vector implementation whose environments share a random generator by single environments.
 
     With a shared generator, an environment depends on those beside it, and therefore on the number of workers. If

@@ -14,7 +14,7 @@ from rl_lnlstm.lstm.equations import State, Tensor
 from rl_lnlstm.lstm.weights import Shape
 
 
-class RecurrentProtocol:
+class KerasRNNMethods:
     """The part of `MaskedLNLSTM` that `keras.layers.RNN` defines for Keras' own recurrent layers."""
 
     name: str

@@ -1,4 +1,4 @@
-"""Vector environments and wrappers that are handed in: what they hide is noticed, mended or named."""
+"""Vector environments and wrappers that other code made: what they hide is noticed, mended or named."""
 
 import contextlib
 import warnings
@@ -14,7 +14,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 
 from rl_lnlstm.envs import TMazeVectorEnv, make_vec
 from rl_lnlstm.envs.autoreset import Stepper
-from rl_lnlstm.envs.make_vec import HandedIn
+from rl_lnlstm.envs.foreign_envs import ExistingEnv
 from rl_lnlstm.envs.vector_guard import GuardedVectorEnv
 from rl_lnlstm.errors import EnvironmentFailure, RunWarning
 
@@ -106,11 +106,11 @@ def test_calls_of_the_raw_environments_are_noticed(make, how):
 @pytest.mark.parametrize("how", ["reset", "step", "evaluation"])
 def test_calls_of_an_environment_object_are_noticed(how):
     env = gym.wrappers.RecordEpisodeStatistics(Three())
-    envs = make_vec(HandedIn(env), 1)
+    envs = make_vec(ExistingEnv(env), 1)
     stepper = Stepper(envs, 0)
     assert stepper.step(NOTHING[:1]).aborted is None
     if how == "evaluation":
-        Stepper(make_vec(HandedIn(env), 1), 0)
+        Stepper(make_vec(ExistingEnv(env), 1), 0)
     else:
         env.reset() if how == "reset" else env.step(0)
     with pytest.warns(RunWarning, match="other code used the training environments"):

@@ -24,7 +24,7 @@ ENVIRONMENT: dict[str, Any] = {"env_id": None, "env_kwargs": {}, "wrappers": (),
 MAX_NAME = 200  # longest name in a file, in characters
 
 
-def trained_in(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
+def environment_options(options: EpisodesOptions, env_id: str | None) -> dict[str, Any]:
     """The options of `ENVIRONMENT` from the command line and, where it does not set them, from the run's configuration.
 
     Args:
@@ -99,7 +99,7 @@ def environment_maker(options: EpisodesOptions, environment: Mapping[str, Any], 
 
     Args:
         options: the options of the command.
-        environment: the options of `ENVIRONMENT`, see `trained_in`.
+        environment: the options of `ENVIRONMENT`, see `environment_options`.
         trained_on: the policy's observation space.
     """
 
