@@ -92,7 +92,7 @@ def load_policy(
             if arguments.get("std") == "gsde" and not has_box(spaces[1]):
                 arguments["std"] = "free"  # earlier versions ignored it
             build = functools.partial(built, *spaces)
-            expected, taken = call_without_preset_options(
+            expected, taken = call_without_fixed_options(
                 lambda **taken: _outline(functools.partial(build, **taken), encoder), options_taken(built, arguments)
             )
             names = _matched(headers, expected, folder / WEIGHTS)
@@ -120,7 +120,7 @@ def options_taken(policy_class: Callable[..., RecurrentPolicy], options: Mapping
     return {name: value for name, value in options.items() if takes_all or name in parameters}
 
 
-def call_without_preset_options(make: Callable[..., Made], options: Mapping[str, Any]) -> tuple[Made, dict[str, Any]]:
+def call_without_fixed_options(make: Callable[..., Made], options: Mapping[str, Any]) -> tuple[Made, dict[str, Any]]:
     """Calls `make(**options)`. Leaves out options that the constructor of a user's own policy class sets itself.
 
     Python tells this only by a TypeError: the constructor passes such an option and `**options` to its base class.

@@ -19,7 +19,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.environments import make_evaluation_envs
 from rl_lnlstm.option_types import tuple_if_list
 from rl_lnlstm.policies import POLICIES, RecurrentPolicy, policy_for
-from rl_lnlstm.policies.loading import call_without_preset_options, options_taken
+from rl_lnlstm.policies.loading import call_without_fixed_options, options_taken
 from rl_lnlstm.seeding import derived_seed
 
 GivenEnv = str | Callable[..., gym.Env] | gym.Env | VectorEnv
@@ -187,7 +187,7 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     if refused := asked.keys() - taken.keys() - {"seed"}:
         raise UserError(f"{min(refused)}: {policy_class.__name__} does not take this option")
     action_space = envs.single_action_space
-    made, _ = call_without_preset_options(lambda **taken: policy_class(observation_space, action_space, **taken), taken)
+    made, _ = call_without_fixed_options(lambda **taken: policy_class(observation_space, action_space, **taken), taken)
     check_agreement(made, asked)
     return made
 
