@@ -6,9 +6,11 @@ import pytest
 # Environments render without a screen. SDL's search for one loads graphics drivers, whose LLVM and TensorFlow's crash.
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 
-# Where the tests run in a shell's background, Ctrl-C is ignored, and would be by every process that they start.
+# In a shell's background Ctrl-C is ignored, and under nohup SIGHUP, also by every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
