@@ -136,7 +136,9 @@ def make_vec(
         )
         if isinstance(source, EnvSpec):
             vector_env.spec = copy.deepcopy(source)
-            vector_env.spec.kwargs.update(kwargs, **({"wrappers": around} if around else {}))  # as Gymnasium's make_vec
+            vector_env.spec.kwargs |= kwargs
+            if around:
+                vector_env.spec.kwargs["wrappers"] = around  # as Gymnasium's make_vec
     else:
         raise UserError(f"vectorization={vectorization!r}: expected 'auto', 'sync', 'async' or 'vector_entry_point'")
     return GuardedVectorEnv(vector_env, name, max_failures, info_keys, mask_key, numbering)

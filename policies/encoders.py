@@ -25,7 +25,8 @@ VECTOR_LAYERS, IMAGE_LAYERS = (64,), (512,)
 # Filters, kernel size and stride, by the smallest side of an image in pixels. The first network is from Mnih et al.
 # (2015), "Human-level control through deep reinforcement learning", which Stable-Baselines calls `nature_cnn`. The last
 # one is for grids of symbols, such as MiniGrid's 7 x 7.
-NATURE, SMALLEST_NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 48
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+SMALLEST_NATURE = 48
 CONVOLUTIONS = {SMALLEST_NATURE: NATURE, 16: ((32, 4, 2), (64, 3, 2), (64, 3, 1)), 5: ((32, 3, 1), (64, 3, 1))}
 SMALLEST_IMAGE, SMALLEST_PHOTOGRAPH = 5, 16  # sides, in pixels
 IMAGE_CLIP = 5.0  # normalised pixels are clipped to +/- this

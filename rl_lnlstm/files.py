@@ -94,8 +94,9 @@ def replacing_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
 def output_file(path: Path) -> Iterator[Path]:
     """Like `replacing_file`, for a path that the user named. A symbolic link stays, and its file is replaced.
 
-    A device or a pipe cannot be replaced: then this gives `path` itself. What is written to standard output or standard
-    error, such as /dev/stdout, follows what was printed there, also if it is a file.
+    If `path` is a device or a pipe, which cannot be replaced, this gives `path` itself. If it is standard output or
+    standard error, for example /dev/stdout, the content is written after what was printed before. This also holds if a
+    shell has redirected the stream to a file.
     """
     stream = _standard_stream(path)
     if stream is not None:

@@ -25,15 +25,21 @@ class MessageConsole(Console):
 
 
 @contextlib.contextmanager
+def redirected(descriptor: int, target: int) -> Iterator[None]:
+    """A context manager in which what is written to a file descriptor goes to another one, also from C code."""
+    kept = os.dup(descriptor)
+    try:
+        os.dup2(target, descriptor)
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+@contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """A context manager in which nothing is printed on standard error, not even by C++."""
     if sys.stderr is not None:
         sys.stderr.flush()
-    stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(silence, 2)
+    with open(os.devnull, "wb") as nowhere, redirected(2, nowhere.fileno()):
         yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(silence)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from rl_lnlstm.errors import RunFailure, UserError, ignoring_write_errors, printable
-from rl_lnlstm.terminal import MessageConsole, silenced
+from rl_lnlstm.terminal import MessageConsole, redirected, silenced
 
 MAX_CHARACTERS = 10_000  # the longest message
 
@@ -47,16 +47,12 @@ def prints_on_stderr() -> Iterator[None]:
     Standard output is for the command's result.
     """
     sys.stdout.flush()
-    stdout = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
+    with redirected(1, 2), contextlib.redirect_stdout(sys.stderr):
+        try:
             yield
-    finally:
-        if sys.platform != "win32":
-            ctypes.CDLL(None).fflush(None)  # what C code has printed
-        os.dup2(stdout, 1)
-        os.close(stdout)
+        finally:
+            if sys.platform != "win32":
+                ctypes.CDLL(None).fflush(None)  # what C code has printed
 
 
 def discard(*streams: TextIO) -> None:

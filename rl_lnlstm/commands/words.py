@@ -159,18 +159,10 @@ def _pairs(flag: str, words: Sequence[str]) -> list[str]:
     if len(result) % 2:
         raise UserError(f"{flag} needs pairs such as length=5, got {result[-1]!r} without a value")
     for key, value in zip(result[::2], result[1::2], strict=True):
-        if value.startswith("-") and not _is_number(value):
+        if value.startswith("-") and isinstance(_read(value, {float}), str):
             raise UserError(f"{flag}: the value of {key} must not begin with a hyphen, got {value!r}")
     result[1::2] = [word.title() if word in ("true", "false") else word for word in result[1::2]]  # as tyro knows them
     return result
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def without_exponent(word: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import VectorEnv
 
 from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
@@ -91,8 +92,8 @@ def _is_made_by_id(env: Any) -> bool:
     same = env.spec.additional_wrappers == registered.additional_wrappers
     arguments = {name: value for name, value in env.spec.kwargs.items() if name not in NOT_OF_THE_TASK}
     limit = arguments.pop("max_episode_steps", env.spec.max_episode_steps)  # an argument of vector implementations
-    # As text, because arguments may be arrays.
-    return same and repr(arguments) == repr(registered.kwargs) and limit == registered.max_episode_steps
+    same &= data_equivalence(arguments, registered.kwargs, exact=True)  # they may be arrays
+    return same and limit == registered.max_episode_steps
 
 
 def check_makes_more(env: GivenEnv, why: str) -> None:

@@ -54,7 +54,10 @@ def join_states(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def divide_state(state: dict[str, Any], shares: Sequence[Share]) -> list[dict[str, Any]]:
-    """The inverse of `join_states`. The first part gets the number of failures."""
+    """Divides the state of all environments among shares. It is the inverse of `join_states`.
+
+    The number of failures so far goes to the first share, so that the sum over all shares stays the same.
+    """
     guard = state["environments"]
     return [
         {
