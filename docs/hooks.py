@@ -1,12 +1,18 @@
-"""Shows the notebooks as pages of the site: MkDocs calls `on_files`."""
+"""Pages that are made from other files: MkDocs calls `on_files` and `on_page_markdown`."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from rl_lnlstm.commands.options import COMMANDS
+
+HELP = "<!-- the help of each command -->"
 DOWNLOAD = '[Download this notebook]({name}){{ download="{name}" .md-button }}'
 
 
@@ -33,3 +39,20 @@ def as_markdown(notebook: str, path: str) -> str:
                 parts.append(f"![Output of the code above](data:image/png;base64,{picture})")
     parts.append(DOWNLOAD.format(name=path.rpartition("/")[2]))
     return "\n\n".join(parts)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the help of each command in the place of `HELP`."""
+    return markdown.replace(HELP, "\n\n".join(map(help_of, COMMANDS))) if HELP in markdown else markdown
+
+
+def help_of(command: str) -> str:
+    """A section with the help of a command."""
+    text = subprocess.run(
+        [sys.executable, "-m", "rl_lnlstm", command, "--help"],
+        env={**os.environ, "COLUMNS": "88", "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    return f"## rl-lnlstm {command}\n\n```text\n{text.strip()}\n```"
