@@ -48,6 +48,7 @@ class CopyingWrapper(gym.Wrapper):
     """Wraps an environment in a `SyncVectorEnv` that was not made by `make_vec`.
 
     It copies and checks as `Guard` does, but passes infos and errors on. Its `Fault`s know the environment's index.
+    Other code that reads or sets attributes through the vector environment still reaches those of the environment.
 
     Args:
         env: the environment.
@@ -57,18 +58,34 @@ class CopyingWrapper(gym.Wrapper):
         calls: number of calls of `step` and `reset`, by any code.
     """
 
+    calls = 0
+
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
-        self.calls = 0
         self._index = index
         self._spaces = env.observation_space, env.action_space
         self._score = insert_score_wrapper(env)
+        self._ended = False
 
     def __getattr__(self, name: str) -> Any:
-        # Other code that looks into the vector environment still finds the attributes of the original.
         if name.startswith("__") or name == "env":
             raise AttributeError(name)
         return getattr(self.env, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = name.startswith("_") or name == "env" or hasattr(type(self), name)
+        if is_own:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.env, name, value)
+
+    def set_wrapper_attr(self, name: str, value: Any, **options: Any) -> Any:
+        """Sets the attribute where it is without this wrapper, which Gymnasium would take for its owner."""
+        return self.env.set_wrapper_attr(name, value, **options)
+
+    def call_unless_ended(self, method: str) -> Any:
+        """Calls a method of the environment and returns the result; after the episode's end, only returns None."""
+        return None if self._ended else self.env.get_wrapper_attr(method)()
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Steps the environment with a copy of the action, and returns a copy of the observation."""
@@ -79,17 +96,20 @@ class CopyingWrapper(gym.Wrapper):
         answer = self.env.step(as_element(action_space, action))
         with self._indexed():
             observation, reward, terminated, truncated, info = unpacked(answer, 5, "step")
+            terminated, truncated = checked_end(terminated, "termination"), checked_end(truncated, "truncation")
+            self._ended = terminated or truncated
             return (
                 checked_observation(observation_space, observation),
                 checked_reward(reward),
-                checked_end(terminated, "termination"),
-                checked_end(truncated, "truncation"),
+                terminated,
+                truncated,
                 _without_gymnasiums(info) | ({} if self._score is None else {SCORE: self._score.reward}),
             )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Resets the environment, and returns a copy of the observation."""
         self.calls += 1
+        self._ended = False
         with self._indexed():
             observation, info = unpacked(reset_env(self.env, seed, options), 2, "reset")
             return checked_observation(self._spaces[0], observation), _without_gymnasiums(info)

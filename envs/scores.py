@@ -105,6 +105,13 @@ def warn_of_vector_scores(envs: VectorEnv, name: str) -> None:
         for env in innermost.envs:
             warn_of_lives(env, name)
     elif isinstance(innermost, AsyncVectorEnv):
+        # Its environments are in other processes, which nothing can be inserted in; but their texts name the wrappers.
+        if clipping := [kind for kind in CLIPPING if f"<{kind}<" in str(innermost.call("__str__"))]:
+            warn(
+                f"{name}: {clipping[0]} changes rewards in the processes of an AsyncVectorEnv, so the returns that are "
+                "reported are sums of changed rewards; give the id, or a function that makes one environment, with "
+                'vectorization="async", for the returns from before'
+            )
         if all(innermost.call("has_wrapper_attr", LIVES)) and any(innermost.get_attr(LIVES)):
             _warn_of_lives(name, "AtariPreprocessing")
     elif type(innermost).__name__ == "AtariVectorEnv":

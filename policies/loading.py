@@ -89,6 +89,8 @@ def load_policy(
             if encoder is not None:
                 _build_encoder(encoder, spaces[0], arguments.get("critic_keys") or ())
                 arguments["encoder"] = encoder
+                if not arguments.get("critic_keys"):
+                    arguments["encoder_layers"] = None  # earlier versions ignored it
             if arguments.get("std") == "gsde" and not has_box(spaces[1]):
                 arguments["std"] = "free"  # earlier versions ignored it
             build = functools.partial(built, *spaces)

@@ -32,6 +32,8 @@ def evaluate(options: EvaluateOptions) -> int:
     environment = environment_options(options, policy.env_id)
     if options.record is not None:
         check_is_free(options.record, "folder", "--record")
+    if options.video is not None:
+        check_is_free(options.video, "folder", "--video")
     if options.csv is not None:
         check_writable(options.csv, "the episodes", "--csv")
     if options.episode_seeds is None:

@@ -63,7 +63,7 @@ class EvaluateOptions(EpisodesOptions):
     """run the episodes with these seeds, for example from an earlier evaluation; --episodes and --seed are then
     ignored"""
     video: Path | None = None
-    """folder to record a video of each episode in"""
+    """new folder to record a video of each episode in"""
     record: Path | None = None
     """new folder to save the episodes in, as NumPy arrays, with the recurrent state"""
     csv: Path | None = None

@@ -147,8 +147,6 @@ def _resume(
         tell("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
     ppo.load_checkpoint(state, options.total_timesteps, options.env_snapshot)
     run = RunDirectory(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
-    if not ppo.finished:
-        (run_dir / RESULTS).unlink(missing_ok=True)  # of a policy that is about to change
     left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
     tell(f"resumed after {ppo.num_timesteps:,} frames in {options.resume}: {left}")
     return run

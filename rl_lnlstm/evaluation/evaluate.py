@@ -35,6 +35,7 @@ def evaluate(
     episode_seeds: Sequence[int] | None = None,
     max_steps: int | None = None,
     num_envs: int = 1,
+    mask_key: str | None = None,
 ) -> Evaluation:
     """Runs whole episodes, and reports their returns with statistics and confidence intervals.
 
@@ -57,6 +58,7 @@ def evaluate(
         max_steps: limit of an episode's steps. None means no limit if the environment has a time limit of its own, and
             otherwise 10,000. An episode that reaches the limit ends there and counts, and a `RunWarning` says so.
         num_envs: number of environments that are stepped together. Ignored if `env` is already made.
+        mask_key: the entry of a `Dict` observation that is the action mask, as for `PPO`.
 
     Raises:
         UserError: there is less than 1 episode, a seed is not an integer of at least 0, or the spaces of the
@@ -71,7 +73,7 @@ def evaluate(
     (500.0, Interval(low=500.0, high=500.0))
     """
     acts = policy_to_evaluate(policy)
-    with evaluation_setup(acts, env, n_eval_episodes, seed, episode_seeds, num_envs) as given:
+    with evaluation_setup(acts, env, n_eval_episodes, seed, episode_seeds, num_envs, mask_key) as given:
         return gathered(run_episodes(acts, *given, deterministic, max_steps), deterministic, given.seed)
 
 
@@ -84,6 +86,8 @@ def evaluate_policy(
     seed: int | None = ...,
     return_episode_rewards: Literal[False] = ...,
     max_steps: int | None = ...,
+    *,
+    mask_key: str | None = ...,
 ) -> tuple[float, float]: ...
 
 
@@ -97,6 +101,7 @@ def evaluate_policy(
     *,
     return_episode_rewards: Literal[True],
     max_steps: int | None = ...,
+    mask_key: str | None = ...,
 ) -> tuple[list[float], list[int]]: ...
 
 
@@ -108,13 +113,15 @@ def evaluate_policy(
     seed: int | None = None,
     return_episode_rewards: bool = False,
     max_steps: int | None = None,
+    *,
+    mask_key: str | None = None,
 ) -> Any:
     """Runs whole episodes and returns mean and standard deviation, like Stable-Baselines3's `evaluate_policy`.
 
     `evaluate` runs the same episodes, and also returns confidence intervals and seeds.
 
     Args:
-        policy, env, n_eval_episodes, deterministic, seed, max_steps: as for `evaluate`.
+        policy, env, n_eval_episodes, deterministic, seed, max_steps, mask_key: as for `evaluate`.
         return_episode_rewards: return lists instead of mean and standard deviation.
 
     Returns:
@@ -124,7 +131,7 @@ def evaluate_policy(
     Raises:
         UserError, EnvironmentFailure: as `evaluate`.
     """
-    result = evaluate(policy, env, n_eval_episodes, deterministic, seed, max_steps=max_steps)
+    result = evaluate(policy, env, n_eval_episodes, deterministic, seed, max_steps=max_steps, mask_key=mask_key)
     return (result.returns, result.lengths) if return_episode_rewards else (result.mean, result.std)
 
 
@@ -137,11 +144,12 @@ def record_episodes(
     *,
     episode_seeds: Sequence[int] | None = None,
     max_steps: int | None = None,
+    mask_key: str | None = None,
 ) -> list[EpisodeArrays]:
     """Runs the same episodes as `evaluate`, and returns everything that happened in them.
 
     Args:
-        policy, env, n_eval_episodes, deterministic, seed, episode_seeds, max_steps: as for `evaluate`.
+        policy, env, n_eval_episodes, deterministic, seed, episode_seeds, max_steps, mask_key: as for `evaluate`.
 
     Returns:
         A dict of arrays for each episode of T steps. Nested spaces have one array for each entry, with names such as
@@ -168,7 +176,7 @@ def record_episodes(
     True
     """
     acts = policy_to_evaluate(policy)
-    with evaluation_setup(acts, env, n_eval_episodes, seed, episode_seeds) as given:
+    with evaluation_setup(acts, env, n_eval_episodes, seed, episode_seeds, mask_key=mask_key) as given:
         episodes = run_episodes(acts, *given, deterministic, max_steps, record=True)
         return [episode.arrays for episode in sorted(episodes, key=lambda episode: episode.number)]
 
@@ -248,6 +256,7 @@ def evaluation_setup(
     seed: int | None,
     episode_seeds: Sequence[int] | None,
     num_envs: int = 1,
+    mask_key: str | None = None,
 ) -> Iterator[EvaluationSetup]:
     """A context manager for the environments and the seeds. Closes environments that it made itself."""
     n_eval_episodes, seed = checked("n_eval_episodes", n_eval_episodes, int), checked("seed", seed, Index | None)
@@ -261,7 +270,7 @@ def evaluation_setup(
     if isinstance(env, VectorEnv):
         if episode_seeds is not None:
             raise UserError("episode_seeds: the environments of a VectorEnv cannot be seeded one by one")
-        yield EvaluationSetup(make_vec(env), count, seed)
+        yield EvaluationSetup(make_vec(env, mask_key=mask_key), count, seed)
         return
     if episode_seeds is not None:
         seed, seeds = None, list(episode_seeds)
@@ -270,9 +279,12 @@ def evaluation_setup(
         seeds = seeds_of_episodes(seed, count)
     borrowed = isinstance(env, gym.Env)
     if borrowed:
-        envs = make_vec(ExistingEnv(env), 1, vectorization="sync", autoreset_mode=AutoresetMode.DISABLED)
+        envs = make_vec(
+            ExistingEnv(env), vectorization="sync", autoreset_mode=AutoresetMode.DISABLED, mask_key=mask_key
+        )
     else:
-        envs = make_evaluation_envs(env, min(num_envs, count), trained_on=getattr(policy, "observation_space", None))
+        trained_on = getattr(policy, "observation_space", None)
+        envs = make_evaluation_envs(env, min(num_envs, count), trained_on=trained_on, mask_key=mask_key)
     try:
         yield EvaluationSetup(envs, seeds, seed)
     finally:

@@ -108,7 +108,10 @@ class VideoRecorder:
         film.writer.close()
         seed = "" if film.seed is None else f"-seed-{film.seed}"
         score = re.sub(r"[^\d.e+-]", "", f"{episode_return:.6g}")
-        film.path.rename(self.folder / f"episode-{number:05d}{seed}-return-{score}.mp4")
+        try:
+            film.path.rename(self.folder / f"episode-{number:05d}{seed}-return-{score}.mp4")
+        except OSError as error:
+            raise UserError(f"videos cannot be written to {self.folder}: {error}") from error
 
     def drop(self, number: int) -> None:
         """Deletes the video of an episode that does not count."""

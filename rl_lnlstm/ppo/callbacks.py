@@ -19,7 +19,8 @@ class Training(Protocol):
     """What callbacks may use of the trainer, which is a `PPO`.
 
     Attributes:
-        config: its options.
+        config: its options. A callback may change `learning_rate` and `clip_coef`. The update is compiled again, which
+            takes seconds, if one changes other options of the loss.
         policy: the policy that it trains.
         num_timesteps: frames so far.
         iteration: iterations so far.
@@ -117,7 +118,10 @@ def says_stop(answer: Any) -> bool:
 
 
 def _check_signature(callback: Any) -> None:
-    """Raises `UserError` if a callback does not accept the metrics as its only argument."""
+    """Raises `UserError` if a callback does not accept the metrics as its only argument, or is a class."""
+    if isinstance(callback, type):
+        name = callback.__name__
+        raise UserError(f"callback {name} is a class: pass an object, {name}(...)")
     try:
         signature = inspect.signature(callback)
     except (TypeError, ValueError):  # some built-in functions have none

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import gymnasium as gym
@@ -11,7 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import VectorEnv
 
-from rl_lnlstm.config import AUTO, PPOConfig, make_config, upgraded
+from rl_lnlstm.config import AUTO, EnvironmentOptions, PPOConfig, make_config, upgraded
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.faults import Numbering
 from rl_lnlstm.envs.foreign_envs import ExistingEnv
@@ -113,6 +113,13 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
     if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
         raise UserError("wrappers and env_kwargs need an id or a function that makes an environment, got a VectorEnv")
     tolerance = config.fault_tolerance
+    if isinstance(env, gym.Env | VectorEnv):
+        _check_tolerance(config)
+    if isinstance(env, VectorEnv) and config.vectorization in ("sync", "async"):
+        raise UserError(
+            f"vectorization is {config.vectorization!r}, but a VectorEnv is stepped as it was made: give an id or a "
+            "function that makes one environment"
+        )
     if isinstance(env, gym.Env):
         if config.vectorization not in (AUTO, "sync"):
             raise UserError(
@@ -132,6 +139,17 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
         numbering=numbering,
         **tolerance,
     )
+
+
+def _check_tolerance(config: PPOConfig) -> None:
+    """Raises `UserError` if failures are to be tolerated, which environments that were made before cannot do."""
+    for name, possible in (("max_env_failures", 0), ("env_timeout", None)):
+        if (value := getattr(config, name)) not in (possible, getattr(EnvironmentOptions, name)):
+            raise UserError(
+                f"{name} is {value!r}, but an environment that was made before cannot be made again after a failure: "
+                "give an id or a function that makes one environment, or make the VectorEnv with make_vec, which has "
+                "max_failures and timeout"
+            )
 
 
 def make_envs_like_training(
@@ -157,13 +175,13 @@ def make_envs_like_training(
     )
 
 
-def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], envs: HasSpaces) -> RecurrentPolicy:
+def make_policy(policy: GivenPolicy, config: PPOConfig, given: Mapping[str, Any], envs: HasSpaces) -> RecurrentPolicy:
     """Returns the policy if one was given; otherwise builds one of the given class for the spaces of `envs`.
 
     Args:
         policy: as for `PPO`.
         config: the configuration.
-        given: names of the options that the user gave. The class must accept these.
+        given: the options that the user gave. The class must accept these.
         envs: has the spaces of the environments.
 
     Raises:
@@ -181,7 +199,7 @@ def make_policy(policy: GivenPolicy, config: PPOConfig, given: Iterable[str], en
     else:
         raise UserError(f"policy must be {AUTO} or one of {', '.join(POLICIES)}, got {policy!r}")
     options = {**config.policy_options, "seed": derived_seed(config.seed, "policy")}
-    asked = {name: options[name] for name in options if name in set(given) and options[name] is not None}
+    asked = {name: options[name] for name in upgraded(given) if options.get(name) is not None}
     if options["encoder_layers"] is None:
         del options["encoder_layers"]  # the default; policies with a given encoder do not accept this option
     taken = options_taken(policy_class, options)

@@ -21,6 +21,7 @@ from rl_lnlstm.errors import EnvironmentFailure, TrainingFailure, UserError, war
 from rl_lnlstm.evaluation.best_policy import BestPolicy
 from rl_lnlstm.evaluation.episodes import check_spaces
 from rl_lnlstm.files import folder_path
+from rl_lnlstm.option_types import Count, checked
 from rl_lnlstm.ppo import checkpoint_files
 from rl_lnlstm.ppo.agent import Agent
 from rl_lnlstm.ppo.callbacks import Listeners, Metrics
@@ -189,6 +190,7 @@ class Trainer(Agent):
         Raises:
             UserError: there is no checkpoint, it is damaged, or its trainer differs from this one.
         """
+        total_timesteps = checked("total_timesteps", total_timesteps, Count | None)
         state = checkpoint
         if not isinstance(state, checkpoint_files.TrainingState):
             state = checkpoint_files.read(folder_path(state))

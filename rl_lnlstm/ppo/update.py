@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 ADAM_EPSILON = 1e-5  # as in OpenAI baselines' PPO2; the default of Keras is 1e-7
 TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # the terms of the loss
 REPORTED = (*TERMS, "approx_kl", "clip_fraction", "loss")
+# Options that are constants in the graph of the update
+CONSTANTS = operator.attrgetter(
+    "ent_coef", "vf_coef", "target_kl", "max_grad_norm", "norm_adv", "clip_vloss", "gamma", "gae_lambda", "minibatches"
+)
 
 
 def gains_from_xla(policy: LearningPolicy) -> bool:
@@ -46,12 +51,13 @@ class Updater:
     def __init__(self, policy: LearningPolicy, config: PPOConfig, generator: np.random.Generator) -> None:
         self.policy, self.config, self.generator = policy, config, generator
         self._trained = list(policy.trainable_variables)
+        self._trained_ids = {id(variable) for variable in self._trained}
         self.optimizer = Adam(self._trained, config.learning_rate, ADAM_EPSILON)
         self.skipped_updates, self.not_finite = 0, ""
         self._compile()
 
     def _compile(self) -> None:
-        self._watch = Watch(self.policy)
+        self._watch, self._constants = Watch(self.policy), CONSTANTS(self.config)
         compiled = self.config.jit_compile and gains_from_xla(self.policy)
         self.function = tf.function(self._update, autograph=False, jit_compile=compiled)
 
@@ -68,8 +74,14 @@ class Updater:
             iteration: its number, for warnings.
         """
         config, count = self.config, len(sequences.valid)
-        if self._watch.changed():
-            self._check_variables()
+        self._check_variables()
+        layers_changed = self._watch.changed()
+        if layers_changed and config.ray is not None:
+            raise UserError(
+                "the policy was changed, but the workers have it as it was when PPO was made: make a new PPO after you "
+                "have changed layers or attributes of the policy"
+            )
+        if layers_changed or CONSTANTS(config) != self._constants:
             self._compile()
         compiles = self.function.experimental_get_tracing_count() == 0
         minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
@@ -87,12 +99,13 @@ class Updater:
         return {**{name: float(value) for name, value in metrics.items()}, "stopped_at_epoch": stopped_at_epoch}
 
     def _check_variables(self) -> None:
-        known = {id(variable) for variable in self._trained}
-        new = [variable.path for variable in self.policy.trainable_variables if id(variable) not in known]
-        if new or len(self.policy.trainable_variables) != len(known):
+        trainable = self.policy.trainable_variables
+        if {id(variable) for variable in trainable} != self._trained_ids:
+            new = [variable.path for variable in trainable if id(variable) not in self._trained_ids]
             raise UserError(
-                f"the policy's weights are not those that PPO was made with, new ones are {new[:3]}: make a new PPO "
-                "after you have changed layers of the policy"
+                f"the policy's trainable weights are not those that PPO was made with: {len(trainable)} in place of "
+                f"{len(self._trained_ids)}, new ones are {new[:3]}; make a new PPO after you have changed or frozen "
+                "layers of the policy"
             )
 
     def _log_skipped_steps(self, iteration: int, skipped: int, steps: int, not_finite: np.ndarray) -> None:

@@ -94,6 +94,7 @@ def memory_use(
     max_lag: int = MAX_LAG,
     max_steps: int | None = None,
     num_envs: int = MAX_ENVS,
+    mask_key: str | None = None,
 ) -> MemoryUse:
     """Measures how far back a policy looks, and how much memory its score needs.
 
@@ -113,7 +114,7 @@ def memory_use(
         cuts: the numbers of steps k. None: all from 1 up to the length of the longest episode, if that is at most 16;
             otherwise the powers of two up to it.
         max_lag: the largest number of steps between an observation and an action.
-        max_steps, num_envs: as for `evaluate`.
+        max_steps, num_envs, mask_key: as for `evaluate`.
 
     Raises:
         UserError: the policy is not of this package, a number is out of range, or the spaces of the environment differ
@@ -133,7 +134,7 @@ def memory_use(
     base = random_seed() if seed is None else seed
 
     def run(policy: Any, record: bool = False) -> Iterator[EvaluatedEpisode]:
-        with evaluation_setup(acts, env, n_eval_episodes, base, None, num_envs) as given:
+        with evaluation_setup(acts, env, n_eval_episodes, base, None, num_envs, mask_key) as given:
             yield from run_episodes(policy, *given, deterministic, max_steps, record)
 
     return measure_memory_use(acts, run(acts, record=True), run, deterministic, base, cuts, max_lag)

@@ -40,12 +40,14 @@ class ShownEpisode(NamedTuple):
 
     Attributes:
         title: why it is shown, such as "Best".
+        episode_return: its return; the rewards in `arrays` may be clipped.
         arrays: the recorded episode, as from `record_episodes`.
         replayed: its replay.
         pictures: WebP files: one for each of the `shown_steps`, and one at the end; empty if there are none.
     """
 
     title: str
+    episode_return: float
     arrays: EpisodeArrays
     replayed: Replay
     pictures: list[bytes]
@@ -215,12 +217,12 @@ class _Positions(NamedTuple):
 def _positions(episode: ShownEpisode) -> _Positions:
     arrays, length = episode.arrays, len(episode.arrays["rewards"])
     steps = [*shown_steps(length).tolist(), length]
-    returns = np.concatenate([[0.0], np.cumsum(arrays["rewards"])])
+    sums = np.concatenate([[0.0], np.cumsum(arrays["rewards"])])
     texts = [
-        f"step {step:,} of {length:,}\n{_acted(arrays, step)}return so far {returns[step]:,.6g}" for step in steps[:-1]
+        f"step {step:,} of {length:,}\n{_acted(arrays, step)}rewards so far {sums[step]:,.6g}" for step in steps[:-1]
     ]
     end = "terminated" if arrays["terminated"] else "truncated"
-    texts.append(f"end after {length:,} steps: {end}\nreturn {returns[-1]:,.6g}")
+    texts.append(f"end after {length:,} steps: {end}\nreturn {episode.episode_return:,.6g}")
     return _Positions(steps, texts, episode.pictures if len(episode.pictures) == len(steps) else [])
 
 
@@ -239,7 +241,7 @@ def _episode(number: int, episode: ShownEpisode, chart: str, positions: _Positio
     arrays, length = episode.arrays, len(episode.arrays["rewards"])
     uris = [data_uri(picture) for picture in positions.pictures]
     seed = f", seed {int(arrays['seed'])}" if "seed" in arrays else ""
-    title = f"{episode.title} episode: return {float(np.sum(arrays['rewards'])):,.6g}, {length:,} steps{seed}"
+    title = f"{episode.title} episode: return {episode.episode_return:,.6g}, {length:,} steps{seed}"
     image = ""
     if uris:
         enlarged = ' class="pixels"' if is_small(positions.pictures[0]) else ""

@@ -86,7 +86,7 @@ def make_report(
         problems["pictures"] = problem
         progress(problem)
     shown = [
-        ShownEpisode(title, episode.arrays, replay(policy, episode.arrays), own)
+        ShownEpisode(title, episode.episode_return, episode.arrays, replay(policy, episode.arrays), own)
         for (title, episode), own in zip(chosen.items(), pictures, strict=True)
     ]
     return page(Content(env_id, run_dir, memory, shown, config, metrics, problems))

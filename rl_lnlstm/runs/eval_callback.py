@@ -29,7 +29,7 @@ class EvalCallback(Callback):
         deterministic: take the most probable actions; otherwise sample.
         seed: determines the episodes.
         best_path: the folder to save the best policy in; None to not save it.
-        num_envs, max_steps: as for `evaluate`.
+        num_envs, max_steps, mask_key: as for `evaluate`.
 
     Attributes:
         result: the last evaluation, None before the first.
@@ -46,11 +46,12 @@ class EvalCallback(Callback):
         best_path: str | os.PathLike | None = None,
         num_envs: int = 1,
         max_steps: int | None = None,
+        mask_key: str | None = None,
     ) -> None:
         self.env, self.interval, self.n_eval_episodes = env, checked("interval", interval, Count), n_eval_episodes
         self.deterministic, self.seed = deterministic, seed
         self.best_path = None if best_path is None else Path(best_path).absolute()
-        self._options: dict[str, Any] = {"num_envs": num_envs, "max_steps": max_steps}
+        self._options: dict[str, Any] = {"num_envs": num_envs, "max_steps": max_steps, "mask_key": mask_key}
         self.result: Evaluation | None = None
         self.best_mean = -float("inf")
 

@@ -17,10 +17,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rl_lnlstm.errors import warn
+from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.files import Appender, replacing_file
 from rl_lnlstm.ppo.callbacks import Callback, Metrics
-from rl_lnlstm.runs.metrics_file import FRAMES
+from rl_lnlstm.runs.metrics_file import FRAMES, ITERATION
 
 
 class CSVLogger(Callback):
@@ -30,13 +30,14 @@ class CSVLogger(Callback):
     the run continues: rows are kept, and are written when there is space again.
 
     Args:
-        path: the file. Rows that it already contains are kept.
+        path: the file. Rows that it already contains are kept, except for an unfinished last one.
         iteration: keep only the rows up to this iteration; None for all of them.
 
     Attributes:
         rows: all metrics so far, including those that the file already contained.
 
     Raises:
+        UserError: the file holds something else than metrics.
         OSError: the file cannot be opened.
     """
 
@@ -157,11 +158,16 @@ class _Kept(NamedTuple):
 def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
     """Removes all rows after `iteration` from a `metrics.csv`, and returns its columns and the remaining rows.
 
-    A killed process may leave a damaged row at the end. The first row that cannot be read, and all rows after it, are
-    removed too.
+    A killed process may leave a damaged row at the end, which is removed. With `iteration`, the first row that cannot
+    be read, and all rows after it, are removed too.
+
+    Raises:
+        UserError: the file holds something else than metrics.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     columns = _cells(lines[0].decode(errors="replace")) if lines else []
+    if lines and lines[0].endswith(b"\n") and ITERATION not in columns:
+        raise UserError(f"{path} holds no metrics: expected a column {ITERATION!r}, got {columns!r:.200}")
     rows: list[Metrics] = []
     texts: list[dict[str, str]] = []
     for line in lines[1:]:
@@ -169,12 +175,14 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
             cells = zip(columns, _cells(line.decode()), strict=True)
             written = {name: cell for name, cell in cells if cell}
             row = {name: float(cell) for name, cell in written.items()}
-            if not line.endswith(b"\n") or (iteration is not None and row["time/iterations"] > iteration):
+            if not line.endswith(b"\n") or (iteration is not None and row[ITERATION] > iteration):
                 break
         except (ValueError, KeyError, csv.Error):
             break
         rows.append(row)
         texts.append(written)
+    if iteration is None and len(rows) + 2 < len(lines):
+        raise UserError(f"line {len(rows) + 2} of {path} cannot be read, so no rows are added to this file")
     if lines:
         # Without rows, write no header either, as in a new run.
         os.truncate(path, sum(map(len, lines[: len(rows) + 1])) if rows else 0)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from rl_lnlstm.files import check_is_free, replacing_file
 from rl_lnlstm.policies import RecurrentPolicy
 from rl_lnlstm.policies.saving import check_can_be_saved
 from rl_lnlstm.ppo.callbacks import Callback, Training
-from rl_lnlstm.runs.layout import BEST_POLICY, CHECKPOINTS, CONFIG, LEARNING_CURVE, METRICS, POLICY, TENSORBOARD
+from rl_lnlstm.runs.layout import (
+    BEST_POLICY,
+    CHECKPOINTS,
+    CONFIG,
+    LEARNING_CURVE,
+    METRICS,
+    POLICY,
+    RESULTS,
+    TENSORBOARD,
+)
 from rl_lnlstm.runs.learning_curve import learning_curve
 from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, try_to_write
 from rl_lnlstm.runs.metrics_file import RETURN
@@ -30,7 +40,8 @@ class RunDirectory(Callback):
         path: the folder. It must be new or empty, or the folder of the run to resume.
         config: the options to write to `config.json`; None for the trainer's.
         policy: the policy to save: to `checkpoints/best/` whenever the mean return is the best so far, and to `policy/`
-            at the end. None for the trainer's; files are then opened when training starts and closed when it ends.
+            at the end; when training goes on, that one is removed. None for the trainer's; files are then opened when
+            training starts and closed when it ends.
         iteration: the iteration after which the run is resumed; None for a new run.
         frames: the number of frames at that iteration. Later records are removed.
 
@@ -53,7 +64,8 @@ class RunDirectory(Callback):
         self.path = Path(path).absolute()  # an environment may change the current folder
         self._config = config
         self._of_trainer = policy is None
-        self._began: int | None = None  # the trainer's iteration when it was first used
+        self._ppo: Any = None  # the trainer that it was used with
+        self._began = 0  # that trainer's iteration at that time
         if policy is not None:
             self._open(policy, config or {}, iteration, frames)
 
@@ -61,14 +73,13 @@ class RunDirectory(Callback):
         """Opens the folder, unless it is open."""
         if not self._of_trainer:
             return
-        self._ppo = ppo
         config = ppo.config.to_json() if self._config is None else self._config
-        if self._began is not None:  # `learn` is called again
+        if ppo is self._ppo:  # `learn` is called again
             self._open(ppo.policy, config, ppo.iteration, ppo.num_timesteps)
         else:
             check_is_free(self.path, "run directory", "RunDirectory(path)")
             self._open(ppo.policy, config)
-            self._began = ppo.iteration
+            self._ppo, self._began = ppo, ppo.iteration
 
     def on_training_end(self) -> None:
         """Finishes the files that `on_training_start` opened."""
@@ -81,6 +92,7 @@ class RunDirectory(Callback):
     ) -> None:
         check_can_be_saved(policy)
         path, self.policy = self.path, policy
+        self._goes_on = iteration is not None
         self._title = f"{config.get('env_id')}, seed {config.get('seed')}"
         try:
             (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -93,7 +105,7 @@ class RunDirectory(Callback):
         except OSError as error:
             raise UserError(f"run directory {path} cannot be written: {error}") from error
         rows = self._metrics.rows
-        if iteration is not None and len(rows) != (count := iteration - (self._began or 0)):
+        if iteration is not None and len(rows) != (count := iteration - self._began):
             warn(f"{path / METRICS} holds only {len(rows)} rows of the {count} iterations")
         # If the best policy is missing, the next policy replaces it.
         known = [row[RETURN] for row in rows] if (path / BEST_POLICY).is_dir() else []
@@ -101,11 +113,24 @@ class RunDirectory(Callback):
 
     def __call__(self, metrics: dict[str, float]) -> None:
         """Writes the metrics, and saves the policy if its mean return is the best so far."""
+        if self._goes_on:
+            self._goes_on = not try_to_write(self.path, self._withdraw_end)
         self._metrics(metrics)
         self._events(metrics)
         mean = metrics[RETURN]
         if mean > self._best and try_to_write(self.path, lambda: self.policy.save(self.path / BEST_POLICY)):
             self._best = mean
+
+    def _withdraw_end(self) -> None:
+        """Removes policy and results of an earlier end of training. If the best policy is missing, it becomes that."""
+        (self.path / RESULTS).unlink(missing_ok=True)
+        if not (self.path / POLICY).is_dir():
+            return
+        if not (self.path / BEST_POLICY).is_dir():
+            (self.path / POLICY).rename(self.path / BEST_POLICY)
+            return
+        with tempfile.TemporaryDirectory(prefix=f".{POLICY}.", dir=self.path) as unused:  # gone at once for readers
+            (self.path / POLICY).rename(Path(unused) / POLICY)
 
     def flush(self) -> None:
         """Writes all records to the disk.

@@ -175,6 +175,14 @@ def test_an_environments_own_vector_implementation_is_evaluated_in(tmp_path, cap
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--vectorization", "sync"]) == 0
 
 
+@pytest.mark.parametrize("flag", ["--video", "--record"])
+def test_a_folder_with_other_files_is_left_alone(flag, run, tmp_path, capsys):
+    (tmp_path / "episode-00000-seed-1-return-9.mp4").write_text("of another policy")
+    assert main(["evaluate", str(run), "--episodes", "1", flag, str(tmp_path)]) == 2
+    assert f"name a new one with {flag}" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of another policy"]
+
+
 def test_seeds_for_a_vector_implementation_are_refused(run, tmp_path, capsys):
     command = ["evaluate", str(run), "--vectorization", "vector_entry_point", "--env-id", "CartPole-v1"]
     assert main([*command, "--episode-seeds", "3", "4"]) == 2

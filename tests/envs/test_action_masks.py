@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import tensorflow as tf
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rl_lnlstm import PPO, UserError, evaluate_policy
 from rl_lnlstm.envs import make_vec
@@ -94,9 +94,12 @@ def test_worker_processes_without_masks_live_on():
 
 
 @pytest.mark.parametrize("mode", MODES, ids=[mode.name for mode in MODES])
-@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("vectorization", ["sync", "async", "SyncVectorEnv"])
 def test_nobody_asks_for_masks_after_the_end(mode, vectorization):
-    envs = make_vec(Over, 2, vectorization=vectorization, autoreset_mode=mode)
+    if vectorization == "SyncVectorEnv":
+        envs = make_vec(SyncVectorEnv([Over] * 2, autoreset_mode=mode))
+    else:
+        envs = make_vec(Over, 2, vectorization=vectorization, autoreset_mode=mode)
     try:
         stepper, episodes = Stepper(envs, 0), 0
         for _ in range(15):

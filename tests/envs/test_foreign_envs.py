@@ -180,6 +180,23 @@ def test_final_observations_that_are_overwritten_are_named(reuses):
         np.testing.assert_array_equal(finals[2], [[3, 1], [3, 1]])
 
 
+@pytest.mark.parametrize(
+    "set_level",
+    [lambda envs: envs.set_attr("level", 3), lambda envs: [setattr(env, "level", 3) for env in envs.envs]],
+    ids=["set_attr", "setattr"],
+)
+def test_attributes_that_other_code_sets_reach_the_environments(set_level):
+    inner = [Three(), Three()]
+    for env in inner:
+        env.level = 0
+    envs = SyncVectorEnv([ExistingEnv(env) for env in inner])
+    make_vec(envs)
+    set_level(envs)
+    assert [env.level for env in inner] == [3, 3]
+    envs.set_attr("brightness", 5)
+    assert envs.get_attr("brightness") == (5, 5)
+
+
 # --------------------------------------------------------------------------------------------------------- scores
 
 
@@ -247,6 +264,11 @@ class VectorIrregular(_Irregular, VectorWrapper):
 def test_scores_are_sums_where_an_outer_wrapper_steps_several_times_or_not_at_all(make):
     stepper = Stepper(make(), 0)
     assert [episode[1:3] for episode in episodes_of(stepper, 4)] == [(30.0, 4), (30.0, 4)]
+
+
+def test_changed_rewards_in_processes_of_other_code_are_named():
+    with pytest.warns(RunWarning, match="ClipReward changes rewards in the processes of an AsyncVectorEnv"):
+        make_vec(AsyncVectorEnv([lambda: gym.wrappers.FlattenObservation(ClipReward(Three(), -1, 1))] * 2)).close()
 
 
 class AtariPreprocessing(gym.Wrapper):

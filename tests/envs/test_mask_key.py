@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rl_lnlstm import PPO, UserError
+from rl_lnlstm import PPO, EvalCallback, UserError, evaluate, evaluate_policy, memory_use, record_episodes
 from rl_lnlstm.envs import make_vec
 from rl_lnlstm.envs.action_masks import mask_sizes
 from rl_lnlstm.envs.autoreset import Stepper
@@ -58,6 +58,16 @@ def test_a_trainer_learns_with_the_mask_in_the_observation():
     ppo = PPO("auto", Cards, num_envs=2, mask_key="action_mask", **TINY)
     ppo.learn(64)
     assert ppo.envs.failures == 0
+    arguments = {"seed": 0, "mask_key": "action_mask"}
+    assert evaluate(ppo.policy, Cards, 3, **arguments).returns == [3.0] * 3
+    assert evaluate_policy(ppo.policy, Cards(), 3, **arguments) == (3.0, 0.0)
+    assert evaluate_policy(ppo.policy, SyncVectorEnv([Cards] * 2), 3, **arguments) == (3.0, 0.0)
+    for episode in record_episodes(ppo.policy, Cards, 3, **arguments):
+        assert episode["action_masks"].shape == (3, 4)
+    assert memory_use(ppo.policy, Cards, 3, cuts=[1], **arguments).score.mean == 3
+    evaluation = EvalCallback(Cards, 1, 3, mask_key="action_mask")
+    ppo.learn(32, callback=evaluation)
+    assert evaluation.best_mean == 3
 
 
 def test_a_mask_that_nobody_asked_for_is_warned_of():

@@ -119,6 +119,8 @@ def test_an_encoder_of_ones_own_is_not_silently_ignored():
     encoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(UserError, match="encoder"):
         policy_for(encoder=encoder)
+    with pytest.raises(UserError, match=r"encoder_layers is \(8,\), but your encoder is used as it is"):
+        RecurrentPolicy(OBSERVATIONS, gym.spaces.Discrete(2), encoder=encoder, encoder_layers=(8,))
 
 
 UNSUPPORTED = [

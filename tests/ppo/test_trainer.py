@@ -90,6 +90,28 @@ def test_options_that_a_class_does_not_take_or_keep_are_refused():
         PPO(Narrow, "CartPole-v1", units=256)
     with pytest.raises(UserError, match="num_layers: Plain does not take this option"):
         PPO(Plain, "CartPole-v1", num_layers=2)
+    for option in ({"std": "gsde"}, {"use_sde": True}):
+        with pytest.raises(UserError, match="std: Plain does not take this option"):
+            PPO(Plain, "Pendulum-v1", **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("vectorization", "async"), ("max_env_failures", 3), ("env_timeout", 5.0)]
+)
+def test_options_that_a_vector_env_cannot_follow_are_refused(option, value):
+    envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+    with pytest.raises(UserError, match=f"{option} is {value!r}, but"):
+        PPO("auto", envs, **SMALL, **{option: value})
+
+
+def test_a_total_that_is_no_number_is_refused_before_anything_is_loaded(tmp_path):
+    ppo = PPO("auto", "CartPole-v1", **SMALL).learn(16)
+    ppo.save_checkpoint(tmp_path / "checkpoint")
+    ppo.learn(16)
+    for total in ("200000", 0):
+        with pytest.raises(UserError, match="total_timesteps must be an integer of at least 1"):
+            ppo.load_checkpoint(tmp_path / "checkpoint", total)
+        assert ppo.iteration == 2
 
 
 def test_the_configuration_is_that_of_the_given_policy():

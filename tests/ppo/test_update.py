@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import RecordEpisodeStatistics
 
-from rl_lnlstm import PPO
+from rl_lnlstm import PPO, UserError
 from rl_lnlstm.policies import RecurrentPolicy
 from tests.policies.scripted_env import scripted_envs
 from tests.ppo.tiny_ppo import iterate
@@ -171,3 +171,36 @@ def test_what_infos_tell_of_episodes_becomes_metrics():
     metrics = iterate(ppo, 1)[0]
     assert metrics["rollout/episode/r"] == metrics["rollout/ep_rew_mean"]
     assert "rollout/episode" not in metrics
+
+
+# ------------------------------------------------------------------------------ what is changed after PPO was made
+
+
+def test_layers_that_are_frozen_are_named():
+    ppo = with_encoder(dense())
+    ppo.policy.encoder.trainable = False
+    with pytest.raises(UserError, match="trainable weights are not those that PPO was made with"):
+        iterate(ppo, 1)
+
+
+def test_layers_that_workers_do_not_have_are_named():
+    ppo = with_encoder(dense())
+    iterate(ppo, 1)
+    ppo.config.ray = "local"  # as if other processes had collected the rollout
+    ppo.policy.encoder.layers[-1].activation = keras.activations.relu
+    with pytest.raises(UserError, match="the workers have it as it was"):
+        iterate(ppo, 1)
+
+
+def test_options_that_a_callback_changes_take_effect():
+    ppo, seen = with_encoder(dense(), ent_coef=0.5), []
+
+    def change(metrics):
+        seen.append(metrics)
+        ppo.config.ent_coef, ppo.config.vf_coef = 0.25, 2.0
+        return len(seen) < 2
+
+    ppo.learn(10**6, callback=change)
+    for metrics, ent_coef, vf_coef in zip(seen, (0.5, 0.25), (0.5, 2.0), strict=True):
+        terms = [metrics[f"train/{name}"] for name in ("policy_gradient_loss", "entropy_loss", "value_loss")]
+        assert metrics["train/loss"] == pytest.approx(np.dot(terms, [1, ent_coef, vf_coef]), rel=1e-5)

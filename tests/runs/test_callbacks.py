@@ -1,6 +1,7 @@
 """The public callbacks write the same records as the command line."""
 
 import csv
+import shutil
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +14,7 @@ from rl_lnlstm import (
     CheckpointCallback,
     CSVLogger,
     EvalCallback,
+    ProgressBar,
     RunDirectory,
     TensorBoardLogger,
     UserError,
@@ -50,8 +52,51 @@ def test_a_run_directory_from_python_is_one_for_the_commands(tmp_path, capsys):
     assert (tmp_path / "run" / "learning_curve.png").is_file()
     for kept, live in zip(load_policy(tmp_path / "run").get_weights(), ppo.policy.get_weights(), strict=True):
         np.testing.assert_array_equal(kept, live)
-    with pytest.raises(UserError, match="already holds"):
-        trainer().learn(40, callback=RunDirectory(tmp_path / "run"))
+    for callback in (RunDirectory(tmp_path / "run"), run_dir):  # of a second run
+        with pytest.raises(UserError, match="already holds"):
+            trainer().learn(40, callback=callback)
+    assert len(rows(tmp_path / "run" / "metrics.csv")) == ppo.iteration
+
+
+@pytest.mark.parametrize("has_best", [True, False])
+def test_the_policy_of_an_earlier_end_is_withdrawn_when_training_goes_on(tmp_path, has_best):
+    ppo, run_dir = trainer(), RunDirectory(tmp_path / "run")
+    ppo.learn(64, callback=run_dir)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "best", ignore_errors=True)
+    if has_best:
+        ppo.policy.save(tmp_path / "run" / "checkpoints" / "best")
+    (tmp_path / "run" / "results.json").write_text("{}")
+    names = []
+
+    def look(_):
+        names.append({path.name for path in (tmp_path / "run").iterdir()})
+        load_policy(tmp_path / "run")
+
+    ppo.learn(64, callback=[run_dir, look])
+    assert all(not found & {"policy", "results.json"} for found in names)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names[0] | {"policy"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("episode,return,cut\n0,1.0,False\n", "expected a column 'time/iterations', got"),
+        ("time/iterations,a\n1,2\n2,many\n3,4\n", "line 3 of .* cannot be read"),
+    ],
+    ids=["another file", "text inside"],
+)
+def test_a_file_that_holds_something_else_is_left_alone(content, message, tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        CSVLogger(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("callback", [ProgressBar, [CSVLogger, CheckpointCallback]], ids=["one", "several"])
+def test_a_class_in_place_of_a_callback_is_named(callback):
+    with pytest.raises(UserError, match=r"is a class: pass an object, \w+\(...\)"):
+        trainer().learn(32, callback=callback)
 
 
 class Shaped(MlpLnLstmPolicy):

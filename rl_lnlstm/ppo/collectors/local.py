@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -59,6 +60,11 @@ class LocalCollector:
     def begin(self, policy: Any) -> None:
         """Begins the first episodes. `policy` acts from now on."""
         config = self._config
+        if self._share.count < self._share.total and "noise" not in inspect.signature(policy.step).parameters:
+            raise UserError(
+                f"step of {type(policy).__name__} takes no noise, so all workers would explore alike: let it take "
+                "noise=None, and pass it on"
+            )
         self._runner = RolloutRunner(
             as_in_whole_batch(policy, self._share),
             self.envs,

@@ -22,6 +22,7 @@ from rl_lnlstm.ppo import trainer
 from rl_lnlstm.ppo.collectors import crew
 from rl_lnlstm.ppo.collectors.local import LocalCollector
 from rl_lnlstm.ppo.collectors.parallel import ParallelCollector
+from rl_lnlstm.ppo.collectors.share import Share
 from rl_lnlstm.seeding import derived_seed
 from tests.failing_env import FailingEnv, Failure
 from tests.policies.card_env import CardEnv
@@ -144,6 +145,19 @@ def test_a_lost_worker_is_replaced_and_nothing_changes(fault, monkeypatch):
     assert (transport.started, len(transport.alive)) == (2 + len(faults), 2)
     collector.close()
     assert transport.closed
+
+
+class WithoutNoise(MlpLnLstmPolicy):
+    def step(self, observations, state, episode_starts, action_masks=None):
+        return super().step(observations, state, episode_starts, action_masks)
+
+
+def test_a_step_without_noise_is_refused_where_workers_would_explore_alike():
+    config = make_config(env_id="CartPole-v1", **SMALL)
+    policy = WithoutNoise(CartPoleEnv().observation_space, CartPoleEnv().action_space, units=4)
+    with pytest.raises(UserError, match="step of WithoutNoise takes no noise"):
+        LocalCollector("CartPole-v1", config, Share(0, 2, 4)).begin(policy)
+    LocalCollector("CartPole-v1", config).begin(policy)
 
 
 def test_a_worker_moves_to_a_better_place_and_nothing_changes():
