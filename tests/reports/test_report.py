@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TransformReward
 from PIL import Image
 
 from rl_lnlstm import load_policy, memory_use
@@ -210,6 +211,18 @@ def test_environments_that_cannot_be_seeded_one_by_one():
     )
     assert messages[-1] == "There are no pictures: the environments of TMaze-v0 cannot be seeded one by one."
     assert len([name for name in found.data if name.startswith("figure-timeline")]) == 3
+
+
+def test_returns_are_those_from_before_a_wrapper_changed_rewards():
+    def changed(*arguments):
+        return TransformReward(AnyEnv(*arguments), lambda reward: reward + 1000)
+
+    found, _ = made(policy(BOX, DISCRETE), env=changed, n_episodes=1)
+    texts = found.data["steps-0"]["texts"]
+    returns = re.findall(r"(?<!mean )return ([\d.,]+)", found.text + texts[-1])
+    assert len(returns) == 2
+    assert all(float(number.strip(",.").replace(",", "")) < 100 for number in returns)
+    assert "rewards so far 5,0" in texts[-2]
 
 
 def test_pictures_are_made_smaller_until_they_fit():
