@@ -6,6 +6,7 @@ The algorithm is in `train.py`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections import deque
@@ -71,6 +72,8 @@ class Trainer(Agent):
             self._collector = make_collector(env, self.config)
             self._resources.callback(self._collector.close)
             self.policy = make_policy(policy, self.config, config, self._collector)
+            # A class may fix options of the network.
+            self.config = dataclasses.replace(self.config, **dataclasses.asdict(self.policy.options))
             check_spaces(self.policy, self._collector, learning=True)
             self.policy.env_id = self.config.env_id
             self._selection = self._make_selection() if self.config.eval_interval else None

@@ -38,7 +38,7 @@ def test_a_policy_class_is_used(tmp_path):
     options = {name: value for name, value in SMALL.items() if name != "units"}
     narrow = PPO(Narrow, "CartPole-v1", **options)
     assert type(narrow.policy) is Narrow
-    assert narrow.policy.units == 7
+    assert narrow.policy.units == narrow.config.units == 7
     assert type(PPO(RecurrentPolicy, "CartPole-v1", **SMALL).policy) is RecurrentPolicy
     plain = PPO(Plain, "CartPole-v1", **SMALL).learn(1)
     assert type(plain.policy) is Plain
