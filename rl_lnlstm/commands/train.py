@@ -28,7 +28,7 @@ from rl_lnlstm.ppo.train import PPO
 from rl_lnlstm.runs.checkpoints import Checkpoints, read_newest
 from rl_lnlstm.runs.layout import CHECKPOINTS, RESULTS, default_run_dir
 from rl_lnlstm.runs.lock import locked
-from rl_lnlstm.runs.run_directory import RunDirectory
+from rl_lnlstm.runs.run_record import RunRecord
 from rl_lnlstm.runs.trackers import TRACKERS, Tracker
 from rl_lnlstm.seeding import derived_seed
 
@@ -78,7 +78,7 @@ def train(options: TrainOptions, stop: Stop) -> int:
                     _pretrain(ppo, episodes)
             resources.enter_context(locked(run_dir))
             check_is_free(run_dir, "run directory", OTHER_RUN)
-            run = RunDirectory(run_dir, config, ppo.policy)
+            run = RunRecord(run_dir, config, ppo.policy)
             tell(f"training {type(ppo.policy).__name__} in {options.env_id}, recorded in {shown_path}")
         else:
             run = _resume(ppo, state, run_dir, config, options)
@@ -108,7 +108,7 @@ def _pretrain(ppo: PPO, folder: str) -> None:
 
 
 def _learn(
-    ppo: PPO, run: RunDirectory, shown_path: Path, options: TrainOptions, stop: Stop, tracker: Tracker | None
+    ppo: PPO, run: RunRecord, shown_path: Path, options: TrainOptions, stop: Stop, tracker: Tracker | None
 ) -> bool:
     """Trains to the end, or until a signal. Returns whether all files could be written."""
     checkpoints = Checkpoints(
@@ -140,13 +140,11 @@ def _learn(
     return whole
 
 
-def _resume(
-    ppo: PPO, state: TrainingState, run_dir: Path, config: dict[str, Any], options: TrainOptions
-) -> RunDirectory:
+def _resume(ppo: PPO, state: TrainingState, run_dir: Path, config: dict[str, Any], options: TrainOptions) -> RunRecord:
     if options.env_snapshot and state.environments is not None:
         tell("unpickling the environments of the checkpoint; --no-env-snapshot avoids it")
     ppo.load_checkpoint(state, options.total_timesteps, options.env_snapshot)
-    run = RunDirectory(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
+    run = RunRecord(run_dir, config, ppo.policy, ppo.iteration, ppo.num_timesteps)
     left = "nothing is left to train" if ppo.finished else f"training on to {options.total_timesteps:,}"
     tell(f"resumed after {ppo.num_timesteps:,} frames in {options.resume}: {left}")
     return run
