@@ -235,7 +235,8 @@ def _method(envs: VectorEnv) -> Callable[[], Any] | None:
         # Ask first, because calling a method that does not exist would end the worker processes.
         if not all(base.call("has_wrapper_attr", METHOD)):
             return None
-        # Environments from `make_vec` have this method. After the end of a game, `action_masks` may fail.
+        # Environments from `make_vec`, and those in a `SyncVectorEnv`, have this method. After the end of a game,
+        # `action_masks` may fail.
         if all(base.call("has_wrapper_attr", "call_unless_ended")):
             return lambda: base.call("call_unless_ended", METHOD)
         return lambda: base.call(METHOD)

@@ -59,6 +59,9 @@ class CopyingWrapper(gym.Wrapper):
     """
 
     calls = 0
+    # The names of its own attributes; others are those of the environment.
+    _OWN = frozenset({"env", "calls", "_index", "_spaces", "_score", "_ended"})
+    _OF_GYMNASIUM = frozenset({"_action_space", "_observation_space", "_metadata", "_cached_spec"})
 
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
@@ -73,8 +76,7 @@ class CopyingWrapper(gym.Wrapper):
         return getattr(self.env, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        is_own = name.startswith("_") or name == "env" or hasattr(type(self), name)
-        if is_own:
+        if name in self._OWN or name in self._OF_GYMNASIUM or hasattr(type(self), name):
             super().__setattr__(name, value)
         else:
             setattr(self.env, name, value)

@@ -105,8 +105,10 @@ def warn_of_vector_scores(envs: VectorEnv, name: str) -> None:
         for env in innermost.envs:
             warn_of_lives(env, name)
     elif isinstance(innermost, AsyncVectorEnv):
-        # Its environments are in other processes, which nothing can be inserted in; but their texts name the wrappers.
-        if clipping := [kind for kind in CLIPPING if f"<{kind}<" in str(innermost.call("__str__"))]:
+        # Its environments are in other processes, which nothing can be inserted in. But their texts name the wrappers.
+        may_change = any(innermost.call("has_wrapper_attr", "reward"))  # a method of wrappers that change rewards
+        texts = str(innermost.call("__str__")) if may_change else ""
+        if clipping := [kind for kind in CLIPPING if f"<{kind}<" in texts]:
             warn(
                 f"{name}: {clipping[0]} changes rewards in the processes of an AsyncVectorEnv, so the returns that are "
                 "reported are sums of changed rewards; give the id, or a function that makes one environment, with "

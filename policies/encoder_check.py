@@ -77,7 +77,7 @@ def chosen_encoder(
     if encoder is not None and make.__func__ is not base.make_encoder.__func__:
         raise UserError(f"encoder: {type(policy).__name__} makes its own; pass yours to RecurrentPolicy instead")
     layers = policy.options.encoder_layers
-    if encoder is not None and layers is not None and policy.critic_observation_space is None:
+    if policy.custom_encoder and layers is not None and policy.critic_observation_space is None:
         raise UserError(f"encoder_layers is {layers}, but your encoder is used as it is: leave the option out")
     of_the_user = encoder is not None or not make.__module__.startswith("rl_lnlstm.policies.")
     if encoder is None:

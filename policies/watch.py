@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
-# Attributes that Keras needs for its own bookkeeping change during ordinary calls.
-_BOOKKEEPING = frozenset(vars(keras.layers.Layer())) | frozenset(vars(keras.Model()))
+# Attributes that Keras and PPO need for their own bookkeeping change during ordinary calls.
+_BOOKKEEPING = {*vars(keras.layers.Layer()), *vars(keras.Model()), "uses_action_masks", "env_id"}
 _COMPARED = (bool, int, float, str, types.FunctionType, types.MethodType, keras.Variable, keras.layers.Layer)
 
 

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Gives layers without a seed the same weights in every run: a few random ones let rounding exceed a bound."""
+    """Gives layers without a seed the same weights in every run. With some, rounding exceeded a test's bound."""
     if "keras" in sys.modules:  # some test files do without TensorFlow
         sys.modules["keras"].utils.set_random_seed(0)
 

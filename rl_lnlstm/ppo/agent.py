@@ -119,8 +119,9 @@ class Agent:
         """
         if env is not None:
             with self.best_weights():
+                seed, mask_key = self.config.seed, self.config.mask_key
                 return evaluate_policy(
-                    self.policy, env, n_eval_episodes, deterministic, self.config.seed, max_steps=max_steps
+                    self.policy, env, n_eval_episodes, deterministic, seed, max_steps=max_steps, mask_key=mask_key
                 )
         result = self.evaluation(n_eval_episodes, deterministic, max_steps)
         return result.mean, result.std

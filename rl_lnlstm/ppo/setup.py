@@ -114,7 +114,7 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
         raise UserError("wrappers and env_kwargs need an id or a function that makes an environment, got a VectorEnv")
     tolerance = config.fault_tolerance
     if isinstance(env, gym.Env | VectorEnv):
-        _check_tolerance(config)
+        _check_tolerance(env, config)
     if isinstance(env, VectorEnv) and config.vectorization in ("sync", "async"):
         raise UserError(
             f"vectorization is {config.vectorization!r}, but a VectorEnv is stepped as it was made: give an id or a "
@@ -141,9 +141,11 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
     )
 
 
-def _check_tolerance(config: PPOConfig) -> None:
-    """Raises `UserError` if failures are to be tolerated, which environments that were made before cannot do."""
+def _check_tolerance(env: gym.Env | VectorEnv, config: PPOConfig) -> None:
+    """Raises `UserError` for options about failures, because environments that the user made cannot be replaced."""
     for name, possible in (("max_env_failures", 0), ("env_timeout", None)):
+        if name == "max_env_failures" and isinstance(env, GuardedVectorEnv):
+            continue  # `make_vec` may have made it, which replaces failed environments
         if (value := getattr(config, name)) not in (possible, getattr(EnvironmentOptions, name)):
             raise UserError(
                 f"{name} is {value!r}, but an environment that was made before cannot be made again after a failure: "

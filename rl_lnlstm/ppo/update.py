@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.config import PPOConfig
-from rl_lnlstm.errors import UserError
+from rl_lnlstm.errors import UserError, warn
 from rl_lnlstm.policies.watch import Watch
 from rl_lnlstm.ppo import loss
 from rl_lnlstm.ppo.adam import Adam
@@ -25,7 +25,7 @@ ADAM_EPSILON = 1e-5  # as in OpenAI baselines' PPO2; the default of Keras is 1e-
 TERMS = ("policy_gradient_loss", "value_loss", "entropy_loss")  # the terms of the loss
 REPORTED = (*TERMS, "approx_kl", "clip_fraction", "loss")
 # Options that are constants in the graph of the update
-CONSTANTS = operator.attrgetter(
+constants_of = operator.attrgetter(
     "ent_coef", "vf_coef", "target_kl", "max_grad_norm", "norm_adv", "clip_vloss", "gamma", "gae_lambda", "minibatches"
 )
 
@@ -57,7 +57,7 @@ class Updater:
         self._compile()
 
     def _compile(self) -> None:
-        self._watch, self._constants = Watch(self.policy), CONSTANTS(self.config)
+        self._watch, self._constants = Watch(self.policy), constants_of(self.config)
         compiled = self.config.jit_compile and gains_from_xla(self.policy)
         self.function = tf.function(self._update, autograph=False, jit_compile=compiled)
 
@@ -77,11 +77,11 @@ class Updater:
         self._check_variables()
         layers_changed = self._watch.changed()
         if layers_changed and config.ray is not None:
-            raise UserError(
-                "the policy was changed, but the workers have it as it was when PPO was made: make a new PPO after you "
-                "have changed layers or attributes of the policy"
+            warn(
+                "the policy was changed, but the workers act with the policy as it was when PPO was made: make a new "
+                "PPO after you have changed layers or attributes of the policy"
             )
-        if layers_changed or CONSTANTS(config) != self._constants:
+        if layers_changed or constants_of(config) != self._constants:
             self._compile()
         compiles = self.function.experimental_get_tracing_count() == 0
         minibatches = np.stack([self.generator.permutation(count) for _ in range(config.update_epochs)])
@@ -104,8 +104,8 @@ class Updater:
             new = [variable.path for variable in trainable if id(variable) not in self._trained_ids]
             raise UserError(
                 f"the policy's trainable weights are not those that PPO was made with: {len(trainable)} in place of "
-                f"{len(self._trained_ids)}, new ones are {new[:3]}; make a new PPO after you have changed or frozen "
-                "layers of the policy"
+                f"{len(self._trained_ids)}{f', new ones are {new[:3]}' if new else ''}; make a new PPO after you have "
+                "changed, frozen or unfrozen layers of the policy"
             )
 
     def _log_skipped_steps(self, iteration: int, skipped: int, steps: int, not_finite: np.ndarray) -> None:

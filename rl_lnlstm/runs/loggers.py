@@ -158,15 +158,19 @@ class _Kept(NamedTuple):
 def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
     """Removes all rows after `iteration` from a `metrics.csv`, and returns its columns and the remaining rows.
 
-    A killed process may leave a damaged row at the end, which is removed. With `iteration`, the first row that cannot
-    be read, and all rows after it, are removed too.
+    A killed process may leave an unfinished line at the end, which is removed. With `iteration`, the file is that of a
+    run: the first line that cannot be read, and all lines after it, are removed too.
 
     Raises:
-        UserError: the file holds something else than metrics.
+        UserError: without `iteration`, the file holds something else than metrics.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    columns = _cells(lines[0].decode(errors="replace")) if lines else []
-    if lines and lines[0].endswith(b"\n") and ITERATION not in columns:
+    try:
+        columns = _cells(lines[0].decode(errors="replace")) if lines else []
+    except csv.Error:
+        columns = []
+    is_unfinished = len(lines) == 1 and lines[0].startswith(b"rollout/") and not lines[0].endswith(b"\n")
+    if iteration is None and lines and ITERATION not in columns and not is_unfinished:
         raise UserError(f"{path} holds no metrics: expected a column {ITERATION!r}, got {columns!r:.200}")
     rows: list[Metrics] = []
     texts: list[dict[str, str]] = []
@@ -181,7 +185,8 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
             break
         rows.append(row)
         texts.append(written)
-    if iteration is None and len(rows) + 2 < len(lines):
+    unread = lines[len(rows) + 1 :]
+    if iteration is None and unread and (len(unread) > 1 or unread[0].endswith(b"\n")):
         raise UserError(f"line {len(rows) + 2} of {path} cannot be read, so no rows are added to this file")
     if lines:
         # Without rows, write no header either, as in a new run.

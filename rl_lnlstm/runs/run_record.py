@@ -88,7 +88,7 @@ class RunRecord:
             self._best = mean
 
     def _withdraw_end(self) -> None:
-        """Removes policy and results of an earlier end of training. If the best policy is missing, it becomes that."""
+        """Removes results and final policy of an earlier call. If there is no best policy, the final one becomes it."""
         (self.path / RESULTS).unlink(missing_ok=True)
         if not (self.path / POLICY).is_dir():
             return

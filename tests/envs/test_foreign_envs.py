@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
-from gymnasium.wrappers import ClipReward, TransformReward
+from gymnasium.wrappers import ClipReward, TimeLimit, TransformReward
 from gymnasium.wrappers import vector as vector_wrappers
 
 from rl_lnlstm.envs import TMazeVectorEnv, make_vec
@@ -182,17 +182,21 @@ def test_final_observations_that_are_overwritten_are_named(reuses):
 
 @pytest.mark.parametrize(
     "set_level",
-    [lambda envs: envs.set_attr("level", 3), lambda envs: [setattr(env, "level", 3) for env in envs.envs]],
+    [
+        lambda envs, name: envs.set_attr(name, 3),
+        lambda envs, name: [setattr(env, name, 3) for env in envs.envs],
+    ],
     ids=["set_attr", "setattr"],
 )
-def test_attributes_that_other_code_sets_reach_the_environments(set_level):
-    inner = [Three(), Three()]
+@pytest.mark.parametrize("name", ["level", "_max_episode_steps"])
+def test_attributes_that_other_code_sets_reach_the_environments(set_level, name):
+    inner = [TimeLimit(Three(), 9), TimeLimit(Three(), 9)]
     for env in inner:
         env.level = 0
     envs = SyncVectorEnv([ExistingEnv(env) for env in inner])
     make_vec(envs)
-    set_level(envs)
-    assert [env.level for env in inner] == [3, 3]
+    set_level(envs, name)
+    assert [getattr(env, name) for env in inner] == [3, 3]
     envs.set_attr("brightness", 5)
     assert envs.get_attr("brightness") == (5, 5)
 

@@ -65,6 +65,7 @@ def test_a_trainer_learns_with_the_mask_in_the_observation():
     for episode in record_episodes(ppo.policy, Cards, 3, **arguments):
         assert episode["action_masks"].shape == (3, 4)
     assert memory_use(ppo.policy, Cards, 3, cuts=[1], **arguments).score.mean == 3
+    assert ppo.evaluate(3, env=Cards()) == (3.0, 0.0)
     evaluation = EvalCallback(Cards, 1, 3, mask_key="action_mask")
     ppo.learn(32, callback=evaluation)
     assert evaluation.best_mean == 3

@@ -102,6 +102,7 @@ def test_options_that_a_vector_env_cannot_follow_are_refused(option, value):
     envs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
     with pytest.raises(UserError, match=f"{option} is {value!r}, but"):
         PPO("auto", envs, **SMALL, **{option: value})
+    PPO("auto", make_vec("CartPole-v1", 2, max_failures=3), **SMALL, max_env_failures=3)
 
 
 def test_a_total_that_is_no_number_is_refused_before_anything_is_loaded(tmp_path):

@@ -1,6 +1,7 @@
 """The public callbacks write the same records as the command line."""
 
 import csv
+import math
 import shutil
 
 import gymnasium as gym
@@ -68,11 +69,14 @@ def test_the_policy_of_an_earlier_end_is_withdrawn_when_training_goes_on(tmp_pat
     (tmp_path / "run" / "results.json").write_text("{}")
     names = []
 
+    def no_better(metrics):
+        metrics["rollout/ep_rew_mean"] = math.nan
+
     def look(_):
         names.append({path.name for path in (tmp_path / "run").iterdir()})
         load_policy(tmp_path / "run")
 
-    ppo.learn(64, callback=[run_dir, look])
+    ppo.learn(64, callback=[no_better, run_dir, look])
     assert all(not found & {"policy", "results.json"} for found in names)
     assert {path.name for path in (tmp_path / "run").iterdir()} == names[0] | {"policy"}
 
@@ -81,9 +85,12 @@ def test_the_policy_of_an_earlier_end_is_withdrawn_when_training_goes_on(tmp_pat
     ("content", "message"),
     [
         ("episode,return,cut\n0,1.0,False\n", "expected a column 'time/iterations', got"),
+        ('{"a": 1}', "expected a column 'time/iterations', got"),
+        ("x" * 200_000 + "\n1\n", "expected a column 'time/iterations', got"),
         ("time/iterations,a\n1,2\n2,many\n3,4\n", "line 3 of .* cannot be read"),
+        ("time/iterations,a\n1,2\n2,many\n", "line 3 of .* cannot be read"),
     ],
-    ids=["another file", "text inside"],
+    ids=["another table", "no line", "a long line", "text inside", "text at the end"],
 )
 def test_a_file_that_holds_something_else_is_left_alone(content, message, tmp_path):
     path = tmp_path / "results.csv"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,5 @@ def as_in_whole_batch(policy: Any, share: Share) -> Any:
     The compiled step computes every row in the same way. Convolutions would take too long for all environments.
     """
     if share.count == share.total or policy.acts_row_by_row or policy.is_convolutional:
-        return policy
-    if "noise" not in inspect.signature(policy.step).parameters:  # a method of the user's, who draws his own
         return policy
     return WholeBatch(policy, share)
