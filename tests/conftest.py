@@ -25,7 +25,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Gives layers without a seed the same weights in every run. With some, rounding exceeded a test's bound."""
+    """Gives layers without a seed the same weights in every run.
+
+    A few random weights make rounding errors larger than a test allows.
+    """
     if "keras" in sys.modules:  # some test files do without TensorFlow
         sys.modules["keras"].utils.set_random_seed(0)
 

@@ -16,7 +16,7 @@ from rl_lnlstm.policies.network import Seen
 from rl_lnlstm.policies.normalization import normalize_each
 from rl_lnlstm.spaces import flatten, leaves, map_leaves, width
 
-MAX_ACTIONS = 32  # actions of an episode whose gradients are averaged
+MAX_ACTIONS = 32  # the gradients of at most so many actions of an episode are averaged
 MAX_VALUES = 1 << 24  # numbers in the observations of windows that are processed at once
 
 

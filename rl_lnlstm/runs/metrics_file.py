@@ -10,7 +10,8 @@ import numpy as np
 
 from rl_lnlstm.files import read_regular
 
-ITERATION, FRAMES, RETURN, STD = "time/iterations", "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_rew_std"
+ITERATION, FRAMES = "time/iterations", "time/total_timesteps"
+RETURN, STD = "rollout/ep_rew_mean", "rollout/ep_rew_std"
 EVALUATION = "eval/mean_reward"
 
 
