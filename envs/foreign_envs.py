@@ -25,7 +25,7 @@ from rl_lnlstm.envs.checks import (
     unpacked,
 )
 from rl_lnlstm.envs.faults import Fault
-from rl_lnlstm.envs.guard import Guard, reset_env
+from rl_lnlstm.envs.guard import EndAware, Guard, reset_env
 from rl_lnlstm.envs.scores import SCORE, insert_score_wrapper
 
 
@@ -44,7 +44,7 @@ class ExistingEnv:
         return self.env
 
 
-class CopyingWrapper(gym.Wrapper):
+class CopyingWrapper(EndAware):
     """Wraps an environment in a `SyncVectorEnv` that was not made by `make_vec`.
 
     It copies and checks as `Guard` does, but passes infos and errors on. Its `Fault`s know the environment's index.
@@ -58,17 +58,17 @@ class CopyingWrapper(gym.Wrapper):
         calls: number of calls of `step` and `reset`, by any code.
     """
 
-    calls = 0
-    # The names of its own attributes; others are those of the environment.
-    _OWN = frozenset({"env", "calls", "_index", "_spaces", "_score", "_ended"})
-    _OF_GYMNASIUM = frozenset({"_action_space", "_observation_space", "_metadata", "_cached_spec"})
+    # The names of its own attributes, and of those that `gym.Wrapper` sets; others are those of the environment.
+    _OWN = frozenset({"env", "calls", "_index", "_spaces", "_score", "_ended"}) | frozenset(
+        {"_action_space", "_observation_space", "_metadata", "_cached_spec"}
+    )
 
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
+        self.calls = 0
         self._index = index
         self._spaces = env.observation_space, env.action_space
         self._score = insert_score_wrapper(env)
-        self._ended = False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "env":
@@ -76,7 +76,7 @@ class CopyingWrapper(gym.Wrapper):
         return getattr(self.env, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._OWN or name in self._OF_GYMNASIUM or hasattr(type(self), name):
+        if name in self._OWN or hasattr(type(self), name):
             super().__setattr__(name, value)
         else:
             setattr(self.env, name, value)
@@ -84,10 +84,6 @@ class CopyingWrapper(gym.Wrapper):
     def set_wrapper_attr(self, name: str, value: Any, **options: Any) -> Any:
         """Sets the attribute where it is without this wrapper, which Gymnasium would take for its owner."""
         return self.env.set_wrapper_attr(name, value, **options)
-
-    def call_unless_ended(self, method: str) -> Any:
-        """Calls a method of the environment and returns the result; after the episode's end, only returns None."""
-        return None if self._ended else self.env.get_wrapper_attr(method)()
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Steps the environment with a copy of the action, and returns a copy of the observation."""

@@ -26,7 +26,17 @@ from rl_lnlstm.envs.faults import FAILURES, FAULT, Fault, as_fault, close_or_war
 from rl_lnlstm.envs.scores import SCORE, insert_score_wrapper
 
 
-class Guard(gym.Wrapper):
+class EndAware(gym.Wrapper):
+    """A wrapper that knows whether the episode has ended. Its subclasses set `_ended`."""
+
+    _ended = False
+
+    def call_unless_ended(self, method: str) -> Any:
+        """Calls a method of the environment and returns the result; after the episode's end, only returns None."""
+        return None if self._ended else self.env.get_wrapper_attr(method)()
+
+
+class Guard(EndAware):
     """Copies and checks everything that goes into an environment and comes out of it.
 
     - The environment gets a copy of the action, which is an element of its action space.
@@ -51,7 +61,6 @@ class Guard(gym.Wrapper):
         self._mask_sizes = mask_sizes(env.action_space)
         self._info_keys = info_keys
         self._score = insert_score_wrapper(env)
-        self._ended = False  # whether the episode ended; the vector environment does not say
         self._reset_next = False
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -120,10 +129,6 @@ class Guard(gym.Wrapper):
             return str(error)
         self._reset_next = self._ended
         return None
-
-    def call_unless_ended(self, method: str) -> Any:
-        """Calls a method of the environment and returns the result; after the episode's end, only returns None."""
-        return None if self._ended else self.env.get_wrapper_attr(method)()
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]

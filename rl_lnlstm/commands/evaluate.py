@@ -30,10 +30,9 @@ def evaluate(options: EvaluateOptions) -> int:
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = environment_options(options, policy.env_id)
-    if options.record is not None:
-        check_is_free(options.record, "folder", "--record")
-    if options.video is not None:
-        check_is_free(options.video, "folder", "--video")
+    for flag, folder in (("--record", options.record), ("--video", options.video)):
+        if folder is not None:
+            check_is_free(folder, "folder", flag)
     if options.csv is not None:
         check_writable(options.csv, "the episodes", "--csv")
     if options.episode_seeds is None:

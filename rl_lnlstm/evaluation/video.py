@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -67,10 +69,8 @@ class VideoRecorder:
         self._writer = FFMPEG_VideoWriter
         self.folder, self._fps = folder, fps
         self._films: dict[int, _Film] = {}
-        try:
+        with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"videos cannot be written to {folder}: {error}") from error
 
     @classmethod
     def for_envs(cls, envs: VectorEnv, folder: Path) -> Self:
@@ -93,14 +93,12 @@ class VideoRecorder:
             caption: lines of text below the picture, at most 3.
         """
         picture = captioned(picture, caption)
-        try:
+        with self._writing():
             if number not in self._films:
                 path = self.folder / f".episode-{number:05d}.mp4"
                 height, width, _ = picture.shape
                 self._films[number] = _Film(path, seed, self._writer(str(path), (width, height), self._fps))
             self._films[number].writer.write_frame(picture)
-        except OSError as error:
-            raise UserError(f"videos cannot be written to {self.folder}: {error}") from error
 
     def end(self, number: int, episode_return: float) -> None:
         """Ends the video of an episode, and gives the file its name."""
@@ -108,10 +106,8 @@ class VideoRecorder:
         film.writer.close()
         seed = "" if film.seed is None else f"-seed-{film.seed}"
         score = re.sub(r"[^\d.e+-]", "", f"{episode_return:.6g}")
-        try:
+        with self._writing():
             film.path.rename(self.folder / f"episode-{number:05d}{seed}-return-{score}.mp4")
-        except OSError as error:
-            raise UserError(f"videos cannot be written to {self.folder}: {error}") from error
 
     def drop(self, number: int) -> None:
         """Deletes the video of an episode that does not count."""
@@ -124,6 +120,13 @@ class VideoRecorder:
         """Deletes the videos of episodes that have not ended."""
         for number in list(self._films):
             self.drop(number)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"videos cannot be written to {self.folder}: {error}") from error
 
 
 def rgb(picture: Any) -> np.ndarray:

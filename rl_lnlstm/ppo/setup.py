@@ -110,22 +110,10 @@ def check_makes_more(env: GivenEnv, why: str) -> None:
 
 def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering: Numbering | None = None) -> VectorEnv:
     """Makes `num_envs` environments as configured; `numbering` as for `make_vec`."""
-    if isinstance(env, VectorEnv) and (config.wrappers or config.env_kwargs):
-        raise UserError("wrappers and env_kwargs need an id or a function that makes an environment, got a VectorEnv")
     tolerance = config.fault_tolerance
     if isinstance(env, gym.Env | VectorEnv):
-        _check_tolerance(env, config)
-    if isinstance(env, VectorEnv) and config.vectorization in ("sync", "async"):
-        raise UserError(
-            f"vectorization is {config.vectorization!r}, but a VectorEnv is stepped as it was made: give an id or a "
-            "function that makes one environment"
-        )
+        _check_options_of_made(env, config)
     if isinstance(env, gym.Env):
-        if config.vectorization not in (AUTO, "sync"):
-            raise UserError(
-                f"vectorization is {config.vectorization!r}, but an environment object can only be stepped in this "
-                "process: give its id or a function that makes one"
-            )
         env = ExistingEnv(env)
         tolerance = {**tolerance, "max_failures": 0}  # a failed environment object cannot be replaced
     return make_vec(
@@ -141,12 +129,28 @@ def make_environments(env: GivenEnv, config: PPOConfig, num_envs: int, numbering
     )
 
 
-def _check_tolerance(env: gym.Env | VectorEnv, config: PPOConfig) -> None:
-    """Raises `UserError` for options about failures, because environments that the user made cannot be replaced."""
-    for name, possible in (("max_env_failures", 0), ("env_timeout", None)):
-        if name == "max_env_failures" and isinstance(env, GuardedVectorEnv):
-            continue  # `make_vec` may have made it, which replaces failed environments
-        if (value := getattr(config, name)) not in (possible, getattr(EnvironmentOptions, name)):
+def _check_options_of_made(env: gym.Env | VectorEnv, config: PPOConfig) -> None:
+    """Raises `UserError` for options that environments that the user made cannot follow."""
+    if isinstance(env, VectorEnv):
+        if config.wrappers or config.env_kwargs:
+            raise UserError(
+                "wrappers and env_kwargs need an id or a function that makes an environment, got a VectorEnv"
+            )
+        if config.vectorization in ("sync", "async"):
+            raise UserError(
+                f"vectorization is {config.vectorization!r}, but a VectorEnv is stepped as it was made: give an id or "
+                "a function that makes one environment"
+            )
+    elif config.vectorization not in (AUTO, "sync"):
+        raise UserError(
+            f"vectorization is {config.vectorization!r}, but an environment object can only be stepped in this "
+            "process: give its id or a function that makes one"
+        )
+    possible = {"max_env_failures": 0, "env_timeout": None}  # beside the defaults
+    if isinstance(env, GuardedVectorEnv):
+        del possible["max_env_failures"]  # `make_vec` may have made it, which replaces failed environments
+    for name, allowed in possible.items():
+        if (value := getattr(config, name)) not in (allowed, getattr(EnvironmentOptions, name)):
             raise UserError(
                 f"{name} is {value!r}, but an environment that was made before cannot be made again after a failure: "
                 "give an id or a function that makes one environment, or make the VectorEnv with make_vec, which has "

@@ -169,9 +169,6 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
         columns = _cells(lines[0].decode(errors="replace")) if lines else []
     except csv.Error:
         columns = []
-    is_unfinished = len(lines) == 1 and lines[0].startswith(b"rollout/") and not lines[0].endswith(b"\n")
-    if iteration is None and lines and ITERATION not in columns and not is_unfinished:
-        raise UserError(f"{path} holds no metrics: expected a column {ITERATION!r}, got {columns!r:.200}")
     rows: list[Metrics] = []
     texts: list[dict[str, str]] = []
     for line in lines[1:]:
@@ -185,13 +182,22 @@ def keep_metrics(path: Path, iteration: int | None = None) -> _Kept:
             break
         rows.append(row)
         texts.append(written)
-    unread = lines[len(rows) + 1 :]
-    if iteration is None and unread and (len(unread) > 1 or unread[0].endswith(b"\n")):
-        raise UserError(f"line {len(rows) + 2} of {path} cannot be read, so no rows are added to this file")
+    if iteration is None:
+        _check_is_metrics_file(path, lines, columns, len(rows))
     if lines:
         # Without rows, write no header either, as in a new run.
         os.truncate(path, sum(map(len, lines[: len(rows) + 1])) if rows else 0)
     return _Kept(columns if rows else [], rows, texts)
+
+
+def _check_is_metrics_file(path: Path, lines: list[bytes], columns: list[str], num_rows: int) -> None:
+    """Raises `UserError` if anything but an unfinished last line could not be read. `num_rows` rows could."""
+    is_unfinished = len(lines) == 1 and lines[0].startswith(b"rollout/") and not lines[0].endswith(b"\n")
+    if lines and ITERATION not in columns and not is_unfinished:
+        raise UserError(f"{path} holds no metrics: expected a column {ITERATION!r}, got {columns!r:.200}")
+    unread = lines[num_rows + 1 :]
+    if unread and (len(unread) > 1 or unread[0].endswith(b"\n")):
+        raise UserError(f"line {num_rows + 2} of {path} cannot be read, so no rows are added to this file")
 
 
 def _cells(line: str) -> list[str]:
