@@ -60,9 +60,7 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
         options["policy"] = policy.__name__
     elif isinstance(policy, RecurrentPolicy):
         options["policy"] = type(policy).__name__
-        built = cast(RecurrentPolicy, policy)
-        check_agreement(built, options)
-        options = {**options, **dataclasses.asdict(built.options)}
+        check_agreement(cast(RecurrentPolicy, policy), options)
     else:
         raise UserError(
             f"policy must be {AUTO!r}, the name of a policy class, a policy class or a policy, got {policy!r:.100}"

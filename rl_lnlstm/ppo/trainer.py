@@ -72,7 +72,7 @@ class Trainer(Agent):
             self._collector = make_collector(env, self.config)
             self._resources.callback(self._collector.close)
             self.policy = make_policy(policy, self.config, config, self._collector)
-            # A class may fix options of the network.
+            # A given policy has its own options of the network, and a class may fix some.
             self.config = dataclasses.replace(self.config, **dataclasses.asdict(self.policy.options))
             check_spaces(self.policy, self._collector, learning=True)
             self.policy.env_id = self.config.env_id
