@@ -1,5 +1,6 @@
 """Actor-critic policies on the masked LN-LSTM."""
 
+from rl_lnlstm.policies.convolution import Conv2D
 from rl_lnlstm.policies.factory import (
     POLICIES,
     CnnLnLstmPolicy,
@@ -12,6 +13,7 @@ from rl_lnlstm.policies.policy import RecurrentPolicy
 __all__ = [
     "POLICIES",
     "CnnLnLstmPolicy",
+    "Conv2D",
     "MlpLnLstmPolicy",
     "MultiInputLnLstmPolicy",
     "RecurrentPolicy",

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
+from rl_lnlstm.policies.convolution import Conv2D
 from rl_lnlstm.policies.normalization import RunningStatistics
 from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, width
 
@@ -151,9 +152,7 @@ def convolutions(
     for i, (filters, size, stride) in enumerate(network):
         initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, next(seeds))
         name = f"{prefix}_convolution_{i}"
-        layers.append(
-            keras.layers.Conv2D(filters, size, stride, activation="relu", kernel_initializer=initializer, name=name)
-        )
+        layers.append(Conv2D(filters, size, stride, activation="relu", kernel_initializer=initializer, name=name))
     widths = IMAGE_LAYERS if widths is None else widths
     hidden = [dense(units, "relu", next(seeds), f"{prefix}_{i}") for i, units in enumerate(widths)]
     return [*layers, keras.layers.Flatten(), *hidden]

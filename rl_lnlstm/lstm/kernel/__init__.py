@@ -74,11 +74,12 @@ def applies(inputs: Tensor) -> bool:
         inputs.dtype == tf.float32
         and not _exporting()
         and available()
-        and (hasattr(operations(), "rl_lnlstm_use_threads") or not _under_xla())
+        and (hasattr(operations(), "rl_lnlstm_use_threads") or not under_xla())
     )
 
 
-def _under_xla() -> bool:
+def under_xla() -> bool:
+    """Whether XLA will compile the graph that is being built."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 

@@ -15,6 +15,8 @@ constexpr int64_t kPanel = 32;    // packed matrices are padded to multiples of 
 constexpr float kEpsilon = 1e-5f;
 constexpr int64_t kKeptInMemory = 32 << 20;  // bytes
 
+constexpr int64_t kPatches = 96;  // of images that are multiplied at once
+
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 struct Sizes {
@@ -79,6 +81,20 @@ struct Dense {
   Activation activation;
 };
 
+// Convolutions without padding of the images. All arrays have the channels last.
+struct Convolution {
+  int64_t rows, columns, channels;                 // of an image
+  int64_t kernel_rows, kernel_columns, filters;
+  int64_t row_stride, column_stride;
+  int64_t output_rows() const { return (rows - kernel_rows) / row_stride + 1; }
+  int64_t output_columns() const { return (columns - kernel_columns) / column_stride + 1; }
+  int64_t weights() const { return kernel_rows * kernel_columns * channels; }  // of a filter
+  // Of a padded patch. With an odd multiple of a cache line, a column of patches does not fall into few cache sets.
+  int64_t patch_width() const { return RoundUp(weights(), kPad) | kPad; }
+  int64_t padded_filters() const { return RoundUp(filters, kPanel); }
+  int64_t scratch() const { return kPatches * (patch_width() + padded_filters() + kPanel); }  // floats
+};
+
 // The functions for one instruction set. Rows are rows of the batch, from `begin` to `end`.
 struct Core {
   const char* name;  // of the instruction set
@@ -87,6 +103,9 @@ struct Core {
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
   // Adds to the gradients.
   void (*backward)(const Backward&, int64_t begin, int64_t end, const WeightGradients&, float* scratch);
+  // Adds the gradient from images `begin` to `end` to `sums`, [weights, padded filters].
+  void (*filter_gradient)(const Convolution&, const float* images, const float* d_outputs, int64_t begin, int64_t end,
+                          float* sums, float* scratch);
   // Reads rows of `x_row` floats, and writes rows of `y_row` floats with room for the outputs rounded up to kPanel.
   void (*dense)(const Dense&, int64_t rows, const float* x, int64_t x_row, float* y, int64_t y_row);
 };

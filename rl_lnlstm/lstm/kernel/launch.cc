@@ -1,5 +1,7 @@
 #include "launch.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -20,7 +22,6 @@ using tensorflow::errors::InvalidArgument;
 namespace {
 
 constexpr int64_t kBlocksOfAThread = 4, kRowsOfABlock = 16;
-constexpr int64_t kMostSums = 68'000'000;  // floats: 32 blocks, four for each of 8 threads, of 512 features and units
 constexpr double kWorkOfAThread = 2.5e6;  // multiplications, about 70 us, as long as waking a thread takes
 
 void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float* padded) {
@@ -32,6 +33,17 @@ void Pad(const float* values, int64_t parts, int64_t count, int64_t width, float
 // Multiplications of a forward pass. A backward pass has about twice as many.
 double Work(const Sizes& sizes) {
   return static_cast<double>(sizes.steps()) * (sizes.features + sizes.units) * 4 * sizes.units;
+}
+
+// Asks Linux for huge pages in a large array that has not been written yet. Otherwise, the first write to every 4 KiB
+// interrupts the thread.
+void AdviseHugePages(float* data, int64_t size) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = 2 << 20, kSmallest = 2 * kHuge;
+  const uintptr_t first = RoundUp(reinterpret_cast<uintptr_t>(data), kHuge);
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data + size) / kHuge * kHuge;
+  if (data != nullptr && end >= first + kSmallest) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
 }
 
 float Mean(const float* row, int64_t size) {
@@ -203,6 +215,9 @@ absl::Status LaunchForward(ThreadPool* threads, const ForwardWeights& weights, F
   const Sizes& sizes = pass.sizes;
   pass.kernel = weights.kernel(), pass.recurrent_kernel = weights.recurrent_kernel(), pass.gains = weights.gains();
   if (!sizes.keeps_r_hat()) pass.r_hat = nullptr;
+  AdviseHugePages(pass.outputs, sizes.steps() * sizes.units);
+  AdviseHugePages(pass.cells, sizes.steps() * sizes.width());
+  for (float* hat : {pass.x_hat, pass.r_hat}) AdviseHugePages(hat, sizes.steps() * 4 * sizes.width());
   Blocks blocks(threads, sizes.batch, Work(sizes));
   Buffer scratch;
   const int64_t scratch_size = RoundUp(core.scratch(sizes, blocks.size()), kPad);

@@ -1,0 +1,173 @@
+"""`Conv2D` computes the same as Keras' layer, with gradients from the kernel."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rl_lnlstm.lstm import kernel
+from rl_lnlstm.lstm.kernel import build
+from rl_lnlstm.policies.convolution import Conv2D
+from tests.lstm.fresh_process import run_fresh
+
+pytestmark = pytest.mark.skipif(build._compiler() is None, reason="no C++ compiler")
+# Images, filters, kernel size and strides. There are more patches than fit at once, and numbers that fill no vector.
+CASES = [
+    ((3, 84, 84, 4), 32, 8, 4),
+    ((37, 20, 20, 32), 64, 4, 2),
+    ((5, 9, 9, 64), 64, 3, 1),
+    ((2, 9, 11, 3), 7, (3, 2), (2, 1)),
+    ((1, 7, 5, 1), 33, (7, 5), 1),
+    ((4, 6, 6, 2), 1, 1, 3),
+    ((0, 8, 8, 2), 3, 3, 1),
+]
+
+
+def case_of(shape, filters, size, strides):
+    """The layer, Keras' layer with the same weights, images, and the gradient that arrives from what follows."""
+    rng = np.random.default_rng(0)
+    layer, plain = (kind(filters, size, strides) for kind in (Conv2D, keras.layers.Conv2D))
+    for one in (layer, plain):
+        one.build(shape)
+    plain.set_weights(layer.get_weights())
+    images = tf.constant(rng.standard_normal(shape), tf.float32)
+    d = tf.constant(rng.standard_normal(plain.compute_output_shape(shape)), tf.float32)
+    return layer, plain, images, d
+
+
+def gradients(layer, images, d):
+    """Outputs, and the gradients of images, filters and biases."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = layer(images)
+        loss = tf.reduce_sum(outputs * d)
+    return [outputs, *tape.gradient(loss, [images, layer.kernel.value, layer.bias.value])]
+
+
+def filters_gradient_in_float64(images, d, size, strides):
+    """A sum over the positions in the kernel, written out."""
+    images, d = np.asarray(images, np.float64), np.asarray(d, np.float64)
+    (rows, columns), (down, across) = size, strides
+    result = np.zeros((rows, columns, images.shape[-1], d.shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            seen = images[:, i : i + down * d.shape[1] : down, j : j + across * d.shape[2] : across]
+            result[i, j] = np.einsum("nrci,nrco->io", seen, d)
+    return result
+
+
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_outputs_and_right_gradients(case, in_graph):
+    layer, plain, images, d = case_of(*case)
+    run = tf.function(gradients, autograph=False) if in_graph else gradients
+    outputs, d_images, d_filters, d_bias = run(layer, images, d)
+    expected = gradients(plain, images, d)
+    np.testing.assert_array_equal(outputs, expected[0])
+    np.testing.assert_array_equal(d_images, expected[1])
+    np.testing.assert_allclose(d_bias, expected[3], rtol=1e-6, atol=1e-6)
+    exact = filters_gradient_in_float64(images, d, layer.kernel_size, layer.strides)
+    np.testing.assert_allclose(d_filters, exact, rtol=0, atol=2e-6 * max(np.abs(exact).max(initial=0), 1))
+
+
+def test_the_gradient_comes_from_the_kernel():
+    layer, plain, images, d = case_of(*CASES[1])
+    types = []
+    for one in (layer, plain):
+        graph = tf.function(gradients, autograph=False).get_concrete_function(one, images, d).graph
+        types.append({operation.type for operation in graph.get_operations()})
+    slow, fast = "Conv2DBackpropFilter", "RlLnlstm>FilterGradient"
+    assert [{slow, fast} & found for found in types] == [{fast}, {slow}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"padding": "same"},
+        {"dilation_rate": 2},
+        {"groups": 2},
+        {"dtype": "float64"},
+        {"dtype": "mixed_bfloat16"},
+    ],
+    ids=str,
+)
+def test_elsewhere_it_is_keras_layer(arguments):
+    images = np.random.default_rng(0).standard_normal((2, 9, 9, 4)).astype(np.float32)
+    layer, plain = (kind(6, 3, **arguments) for kind in (Conv2D, keras.layers.Conv2D))
+    layer.build(images.shape), plain.build(images.shape)
+    plain.set_weights(layer.get_weights())
+    with tf.GradientTape(persistent=True) as tape:
+        losses = [tf.reduce_sum(one(images) ** 2) for one in (layer, plain)]
+    got, expected = (tape.gradient(loss, one.kernel.value) for loss, one in zip(losses, (layer, plain), strict=True))
+    np.testing.assert_array_equal(tf.cast(got, tf.float32), tf.cast(expected, tf.float32))
+
+
+def test_under_xla_it_is_keras_layer():
+    layer, plain, images, d = case_of(*CASES[3])
+    for got, expected in zip(
+        tf.function(gradients, autograph=False, jit_compile=True)(layer, images, d),
+        gradients(plain, images, d),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_second_derivatives():
+    layer, plain, images, d = case_of((2, 6, 6, 2), 3, 3, 2)
+
+    def penalty(one):
+        """The gradient of the size of the filters' gradient."""
+        with tf.GradientTape() as outer:
+            outer.watch([images, d])
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(one(images) * d)
+            size = tf.reduce_sum(tape.gradient(loss, one.kernel.value) ** 2)
+        return outer.gradient(size, [images, d])
+
+    for got, expected in zip(penalty(layer), penalty(plain), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_keras_saves_and_loads_it(tmp_path):
+    model = keras.Sequential([keras.Input((9, 9, 2)), Conv2D(3, 3), keras.layers.Flatten()])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    images = np.ones((1, 9, 9, 2), np.float32)
+    assert type(loaded.layers[0]) is Conv2D
+    np.testing.assert_array_equal(model(images), loaded(images))
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_instruction_sets_agree(isa, tmp_path):
+    rng = np.random.default_rng(0)
+    images, d = rng.standard_normal((20, 12, 12, 5)), rng.standard_normal((20, 5, 5, 33))
+    np.savez(tmp_path / "given.npz", images=images.astype(np.float32), d=d.astype(np.float32))
+    program = """
+        import sys
+        import numpy as np
+        from rl_lnlstm.lstm import kernel
+
+        given = np.load(sys.argv[1])
+        operation = kernel.operations().rl_lnlstm_filter_gradient
+        np.save(sys.argv[2], operation(given["images"], given["d"], kernel_size=[4, 4], strides=[2, 2]))
+        """
+    run_fresh(program, tmp_path / "given.npz", tmp_path / "result.npy", RL_LNLSTM_ISA=isa)
+    exact = filters_gradient_in_float64(images, d, (4, 4), (2, 2))
+    np.testing.assert_allclose(np.load(tmp_path / "result.npy"), exact, atol=2e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("images", "d", "size", "message"),
+    [
+        ((2, 9, 9, 3), (2, 7, 6, 4), [3, 3], r"d_outputs must have shape \[2,7,7,4\], got \[2,7,6,4\]"),
+        ((2, 9, 9, 3), (3, 7, 7, 4), [3, 3], r"d_outputs must have shape \[2,7,7,4\], got \[3,7,7,4\]"),
+        ((2, 2, 9, 3), (2, 1, 7, 4), [3, 3], "images must not be smaller than the kernel"),
+        ((2, 9, 9), (2, 7, 7, 4), [3, 3], "rank 4|must have shape"),
+        ((2, 9, 9, 3), (2, 7, 7, 4), [3], "two"),
+        ((2, 9, 9, 3), (2, 7, 7, 4), [0, 3], "two positive numbers"),
+    ],
+    ids=str,
+)
+def test_wrong_shapes_are_refused(images, d, size, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        kernel.operations().rl_lnlstm_filter_gradient(tf.ones(images), tf.ones(d), kernel_size=size, strides=[1, 1])
