@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-LAYERS = {"MaskedLNLSTM": "rl_lnlstm.lstm.layer", "MaskedLNLSTMCell": "rl_lnlstm.lstm.cell"}
+LAYERS = {
+    "MaskedLNLSTM": "rl_lnlstm.lstm.layer",
+    "MaskedLNLSTMCell": "rl_lnlstm.lstm.cell",
+    "Conv2D": "rl_lnlstm.policies.convolution",
+}
 
 
 class _StandIn:

@@ -10,8 +10,9 @@ from rl_lnlstm.lstm.kernel import build
 from rl_lnlstm.policies.convolution import Conv2D
 from tests.lstm.fresh_process import run_fresh
 
-pytestmark = pytest.mark.skipif(build._compiler() is None, reason="no C++ compiler")
-# Images, filters, kernel size and strides. There are more patches than fit at once, and numbers that fill no vector.
+needs_kernel = pytest.mark.skipif(build._compiler() is None, reason="no C++ compiler")
+# Images, filters, kernel size and strides. Some have more patches than one product takes, and some have numbers of
+# channels and filters that are no multiples of a vector.
 CASES = [
     ((3, 84, 84, 4), 32, 8, 4),
     ((37, 20, 20, 32), 64, 4, 2),
@@ -56,6 +57,17 @@ def filters_gradient_in_float64(images, d, size, strides):
     return result
 
 
+def assert_exact(d_filters, layer, images, d):
+    exact = filters_gradient_in_float64(images, d, layer.kernel_size, layer.strides)
+    np.testing.assert_allclose(d_filters, exact, rtol=0, atol=2e-6 * max(np.abs(exact).max(initial=0), 1))
+
+
+def check_filters_gradient(case):
+    layer, _, images, d = case_of(*case)
+    assert_exact(gradients(layer, images, d)[2], layer, images, d)
+
+
+@needs_kernel
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_outputs_and_right_gradients(case, in_graph):
@@ -66,10 +78,10 @@ def test_same_outputs_and_right_gradients(case, in_graph):
     np.testing.assert_array_equal(outputs, expected[0])
     np.testing.assert_array_equal(d_images, expected[1])
     np.testing.assert_allclose(d_bias, expected[3], rtol=1e-6, atol=1e-6)
-    exact = filters_gradient_in_float64(images, d, layer.kernel_size, layer.strides)
-    np.testing.assert_allclose(d_filters, exact, rtol=0, atol=2e-6 * max(np.abs(exact).max(initial=0), 1))
+    assert_exact(d_filters, layer, images, d)
 
 
+@needs_kernel
 def test_the_gradient_comes_from_the_kernel():
     layer, plain, images, d = case_of(*CASES[1])
     types = []
@@ -116,7 +128,7 @@ def test_second_derivatives():
     layer, plain, images, d = case_of((2, 6, 6, 2), 3, 3, 2)
 
     def penalty(one):
-        """The gradient of the size of the filters' gradient."""
+        """The gradient of the squared norm of the filters' gradient."""
         with tf.GradientTape() as outer:
             outer.watch([images, d])
             with tf.GradientTape() as tape:
@@ -131,31 +143,78 @@ def test_second_derivatives():
 def test_keras_saves_and_loads_it(tmp_path):
     model = keras.Sequential([keras.Input((9, 9, 2)), Conv2D(3, 3), keras.layers.Flatten()])
     model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    images = np.ones((1, 9, 9, 2), np.float32)
-    assert type(loaded.layers[0]) is Conv2D
-    np.testing.assert_array_equal(model(images), loaded(images))
-
-
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets_agree(isa, tmp_path):
-    rng = np.random.default_rng(0)
-    images, d = rng.standard_normal((20, 12, 12, 5)), rng.standard_normal((20, 5, 5, 33))
-    np.savez(tmp_path / "given.npz", images=images.astype(np.float32), d=d.astype(np.float32))
     program = """
         import sys
         import numpy as np
-        from rl_lnlstm.lstm import kernel
+        import rl_lnlstm  # which is enough for Keras to find the layer
+        import keras
 
-        given = np.load(sys.argv[1])
-        operation = kernel.operations().rl_lnlstm_filter_gradient
-        np.save(sys.argv[2], operation(given["images"], given["d"], kernel_size=[4, 4], strides=[2, 2]))
+        model = keras.saving.load_model(sys.argv[1])
+        np.save(sys.argv[2], model(np.ones((1, 9, 9, 2), np.float32)))
         """
-    run_fresh(program, tmp_path / "given.npz", tmp_path / "result.npy", RL_LNLSTM_ISA=isa)
-    exact = filters_gradient_in_float64(images, d, (4, 4), (2, 2))
-    np.testing.assert_allclose(np.load(tmp_path / "result.npy"), exact, atol=2e-6 * np.abs(exact).max())
+    run_fresh(program, tmp_path / "model.keras", tmp_path / "outputs.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), model(np.ones((1, 9, 9, 2), np.float32)))
 
 
+@needs_kernel
+def test_a_saved_function_loads_without_the_kernel(tmp_path):
+    """Also one whose gradient was traced with the kernel before."""
+    layer, _, images, d = case_of(*CASES[3])
+    module = tf.Module()
+    module.layer = layer
+    module.call = tf.function(layer, input_signature=[tf.TensorSpec(images.shape)], autograph=False)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(module.call(images) * d)
+    expected = tape.gradient(loss, layer.kernel.value)
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    assert b"RlLnlstm" not in (tmp_path / "saved" / "saved_model.pb").read_bytes()
+    np.savez(tmp_path / "given.npz", images=images, d=d, expected=expected)
+    program = """
+        import sys
+        import numpy as np
+        import tensorflow as tf
+
+        module, given = tf.saved_model.load(sys.argv[1]), np.load(sys.argv[2])
+        images = tf.constant(given["images"])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(module.call(images) * given["d"])
+        gradients = tape.gradient(loss, tape.watched_variables())
+        [filters] = [one for one in gradients if one is not None and one.shape == given["expected"].shape]
+        np.testing.assert_allclose(filters, given["expected"], atol=1e-4)
+        """
+    run_fresh(program, tmp_path / "saved", tmp_path / "given.npz")
+
+
+def test_without_the_kernel_it_is_keras_layer(monkeypatch):
+    monkeypatch.setattr(kernel, "available", lambda: False)
+    layer, plain, images, d = case_of(*CASES[3])
+    for got, expected in zip(gradients(layer, images, d), gradients(plain, images, d), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@needs_kernel
+def test_images_that_are_too_small_are_refused_as_by_keras():
+    for kind in (Conv2D, keras.layers.Conv2D):
+        with pytest.raises(ValueError, match=r"zero or negative|empty output"):
+            kind(3, 5)(tf.ones([2, 4, 9, 1]))
+
+
+@needs_kernel
+@pytest.mark.many_cases
+@pytest.mark.parametrize(("isa", "used"), [("avx2", ("AVX2", "portable")), ("portable", ("portable",))])
+def test_every_instruction_set(isa, used):
+    program = """
+        from rl_lnlstm.lstm import kernel
+        from tests.policies.test_convolution import CASES, check_filters_gradient
+
+        for case in CASES[:-1]:  # TensorFlow's own convolution of no images fails with oneDNN
+            check_filters_gradient(case)
+        print(kernel.instruction_set())
+        """
+    assert run_fresh(program, RL_LNLSTM_ISA=isa).strip() in used
+
+
+@needs_kernel
 @pytest.mark.parametrize(
     ("images", "d", "size", "message"),
     [

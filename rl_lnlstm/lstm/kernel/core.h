@@ -1,5 +1,5 @@
-// The interface between the operations (op.cc) and the vector code (core.inc), which is compiled for each instruction
-// set.
+// The interface between the operations (op.cc, filter_gradient.cc) and the vector code (core.inc), which is compiled for
+// each instruction set.
 // All arrays are float32 and row-major. Private arrays are padded: each of the four gates has `width` columns, which is
 // the number of units rounded up to a multiple of 16. So loops over units have no remainder. Padding that is read is
 // zero.
@@ -15,7 +15,7 @@ constexpr int64_t kPanel = 32;    // packed matrices are padded to multiples of 
 constexpr float kEpsilon = 1e-5f;
 constexpr int64_t kKeptInMemory = 32 << 20;  // bytes
 
-constexpr int64_t kPatches = 96;  // of images that are multiplied at once
+constexpr int64_t kPatches = 96;  // of images, in one product of matrices
 
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -81,7 +81,7 @@ struct Dense {
   Activation activation;
 };
 
-// Convolutions without padding of the images. All arrays have the channels last.
+// A convolution without padding. All arrays have the channels last.
 struct Convolution {
   int64_t rows, columns, channels;                 // of an image
   int64_t kernel_rows, kernel_columns, filters;
@@ -89,7 +89,7 @@ struct Convolution {
   int64_t output_rows() const { return (rows - kernel_rows) / row_stride + 1; }
   int64_t output_columns() const { return (columns - kernel_columns) / column_stride + 1; }
   int64_t weights() const { return kernel_rows * kernel_columns * channels; }  // of a filter
-  // Of a padded patch. With an odd multiple of a cache line, a column of patches does not fall into few cache sets.
+  // Of a padded patch: an odd number of cache lines, so that a column of many patches uses all sets of the cache.
   int64_t patch_width() const { return RoundUp(weights(), kPad) | kPad; }
   int64_t padded_filters() const { return RoundUp(filters, kPanel); }
   int64_t scratch() const { return kPatches * (patch_width() + padded_filters() + kPanel); }  // floats

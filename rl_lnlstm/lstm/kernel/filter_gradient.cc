@@ -1,4 +1,4 @@
-// The TensorFlow operation for the gradient of a convolution's filters, which is TensorFlow's slowest one on CPUs.
+// The TensorFlow operation for the gradient of a convolution's filters.
 #include <cstring>
 #include <vector>
 
@@ -55,11 +55,14 @@ class FilterGradientOp : public tensorflow::OpKernel {
       std::memset(own, 0, sums_size * sizeof(float));
       ChooseCore().filter_gradient(c, images, d_outputs, begin, end, own, scratch.data() + index * c.scratch());
     });
-    std::memset(gradient, 0, c.weights() * c.filters * sizeof(float));
-    for (int64_t block = 0; block < blocks.count(); ++block)
-      for (int64_t i = 0; i < c.weights(); ++i)
-        for (int64_t j = 0; j < c.filters; ++j)
-          gradient[i * c.filters + j] += sums.data()[block * sums_size + i * filters + j];
+    const auto add_up = [&](int64_t, int64_t begin, int64_t end) {
+      std::memset(gradient + begin * c.filters, 0, (end - begin) * c.filters * sizeof(float));
+      for (int64_t block = 0; block < blocks.count(); ++block)
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t j = 0; j < c.filters; ++j)
+            gradient[i * c.filters + j] += sums.data()[block * sums_size + i * filters + j];
+    };
+    Blocks(threads, c.weights(), static_cast<double>(sums_size) * blocks.count()).Run(add_up);
     return absl::OkStatus();
   }
 

@@ -39,10 +39,11 @@ double Work(const Sizes& sizes) {
 // interrupts the thread.
 void AdviseHugePages(float* data, int64_t size) {
 #ifdef MADV_HUGEPAGE
+  if (data == nullptr) return;
   constexpr uintptr_t kHuge = 2 << 20, kSmallest = 2 * kHuge;
   const uintptr_t first = RoundUp(reinterpret_cast<uintptr_t>(data), kHuge);
   const uintptr_t end = reinterpret_cast<uintptr_t>(data + size) / kHuge * kHuge;
-  if (data != nullptr && end >= first + kSmallest) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+  if (end >= first + kSmallest) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }
 
