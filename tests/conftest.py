@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 def seeded():
     """Gives layers without a seed the same weights in every run.
 
-    A few random weights make rounding errors larger than a test allows.
+    With some random weights, the rounding error is larger than a test allows.
     """
     if "keras" in sys.modules:  # some test files do without TensorFlow
         sys.modules["keras"].utils.set_random_seed(0)
