@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import keras
@@ -17,6 +17,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
+from rl_lnlstm.policies.convolution import Conv2D, Pixels, is_simple
 from rl_lnlstm.policies.distributions import Categorical
 from rl_lnlstm.policies.encoder_check import random_observations
 from rl_lnlstm.policies.graph_step import StepFunction, step_once
@@ -41,11 +42,26 @@ class Arrays(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("observations", "h", "c", "episode_starts", "noise", "action_masks"),
+                *("observations", "images", "h", "c", "episode_starts", "noise", "action_masks"),
                 *("numbered_actions", "actions", "values", "log_probs", "new_h", "new_c"),
             )
         ),
     )
+
+
+class Encoding(NamedTuple):
+    """The layers of an encoder: dense layers, and before them, if observations are images of bytes, convolutions."""
+
+    pixels: Pixels | None
+    convolutions: list[keras.layers.Conv2D]
+    layers: list[keras.layers.Dense]
+
+    def image(self, shape: tuple[int, ...]) -> list[Any]:
+        """Rows, columns and channels of observations of `shape`; empty without convolutions."""
+        if not self.convolutions:
+            return []
+        whole = (1, *shape)
+        return list(whole if self.pixels is None else self.pixels.compute_output_shape(whole))[1:]
 
 
 class CompiledStep:
@@ -56,13 +72,15 @@ class CompiledStep:
     from several threads.
     """
 
-    def __init__(self, policy: Any, encoder: list[keras.layers.Dense]) -> None:
+    def __init__(self, policy: Any, encoder: Encoding) -> None:
         network, statistics, head = policy.network, policy.observation_statistics, policy.action_head
         self._shape = policy.observation_space.shape or ()
         self._numbered = head.distribution is Categorical
         self._sizes = int(np.prod(self._shape)), policy.state_size, head.noise_size
+        self._has_images = bool(encoder.convolutions)
+        pixels = encoder.pixels
         weights = [statistics.mean, statistics.variance] if statistics is not None else []
-        weights += _kernels_and_biases(encoder)
+        weights += _kernels_and_biases([*encoder.convolutions, *encoder.layers])
         for layer in network.lstm_layers:
             weights += [getattr(layer, name) for name in Weights._fields]
         weights += _kernels_and_biases([*network.actor_layers, *network.critic_layers, head.projection])
@@ -77,7 +95,12 @@ class CompiledStep:
                 normalized=statistics is not None,
                 clip=statistics.clip if statistics is not None else 0.0,
                 epsilon=statistics.epsilon if statistics is not None else 0.0,
-                encoder=[ACTIVATIONS[layer.activation] for layer in encoder],
+                image=encoder.image(self._shape),
+                channels_first=pixels is not None and pixels.channels_first,
+                scale=1.0 if pixels is None else pixels.scale,
+                strides=[stride for layer in encoder.convolutions for stride in layer.strides],
+                convolutions=[ACTIVATIONS[layer.activation] for layer in encoder.convolutions],
+                encoder=[ACTIVATIONS[layer.activation] for layer in encoder.layers],
                 heads=[ACTIVATIONS[layer.activation] for layer in network.actor_layers],
             )
         )
@@ -94,7 +117,7 @@ class CompiledStep:
         observation, state, noise = self._sizes
         self._batch = batch
         self._inputs = (
-            np.empty((batch, observation)),
+            np.empty((batch, observation), np.uint8 if self._has_images else np.float64),
             np.empty((batch, state), np.float32),
             np.empty((batch, state), np.float32),
             np.empty(batch, bool),
@@ -108,7 +131,9 @@ class CompiledStep:
         )
         actions, *others = (array.ctypes.data for array in self._outputs)
         both = (actions, None) if self._numbered else (None, actions)
-        self._arrays = Arrays(batch, noise, *(array.ctypes.data for array in self._inputs), *both, *others)
+        observations, *rest = (array.ctypes.data for array in self._inputs)
+        seen = (None, observations) if self._has_images else (observations, None)
+        self._arrays = Arrays(batch, noise, *seen, *rest, *both, *others)
         self._mask_address = self._arrays.action_masks
         self._address = ctypes.addressof(self._arrays)
 
@@ -170,20 +195,21 @@ def compiled_step(policy: Any) -> CompiledStep | None:
     All of this must hold:
 
     - The observation space is a `Box`, and everything is float32 on a CPU.
-    - The encoder consists of dense layers with `ACTIVATIONS`.
+    - The encoder consists of dense layers with `ACTIVATIONS`, and before them, for images of bytes, of convolutions
+      without padding.
     - Actor and critic have one LSTM layer each, or share one. It sees only encoded observations.
     - All layers have exactly the known types. A subclass may compute something else.
     """
     space, network, head = policy.observation_space, policy.network, policy.action_head
     if type(space) is not gym.spaces.Box or network.num_layers != 1 or policy.last_action_reward.size:
         return None
-    encoder = _dense_layers(network.encoder, len(space.shape))
+    encoder = _encoding(network.encoder, space)
     if encoder is None or type(head) not in (CategoricalHead, GaussianHead) or not head.in_kernel:
         return None
-    dense = [*encoder, *network.actor_layers, *network.critic_layers, head.projection, network.value_head]
+    dense = [*encoder.layers, *network.actor_layers, *network.critic_layers, head.projection, network.value_head]
     statistics = policy.observation_statistics
     compiled = (
-        all(map(_is_known, dense))
+        all(map(_is_known, [*encoder.convolutions, *dense]))
         and [one.activation for one in network.actor_layers] == [one.activation for one in network.critic_layers]
         and head.projection.activation is network.value_head.activation is keras.activations.linear
         and all(type(layer) is MaskedLNLSTM and layer.backend != "while_loop" for layer in network.lstm_layers)
@@ -195,21 +221,29 @@ def compiled_step(policy: Any) -> CompiledStep | None:
     return CompiledStep(policy, encoder) if compiled else None
 
 
-def _dense_layers(encoder: keras.Model | None, rank: int) -> list[keras.layers.Dense] | None:
-    """The layers of an encoder that consists of a `Flatten` and dense layers; None for any other encoder."""
+def _encoding(encoder: keras.Model | None, space: gym.spaces.Box) -> Encoding | None:
+    """The layers of an encoder of dense layers, perhaps after convolutions; None for any other encoder."""
     if encoder is None:
-        return []
+        return Encoding(None, [], [])
     if type(encoder) is not keras.Sequential or "call" in vars(encoder):
         return None
-    layers = list(encoder.layers)
+    layers, rank = list(encoder.layers), len(space.shape)
+    pixels = layers.pop(0) if layers and type(layers[0]) is Pixels and "call" not in vars(layers[0]) else None
+    convolutions = []
+    while layers and type(layers[0]) in (Conv2D, keras.layers.Conv2D):
+        convolutions.append(layers.pop(0))
+    if convolutions and (space.dtype != np.uint8 or not all(map(is_simple, convolutions))):
+        return None
     if layers and type(layers[0]) is keras.layers.Flatten and layers[0].data_format == "channels_last":
         layers, rank = layers[1:], 1
-    return layers if rank == 1 and all(type(layer) is keras.layers.Dense for layer in layers) else None
+    if rank != 1 or (pixels and not convolutions) or not all(type(layer) is keras.layers.Dense for layer in layers):
+        return None
+    return Encoding(pixels, convolutions, layers)
 
 
-def _is_known(layer: keras.layers.Dense) -> bool:
+def _is_known(layer: keras.layers.Dense | keras.layers.Conv2D) -> bool:
     return (
-        type(layer) is keras.layers.Dense
+        type(layer) in (keras.layers.Dense, keras.layers.Conv2D, Conv2D)
         and layer.use_bias
         and layer.activation in ACTIVATIONS
         and layer.compute_dtype == layer.variable_dtype == "float32"
@@ -219,7 +253,7 @@ def _is_known(layer: keras.layers.Dense) -> bool:
     )
 
 
-def _kernels_and_biases(layers: list[keras.layers.Dense]) -> list[keras.Variable]:
+def _kernels_and_biases(layers: list[Any]) -> list[keras.Variable]:
     return [weight for layer in layers for weight in (layer.kernel, layer.bias)]
 
 

@@ -1,4 +1,4 @@
-"""`Conv2D`: Keras' layer, with a faster gradient on CPUs."""
+"""Layers for images that are faster on CPUs than those of Keras."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import tensorflow as tf
 
 from rl_lnlstm.lstm.kernel import convolution
 
+# By identity, because a user's function may have the same name.
+ACTIVATIONS = {getattr(keras.activations, name): name for name in convolution.ACTIVATIONS}
+
 
 @keras.saving.register_keras_serializable("rl_lnlstm")
 class Conv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D`, which trains faster on a CPU.
+    """`keras.layers.Conv2D`, which is faster on a CPU.
 
-    Outputs are the same, bit for bit. Only the gradient of the filters is computed differently, by the compiled kernel.
-    On a GPU, under XLA, in other dtypes than float32, and with padding, dilation or groups, it is Keras' gradient.
+    The compiled kernel computes it and its gradients. On a GPU, under XLA, in other dtypes than float32, with padding,
+    dilation or groups, without a bias, and with other activations than linear, ReLU, sigmoid and tanh, it is Keras'
+    layer.
 
     Example:
         >>> import keras
@@ -28,18 +32,65 @@ class Conv2D(keras.layers.Conv2D):
         filters, kernel_size, ...: those of `keras.layers.Conv2D`.
     """
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """The convolution without bias and activation. Keras calls it."""
-        plain = super().convolution_op
-        if not (self._is_simple and convolution.applies(inputs)):
-            return plain(inputs, kernel)
-        return convolution.convolution(plain, inputs, tf.convert_to_tensor(kernel), tuple(self.strides))
+    def call(self, inputs: Any) -> Any:
+        """The layer's outputs, `[batch, rows, columns, filters]`."""
+        known = is_simple(self) and self.activation in ACTIVATIONS and inputs.shape.rank == 4
+        if not (known and convolution.applies(inputs)):
+            return super().call(inputs)
+        filters, bias = (tf.convert_to_tensor(weight) for weight in (self.kernel, self.bias))
+        return convolution.convolution(inputs, filters, bias, tuple(self.strides), ACTIVATIONS[self.activation])
 
-    @property
-    def _is_simple(self) -> bool:
-        return (
-            self.padding == "valid"
-            and self.groups == 1
-            and tuple(self.dilation_rate) == (1, 1)
-            and self.data_format == "channels_last"
-        )
+
+@keras.saving.register_keras_serializable("rl_lnlstm")
+class Pixels(keras.layers.Rescaling):
+    """Converts images to float32 with the channels last, and multiplies them by `scale`.
+
+    In a graph whose images were bytes, it reads the bytes. A gradient with respect to their floats is then None.
+
+    Args:
+        scale: multiplies all values.
+        channels_first: images have shape `[batch, channels, rows, columns]`, otherwise `[batch, rows, columns,
+            channels]` or `[batch, rows, columns]`.
+        name, ...: those of `keras.layers.Layer`.
+    """
+
+    def __init__(self, scale: float = 1.0, channels_first: bool = False, **kwargs: Any) -> None:
+        super().__init__(scale, **kwargs)
+        self.channels_first = channels_first
+
+    def call(self, inputs: Any) -> Any:
+        """The pixels, `[batch, rows, columns, channels]`."""
+        if convolution.applies(inputs):
+            return convolution.pixels(inputs, self.channels_first, self.scale)
+        if len(inputs.shape) == 3:
+            inputs = keras.ops.expand_dims(inputs, -1)
+        return super().call(keras.ops.transpose(inputs, (0, 2, 3, 1)) if self.channels_first else inputs)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the pixels."""
+        batch, *size = input_shape
+        if len(size) == 2:
+            return (batch, *size, 1)
+        return (batch, *size[1:], size[0]) if self.channels_first else (batch, *size)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        config = super().get_config()
+        del config["offset"]
+        return {**config, "channels_first": self.channels_first}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Pixels:
+        """The layer with these arguments. That of `Rescaling` expects an offset."""
+        return cls(**config)
+
+
+def is_simple(layer: keras.layers.Conv2D) -> bool:
+    """Whether a convolution has a bias, and neither padding, dilation nor groups."""
+    return (
+        layer.use_bias
+        and layer.padding == "valid"
+        and layer.groups == 1
+        and tuple(layer.dilation_rate) == (1, 1)
+        and layer.data_format == "channels_last"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl_lnlstm.errors import UserError
-from rl_lnlstm.policies.convolution import Conv2D
+from rl_lnlstm.policies.convolution import Conv2D, Pixels
 from rl_lnlstm.policies.normalization import RunningStatistics
 from rl_lnlstm.spaces import categories, flatten, is_categorical, leaves, width
 
@@ -138,17 +138,18 @@ def convolutions(
             "MlpLnLstmPolicy takes observations of any size"
         )
     network = next(layers for smallest, layers in CONVOLUTIONS.items() if side >= smallest)
-    layers: list[keras.layers.Layer] = _channels_last(space.shape or ())
+    layers: list[keras.layers.Layer]
     if _is_symbols(space) and not _has_statistics(space, normalized):
         # So few pixels are symbols, and the distance between two symbols means nothing.
         rows, columns, channels = image_size(space.shape or ())
         initializer = keras.initializers.RandomNormal(stddev=1.0, seed=next(seeds))
-        layers += [
+        layers = [
+            *_channels_last(space.shape or ()),
             keras.layers.Embedding(256, SYMBOL_WIDTH, embeddings_initializer=initializer, name=f"{prefix}_symbols"),
             keras.layers.Reshape((rows, columns, channels * SYMBOL_WIDTH)),
         ]
     else:
-        layers += _bytes_to_fractions(space, normalized)
+        layers = _pixels(space, normalized)
     for i, (filters, size, stride) in enumerate(network):
         initializer = keras.initializers.Orthogonal(HIDDEN_GAIN, next(seeds))
         name = f"{prefix}_convolution_{i}"
@@ -201,8 +202,23 @@ def _is_symbols(image: gym.Space) -> bool:
     return image.dtype == np.uint8 and _smaller_side(image.shape or ()) < SMALLEST_PHOTOGRAPH
 
 
+def _scale(space: gym.Space, normalized: bool) -> float:
+    """What bytes are multiplied by, unless they are normalised."""
+    return 1 / 255 if _is_bytes(space) and not _has_statistics(space, normalized) else 1.0
+
+
 def _bytes_to_fractions(space: gym.Space, normalized: bool) -> list[keras.layers.Layer]:
-    return [keras.layers.Rescaling(1 / 255)] if _is_bytes(space) and not _has_statistics(space, normalized) else []
+    scale = _scale(space, normalized)
+    return [] if scale == 1 else [keras.layers.Rescaling(scale)]
+
+
+def _pixels(space: gym.Space, normalized: bool) -> list[keras.layers.Layer]:
+    """Layers that convert an image to `[height, width, channels]`, and its bytes to fractions."""
+    shape, scale = space.shape or (), _scale(space, normalized)
+    if len(shape) == 4:
+        return [*_channels_last(shape), *_bytes_to_fractions(space, normalized)]
+    size = image_size(shape)
+    return [] if size == shape and scale == 1 else [Pixels(scale, channels_first=len(shape) == 3 and size != shape)]
 
 
 def _has_statistics(space: gym.Space, normalized: bool) -> bool:

@@ -19,6 +19,7 @@ LAYERS = {
     "MaskedLNLSTM": "rl_lnlstm.lstm.layer",
     "MaskedLNLSTMCell": "rl_lnlstm.lstm.cell",
     "Conv2D": "rl_lnlstm.policies.convolution",
+    "Pixels": "rl_lnlstm.policies.convolution",
 }
 
 

@@ -31,7 +31,7 @@ constants_of = operator.attrgetter(
 
 
 def gains_from_xla(policy: LearningPolicy) -> bool:
-    """Whether to compile the gradient steps of a policy: on a CPU, XLA's convolutions take about 50 times as long."""
+    """Whether to compile whole gradient steps: on a CPU, XLA's convolutions take about 50 times as long."""
     return not policy.is_convolutional or bool(tf.config.list_logical_devices("GPU"))
 
 
@@ -134,6 +134,7 @@ class Updater:
         """
         variables = [variable.value for variable in self._trained]
         limit = np.inf if self.config.target_kl is None else 1.5 * self.config.target_kl
+        take_step = tf.function(self._take_step, autograph=False, jit_compile=self.config.jit_compile)
 
         def body(i: Any, _: Any, targets: Any, taken: Any, skipped: Any, not_finite: Any, *sums: Any) -> Any:
             if steps is not None:
@@ -145,14 +146,9 @@ class Updater:
                 losses = self._losses(minibatch, clip_coef)
             # Gradients are zeros for weights that the loss does not depend on, for example in an unused layer.
             gradients = tape.gradient(losses["loss"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            vectors = self.optimizer.vectors(gradients)
-            squares = [tf.reduce_sum(tf.square(vector)) for vector in vectors]
-            norm = tf.sqrt(tf.add_n(squares))
-            scale = self.config.max_grad_norm / tf.maximum(norm, self.config.max_grad_norm)
-            finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
-            proceed = ~finite | (losses["approx_kl"] <= limit)
-            wanted = finite & (tf.reduce_sum(minibatch.valid) > 0)
-            self.optimizer.apply([vector * scale for vector in vectors], wanted & proceed)
+            within_limit, has_valid = losses["approx_kl"] <= limit, tf.reduce_sum(minibatch.valid) > 0
+            finite, squares = take_step(gradients, losses["loss"], within_limit & has_valid)
+            proceed, wanted = ~finite | within_limit, finite & has_valid
             not_finite |= ~tf.math.is_finite(tf.stack([*(losses[name] for name in TERMS), *squares]))
             reported = [tf.where(wanted, losses[name], 0.0) for name in REPORTED]
             sums = tuple(total + value for total, value in zip(sums, reported, strict=True))
@@ -168,6 +164,19 @@ class Updater:
         means = {name: total / tf.cast(taken, tf.float32) for name, total in zip(REPORTED, sums, strict=True)}
         means |= {"skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}
         return means, not_finite
+
+    def _take_step(self, gradients: list[Any], loss: Any, allowed: Any) -> tuple[Any, list[Any]]:
+        """Clips the gradients' norm and lets Adam take a step, if loss and norm are finite and the step is `allowed`.
+
+        Returns whether they are finite, and the sum of squares of each vector of the gradient.
+        """
+        vectors = self.optimizer.vectors(gradients)
+        squares = [tf.reduce_sum(tf.square(vector)) for vector in vectors]
+        norm = tf.sqrt(tf.add_n(squares))
+        scale = self.config.max_grad_norm / tf.maximum(norm, self.config.max_grad_norm)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        self.optimizer.apply([vector * scale for vector in vectors], finite & allowed)
+        return finite, squares
 
     def _targets(self, sequences: Sequences, steps: Steps) -> tuple[Any, Any]:
         """Advantages and returns of the current policy."""

@@ -1,4 +1,4 @@
-"""`Conv2D` computes the same as Keras' layer, with gradients from the kernel."""
+"""`Conv2D` and `Pixels` compute the same as Keras' layers, in the kernel."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.kernel import build
-from rl_lnlstm.policies.convolution import Conv2D
+from rl_lnlstm.policies.convolution import Conv2D, Pixels
 from tests.lstm.fresh_process import run_fresh
 
 needs_kernel = pytest.mark.skipif(build._compiler() is None, reason="no C++ compiler")
@@ -23,12 +23,13 @@ CASES = [
 ]
 
 
-def case_of(shape, filters, size, strides):
+def case_of(shape, filters, size, strides, activation=None):
     """The layer, Keras' layer with the same weights, images, and the gradient that arrives from what follows."""
     rng = np.random.default_rng(0)
-    layer, plain = (kind(filters, size, strides) for kind in (Conv2D, keras.layers.Conv2D))
+    layer, plain = (kind(filters, size, strides, activation=activation) for kind in (Conv2D, keras.layers.Conv2D))
     for one in (layer, plain):
         one.build(shape)
+    layer.bias.assign(rng.standard_normal(filters))
     plain.set_weights(layer.get_weights())
     images = tf.constant(rng.standard_normal(shape), tf.float32)
     d = tf.constant(rng.standard_normal(plain.compute_output_shape(shape)), tf.float32)
@@ -44,58 +45,93 @@ def gradients(layer, images, d):
     return [outputs, *tape.gradient(loss, [images, layer.kernel.value, layer.bias.value])]
 
 
-def filters_gradient_in_float64(images, d, size, strides):
-    """A sum over the positions in the kernel, written out."""
-    images, d = np.asarray(images, np.float64), np.asarray(d, np.float64)
-    (rows, columns), (down, across) = size, strides
-    result = np.zeros((rows, columns, images.shape[-1], d.shape[-1]))
-    for i in range(rows):
-        for j in range(columns):
-            seen = images[:, i : i + down * d.shape[1] : down, j : j + across * d.shape[2] : across]
-            result[i, j] = np.einsum("nrci,nrco->io", seen, d)
-    return result
+def exact(layer, images, d):
+    """Outputs before the activation, and the gradients of a loss whose gradient there is `d`, in float64.
+
+    A sum over the positions in the kernel, written out.
+    """
+    images, d, filters, bias = (np.asarray(part, np.float64) for part in (images, d, layer.kernel, layer.bias))
+    down, across = layer.strides
+    outputs, d_images, d_filters = np.zeros(d.shape) + bias, np.zeros(images.shape), np.zeros(filters.shape)
+    for i in range(filters.shape[0]):
+        for j in range(filters.shape[1]):
+            place = np.s_[:, i : i + down * d.shape[1] : down, j : j + across * d.shape[2] : across]
+            outputs += images[place] @ filters[i, j]
+            d_filters[i, j] = np.einsum("nrci,nrco->io", images[place], d)
+            d_images[place] += d @ filters[i, j].T
+    return [outputs, d_images, d_filters, d.sum((0, 1, 2))]
 
 
-def assert_exact(d_filters, layer, images, d):
-    exact = filters_gradient_in_float64(images, d, layer.kernel_size, layer.strides)
-    np.testing.assert_allclose(d_filters, exact, rtol=0, atol=2e-6 * max(np.abs(exact).max(initial=0), 1))
+def assert_close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * max(np.abs(expected).max(initial=0), 1))
 
 
-def check_filters_gradient(case):
+def check_case(case):
     layer, _, images, d = case_of(*case)
-    assert_exact(gradients(layer, images, d)[2], layer, images, d)
+    for got, expected in zip(gradients(layer, images, d), exact(layer, images, d), strict=True):
+        assert_close(got, expected)
 
 
 @needs_kernel
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_same_outputs_and_right_gradients(case, in_graph):
-    layer, plain, images, d = case_of(*case)
+def test_outputs_and_gradients(case, in_graph):
+    layer, _, images, d = case_of(*case)
     run = tf.function(gradients, autograph=False) if in_graph else gradients
-    outputs, d_images, d_filters, d_bias = run(layer, images, d)
-    expected = gradients(plain, images, d)
-    np.testing.assert_array_equal(outputs, expected[0])
-    np.testing.assert_array_equal(d_images, expected[1])
-    np.testing.assert_allclose(d_bias, expected[3], rtol=1e-6, atol=1e-6)
-    assert_exact(d_filters, layer, images, d)
+    for got, expected in zip(run(layer, images, d), exact(layer, images, d), strict=True):
+        assert_close(got, expected)
 
 
 @needs_kernel
-def test_the_gradient_of_no_images_is_zero():
-    operation = kernel.operations().rl_lnlstm_filter_gradient
-    gradient = operation(tf.ones([0, 8, 8, 2]), tf.ones([0, 6, 6, 3]), kernel_size=[3, 3], strides=[1, 1])
-    np.testing.assert_array_equal(gradient, np.zeros((3, 3, 2, 3)))
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("case", CASES[2:5], ids=str)
+def test_activations(case, activation):
+    layer, plain, images, d = case_of(*case, activation)
+    for got, expected in zip(gradients(layer, images, d), gradients(plain, images, d), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))
 
 
 @needs_kernel
-def test_the_gradient_comes_from_the_kernel():
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_nan_in_an_image_stays_in_its_outputs(activation):
+    layer, _, images, _ = case_of(*CASES[3], activation)
+    bad = layer(tf.tensor_scatter_nd_update(images, [[1, 4, 5, 2]], [np.nan]))
+    assert np.isnan(bad[1]).any(-1).sum() in range(1, 20)
+    np.testing.assert_array_equal(bad[0], layer(images)[0])
+
+
+@needs_kernel
+def test_an_image_does_not_depend_on_the_others():
+    layer, _, images, _ = case_of(*CASES[1])
+    whole = layer(images)
+    for size in (1, 2, 5):
+        parts = [layer(images[i : i + size]) for i in range(0, len(images), size)]
+        np.testing.assert_array_equal(tf.concat(parts, 0), whole)
+
+
+@needs_kernel
+def test_no_images():
+    layer, _, images, d = case_of(*CASES[3])
+    outputs, d_images, d_filters, d_bias = gradients(layer, images[:0], d[:0])
+    assert outputs.shape == d[:0].shape
+    assert d_images.shape == images[:0].shape
+    assert not np.any(d_filters)
+    assert not np.any(d_bias)
+
+
+OPERATIONS = {"RlLnlstm>Convolution", "RlLnlstm>FilterGradient", "RlLnlstm>ImageGradient"}
+
+
+def types_in(function, *arguments):
+    graph = tf.function(function, autograph=False).get_concrete_function(*arguments).graph
+    return {operation.type for operation in graph.get_operations()}
+
+
+@needs_kernel
+def test_all_of_it_comes_from_the_kernel():
     layer, plain, images, d = case_of(*CASES[1])
-    types = []
-    for one in (layer, plain):
-        graph = tf.function(gradients, autograph=False).get_concrete_function(one, images, d).graph
-        types.append({operation.type for operation in graph.get_operations()})
-    slow, fast = "Conv2DBackpropFilter", "RlLnlstm>FilterGradient"
-    assert [{slow, fast} & found for found in types] == [{fast}, {slow}]
+    assert types_in(gradients, layer, images, d) >= OPERATIONS
+    assert not types_in(gradients, plain, images, d) & OPERATIONS
 
 
 @pytest.mark.parametrize(
@@ -106,6 +142,9 @@ def test_the_gradient_comes_from_the_kernel():
         {"groups": 2},
         {"dtype": "float64"},
         {"dtype": "mixed_bfloat16"},
+        {"use_bias": False},
+        {"activation": "gelu"},
+        {"data_format": "channels_first"},
     ],
     ids=str,
 )
@@ -114,6 +153,9 @@ def test_elsewhere_it_is_keras_layer(arguments):
     layer, plain = (kind(6, 3, **arguments) for kind in (Conv2D, keras.layers.Conv2D))
     layer.build(images.shape), plain.build(images.shape)
     plain.set_weights(layer.get_weights())
+    if arguments.get("data_format") == "channels_first":  # TensorFlow cannot compute it on a CPU
+        assert not types_in(layer, tf.TensorSpec(images.shape)) & OPERATIONS
+        return
     with tf.GradientTape(persistent=True) as tape:
         losses = [tf.reduce_sum(one(images) ** 2) for one in (layer, plain)]
     got, expected = (tape.gradient(loss, one.kernel.value) for loss, one in zip(losses, (layer, plain), strict=True))
@@ -130,17 +172,21 @@ def test_under_xla_it_is_keras_layer():
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_second_derivatives():
-    layer, plain, images, d = case_of((2, 6, 6, 2), 3, 3, 2)
+@needs_kernel
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_second_derivatives(activation):
+    layer, plain, images, d = case_of((2, 6, 6, 2), 3, 3, 2, activation)
 
     def penalty(one):
-        """The gradient of the squared norm of the filters' gradient."""
+        """The gradient of the squared norm of all gradients."""
+        weights = [one.kernel.value, one.bias.value]
         with tf.GradientTape() as outer:
             outer.watch([images, d])
             with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(one(images) * d)
-            size = tf.reduce_sum(tape.gradient(loss, one.kernel.value) ** 2)
-        return outer.gradient(size, [images, d])
+                tape.watch(images)
+                loss = tf.reduce_sum(one(images) ** 2 * d)
+            size = tf.add_n([tf.reduce_sum(part**2) for part in tape.gradient(loss, [images, *weights])])
+        return outer.gradient(size, [images, d, *weights])
 
     for got, expected in zip(penalty(layer), penalty(plain), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
@@ -164,17 +210,13 @@ def test_keras_saves_and_loads_it(tmp_path):
 
 @needs_kernel
 def test_a_saved_function_loads_without_the_kernel(tmp_path):
-    """Also one whose gradient was traced with the kernel before."""
     layer, _, images, d = case_of(*CASES[3])
     module = tf.Module()
     module.layer = layer
     module.call = tf.function(layer, input_signature=[tf.TensorSpec(images.shape)], autograph=False)
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(module.call(images) * d)
-    expected = tape.gradient(loss, layer.kernel.value)
     tf.saved_model.save(module, str(tmp_path / "saved"))
     assert b"RlLnlstm" not in (tmp_path / "saved" / "saved_model.pb").read_bytes()
-    np.savez(tmp_path / "given.npz", images=images, d=d, expected=expected)
+    np.savez(tmp_path / "given.npz", images=images, d=d, expected=gradients(layer, images, d)[2])
     program = """
         import sys
         import numpy as np
@@ -211,28 +253,132 @@ def test_images_that_are_too_small_are_refused_as_by_keras():
 def test_every_instruction_set(isa, used):
     program = """
         from rl_lnlstm.lstm import kernel
-        from tests.policies.test_convolution import CASES, check_filters_gradient
+        from tests.policies.test_convolution import CASES, check_case, check_pixels
 
         for case in CASES:
-            check_filters_gradient(case)
+            check_case(case)
+        check_pixels()
         print(kernel.instruction_set())
         """
     assert run_fresh(program, RL_LNLSTM_ISA=isa).strip() in used
 
 
+IMAGES, FILTERS, OUTPUTS = (2, 9, 9, 3), (3, 3, 3, 4), (2, 7, 7, 4)
+WRONG = [
+    ("convolution", (IMAGES[:3], FILTERS, (4,)), "rank 4|must have shape"),
+    ("convolution", (IMAGES, FILTERS[:3], (4,)), "rank 4|must have shape"),
+    ("convolution", (IMAGES, (3, 3, 2, 4), (4,)), r"filters must have shape \[3,3,3,4\], got \[3,3,2,4\]"),
+    ("convolution", (IMAGES, FILTERS, (5,)), r"bias must have shape \[4\], got \[5\]"),
+    ("convolution", ((2, 2, 9, 3), FILTERS, (4,)), "images must not be smaller than the kernel|Negative|negative"),
+    ("filter_gradient", (IMAGES, (2, 7, 6, 4)), r"d_outputs must have shape \[2,7,7,4\], got \[2,7,6,4\]"),
+    ("filter_gradient", (IMAGES, (3, 7, 7, 4)), r"d_outputs must have shape \[2,7,7,4\], got \[3,7,7,4\]"),
+    ("filter_gradient", ((2, 2, 9, 3), (2, 1, 7, 4)), "images must not be smaller than the kernel"),
+    ("image_gradient", (IMAGES, FILTERS, (2, 7, 6, 4)), r"d_outputs must have shape \[2,7,7,4\], got \[2,7,6,4\]"),
+    ("image_gradient", (IMAGES, (3, 3, 2, 4), OUTPUTS), r"filters must have shape \[3,3,3,4\], got \[3,3,2,4\]"),
+    ("image_gradient", (IMAGES[:3], FILTERS, OUTPUTS), "rank 4|must have shape"),
+    ("pixels", (IMAGES[:3],), "rank 4|four axes"),
+]
+
+
+@needs_kernel
+@pytest.mark.parametrize(("name", "shapes", "message"), WRONG, ids=str)
+def test_wrong_shapes_are_refused(name, shapes, message):
+    attributes = {
+        "convolution": {"strides": [1, 1], "activation": "relu"},
+        "filter_gradient": {"strides": [1, 1], "kernel_size": [3, 3]},
+        "image_gradient": {"strides": [1, 1]},
+        "pixels": {"channels_first": True, "scale": 1.0},
+    }[name]
+    first, *others = shapes
+    inputs = [tf.constant(first) if name == "image_gradient" else tf.ones(first), *map(tf.ones, others)]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        getattr(kernel.operations(), f"rl_lnlstm_{name}")(*inputs, **attributes)
+
+
 @needs_kernel
 @pytest.mark.parametrize(
-    ("images", "d", "size", "message"),
-    [
-        ((2, 9, 9, 3), (2, 7, 6, 4), [3, 3], r"d_outputs must have shape \[2,7,7,4\], got \[2,7,6,4\]"),
-        ((2, 9, 9, 3), (3, 7, 7, 4), [3, 3], r"d_outputs must have shape \[2,7,7,4\], got \[3,7,7,4\]"),
-        ((2, 2, 9, 3), (2, 1, 7, 4), [3, 3], "images must not be smaller than the kernel"),
-        ((2, 9, 9), (2, 7, 7, 4), [3, 3], "rank 4|must have shape"),
-        ((2, 9, 9, 3), (2, 7, 7, 4), [3], "two"),
-        ((2, 9, 9, 3), (2, 7, 7, 4), [0, 3], "two positive numbers"),
-    ],
-    ids=str,
+    "changed", [{"strides": [1]}, {"strides": [0, 1]}, {"activation": "gelu"}, {"scale": 2.0}], ids=str
 )
-def test_wrong_shapes_are_refused(images, d, size, message):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        kernel.operations().rl_lnlstm_filter_gradient(tf.ones(images), tf.ones(d), kernel_size=size, strides=[1, 1])
+def test_wrong_attributes_are_refused(changed):
+    attributes = {"strides": [1, 1], "activation": "relu", **changed}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"two positive numbers|no activation gelu|only bytes can"):
+        kernel.operations().rl_lnlstm_convolution(tf.ones(IMAGES), tf.ones(FILTERS), tf.ones(4), **attributes)
+
+
+def check_pixels():
+    rng = np.random.default_rng(0)
+    for channels in (1, 2, 3, 4, 5, 9):
+        images = rng.integers(0, 256, (3, channels, 7, 6)).astype(np.uint8)
+        expected = images.transpose(0, 2, 3, 1).astype(np.float32) * np.float32(1 / 255)
+        for values in (images, images.astype(np.float32)):
+            np.testing.assert_array_equal(tf.function(Pixels(1 / 255, True))(tf.cast(values, tf.float32)), expected)
+        last = tf.function(Pixels(1 / 255))(tf.cast(images.transpose(0, 2, 3, 1), tf.float32))
+        np.testing.assert_array_equal(last, expected)
+
+
+def test_pixels():
+    check_pixels()
+
+
+@needs_kernel
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=str)
+def test_a_convolution_reads_bytes_in_a_graph(case, channels_first):
+    layer, plain, images, d = case_of(*case, "relu")
+    images = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.uint8)
+    images = tf.constant(images.transpose(0, 3, 1, 2) if channels_first else images)
+    pixels = Pixels(1 / 255, channels_first)
+
+    def from_bytes(layer, images):
+        """Outputs, gradients of filters and biases, and those of these gradients' squared norm."""
+        weights = [layer.kernel.value, layer.bias.value]
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as tape:
+                outputs = layer(pixels(tf.cast(images, tf.float32)))
+                loss = tf.reduce_sum(outputs**2 * d)
+            first = tape.gradient(loss, weights)
+            size = tf.add_n([tf.reduce_sum(part**2) for part in first])
+        return [outputs, *first, *outer.gradient(size, weights)]
+
+    run = tf.function(from_bytes, autograph=False)
+    graph = run.get_concrete_function(layer, images).graph
+    found = [one.inputs[0].dtype for one in graph.get_operations() if one.type == "RlLnlstm>Convolution"]
+    assert set(found) == {tf.uint8}
+    for got, expected in zip(run(layer, images), run(plain, images), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))
+
+
+@needs_kernel
+def test_pixels_are_read_as_bytes_in_a_graph():
+    layer = Pixels(1 / 255, channels_first=True)
+    graph = tf.function(lambda images: layer(tf.cast(images, tf.float32)), autograph=False).get_concrete_function(
+        tf.TensorSpec([None, 4, 9, 9], tf.uint8)
+    )
+    [operation] = [one for one in graph.graph.get_operations() if one.type == "RlLnlstm>Pixels"]
+    assert operation.inputs[0].dtype == tf.uint8
+    assert graph.structured_outputs.shape.as_list() == [None, 9, 9, 4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_first"), [((2, 9, 8), False), ((2, 9, 8, 3), False), ((2, 9, 8, 3), True)], ids=str
+)
+def test_pixels_with_and_without_the_kernel(shape, channels_first, monkeypatch):
+    images = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
+    results = []
+    for _ in range(2):
+        layer = Pixels(0.5, channels_first)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            loss = tf.reduce_sum((pixels := layer(images)) ** 3)
+        assert layer.compute_output_shape(shape) == pixels.shape
+        results.append([pixels, tape.gradient(loss, images)])
+        monkeypatch.setattr(kernel, "available", lambda: False)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_keras_saves_and_loads_pixels(tmp_path):
+    model = keras.Sequential([keras.Input((3, 5, 4)), Pixels(0.5, channels_first=True, name="halves")])
+    model.save(tmp_path / "model.keras")
+    images = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(images), model(images))

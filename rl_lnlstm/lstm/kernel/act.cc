@@ -1,25 +1,27 @@
-// One step of a policy with a perceptron as encoder, as a plain C function on arrays. A TensorFlow operation would cost
+// One step of a policy, as a plain C function on arrays. A TensorFlow operation would cost
 // about 30 us for each tensor. Each call reads the weights from the memory of TensorFlow's variables.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "encoder.h"
 #include "launch.h"
 #include "network_weights.h"
 #include "packed_layer.h"
+#include "rows.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 
 // The arrays of a call; the same as `Arrays` in compiled_step.py.
 extern "C" struct RlLnlstmArrays {
   int64_t batch, parameters;      // of the distribution of actions
-  const double* observations;     // [batch, observation_size]
+  const double* observations;     // [batch, observation_size]; null if they are images
+  const uint8_t* images;          // [batch, observation_size]; null if they are none
   const float *h, *c;             // [batch, lstm_layers * units]
   const uint8_t* episode_starts;  // [batch]
   const float* noise;             // [batch, parameters]
@@ -40,32 +42,11 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::errors::InvalidArgument;
 
-void CopyColumns(int64_t rows, int64_t columns, const float* from, int64_t from_row, float* to, int64_t to_row) {
-  for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * to_row, from + i * from_row, columns * sizeof(float));
-}
-
 // The structure of a policy's network, which never changes.
 struct Design {
-  int64_t observation_size, units, lstm_layers;
-  bool normalized;
-  float clip, epsilon;                        // of the normalisation of observations
-  std::vector<Activation> encoder, heads;     // the activation of each layer
-};
-
-// Rows of floats. Each row has room for whole panels.
-class Rows {
- public:
-  absl::Status Allocate(int64_t rows, int64_t columns) {
-    columns_ = columns, stride_ = RoundUp(columns, kPanel);
-    return buffer_.Allocate(rows * stride_);
-  }
-  float* operator[](int64_t row) const { return buffer_.data() + row * stride_; }
-  int64_t columns() const { return columns_; }
-  int64_t stride() const { return stride_; }
-
- private:
-  Buffer buffer_;
-  int64_t columns_ = 0, stride_ = 0;
+  EncoderDesign encoder;
+  int64_t units, lstm_layers;
+  std::vector<Activation> heads;  // the activation of each layer
 };
 
 class Network {
@@ -74,12 +55,14 @@ class Network {
       : design_(std::move(design)), variables_(std::move(variables)), threads_(threads) {}
 
   absl::Status Act(const RlLnlstmArrays& arrays) {
-    const WeightReader weights(variables_);
-    TF_RETURN_IF_ERROR(PackLayers(weights));
-    const Blocks blocks(threads_, arrays.batch, static_cast<double>(arrays.batch) * weights.size());
+    WeightReader weights(variables_);
+    Encoder encoder(design_.encoder);
+    TF_RETURN_IF_ERROR(encoder.Read(weights));
+    TF_RETURN_IF_ERROR(PackLayers(encoder.features(), weights));
+    const Blocks blocks(threads_, arrays.batch, arrays.batch * (encoder.multiplications() + weights.size()));
     std::vector<absl::Status> statuses(blocks.count());
     blocks.Run([&](int64_t index, int64_t begin, int64_t end) {
-      statuses[index] = ActRows(RowsOf(arrays, begin, end), weights);
+      statuses[index] = ActRows(RowsOf(arrays, begin, end), encoder, weights);
     });
     for (const absl::Status& status : statuses) TF_RETURN_IF_ERROR(status);
     return absl::OkStatus();
@@ -90,7 +73,8 @@ class Network {
   RlLnlstmArrays RowsOf(RlLnlstmArrays arrays, int64_t begin, int64_t end) const {
     const int64_t state = begin * design_.lstm_layers * design_.units, parameters = begin * arrays.parameters;
     arrays.batch = end - begin;
-    arrays.observations += begin * design_.observation_size;
+    if (arrays.images != nullptr) arrays.images += begin * design_.encoder.observation_size;
+    if (arrays.observations != nullptr) arrays.observations += begin * design_.encoder.observation_size;
     arrays.h += state, arrays.c += state, arrays.new_h += state, arrays.new_c += state;
     arrays.episode_starts += begin, arrays.values += begin, arrays.log_probs += begin;
     arrays.noise += parameters;
@@ -101,17 +85,9 @@ class Network {
   }
 
   // Packs the weights of the LSTM layers, for all blocks of rows.
-  absl::Status PackLayers(WeightReader weights) {
-    int64_t size = design_.observation_size;
-    const double* statistic;
-    for (int i = 0; design_.normalized && i < 2; ++i) TF_RETURN_IF_ERROR(weights.NextStatistic(size, &statistic));
-    for (const Activation activation : design_.encoder) {
-      Dense layer;
-      TF_RETURN_IF_ERROR(weights.NextDense(size, activation, &layer));
-      size = layer.outputs;
-    }
+  absl::Status PackLayers(int64_t features, WeightReader weights) {
     for (int64_t index = 0; index < design_.lstm_layers; ++index) {
-      const Sizes sizes{1, 1, size + 1, design_.units, true};
+      const Sizes sizes{1, 1, features + 1, design_.units, true};
       Weights layer;
       std::vector<Tensor> tensors;
       TF_RETURN_IF_ERROR(weights.NextLayer(sizes, &layer, &tensors));
@@ -120,11 +96,11 @@ class Network {
     return absl::OkStatus();
   }
 
-  absl::Status ActRows(const RlLnlstmArrays& arrays, WeightReader weights) const {
+  absl::Status ActRows(const RlLnlstmArrays& arrays, const Encoder& encoder, WeightReader weights) const {
     const int64_t batch = arrays.batch;
     Rows features;
-    TF_RETURN_IF_ERROR(Normalize(arrays, weights, features));
-    TF_RETURN_IF_ERROR(Apply(batch, design_.encoder, weights, features));
+    TF_RETURN_IF_ERROR(arrays.images != nullptr ? encoder.Encode(batch, arrays.images, features)
+                                                : encoder.Encode(batch, arrays.observations, features));
     Rows outputs[2];
     TF_RETURN_IF_ERROR(Remember(arrays, weights, features, outputs));
 
@@ -145,38 +121,13 @@ class Network {
     return absl::OkStatus();
   }
 
-  // Like RunningStatistics.normalize; without normalisation, only converts to float32.
-  absl::Status Normalize(const RlLnlstmArrays& arrays, WeightReader& weights, Rows& rows) const {
-    const int64_t size = design_.observation_size;
-    TF_RETURN_IF_ERROR(rows.Allocate(arrays.batch, size));
-    const double *mean = nullptr, *variance = nullptr;
-    if (design_.normalized) {
-      TF_RETURN_IF_ERROR(weights.NextStatistic(size, &mean));
-      TF_RETURN_IF_ERROR(weights.NextStatistic(size, &variance));
-    }
-    const double clip = design_.clip;
-    for (int64_t i = 0; i < arrays.batch; ++i)
-      for (int64_t j = 0; j < size; ++j) {
-        double value = arrays.observations[i * size + j];
-        if (design_.normalized) {
-          value = (value - mean[j]) / std::sqrt(variance[j] + design_.epsilon);
-          value = value > clip ? clip : value < -clip ? -clip : value;
-        }
-        rows[i][j] = value;
-      }
-    return absl::OkStatus();
-  }
-
-  // Applies dense layers to `rows`, in place.
+  // Applies the next dense layers to `rows`, in place.
   static absl::Status Apply(int64_t batch, const std::vector<Activation>& activations, WeightReader& weights,
                             Rows& rows) {
     for (const Activation activation : activations) {
       Dense layer;
       TF_RETURN_IF_ERROR(weights.NextDense(rows.columns(), activation, &layer));
-      Rows outputs;
-      TF_RETURN_IF_ERROR(outputs.Allocate(batch, layer.outputs));
-      ChooseCore().dense(layer, batch, rows[0], rows.stride(), outputs[0], outputs.stride());
-      rows = std::move(outputs);
+      TF_RETURN_IF_ERROR(rl_lnlstm::Apply(layer, batch, rows));
     }
     return absl::OkStatus();
   }
@@ -266,15 +217,22 @@ class Network {
 class NetworkOp : public OpKernel {
  public:
   explicit NetworkOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("observation_size", &design_.observation_size));
+    EncoderDesign& encoder = design_.encoder;
+    OP_REQUIRES_OK(context, context->GetAttr("observation_size", &encoder.observation_size));
+    OP_REQUIRES_OK(context, context->GetAttr("normalized", &encoder.normalized));
+    OP_REQUIRES_OK(context, context->GetAttr("clip", &encoder.clip));
+    OP_REQUIRES_OK(context, context->GetAttr("epsilon", &encoder.epsilon));
+    OP_REQUIRES_OK(context, context->GetAttr("image", &encoder.image));
+    OP_REQUIRES_OK(context, context->GetAttr("channels_first", &encoder.channels_first));
+    OP_REQUIRES_OK(context, context->GetAttr("scale", &encoder.scale));
+    OP_REQUIRES_OK(context, context->GetAttr("strides", &encoder.strides));
+    OP_REQUIRES_OK(context, Activations(context, "convolutions", &encoder.convolutions));
+    OP_REQUIRES_OK(context, Activations(context, "encoder", &encoder.layers));
+    OP_REQUIRES_OK(context, encoder.Check());
     OP_REQUIRES_OK(context, context->GetAttr("units", &design_.units));
     OP_REQUIRES_OK(context, context->GetAttr("lstm_layers", &design_.lstm_layers));
     OP_REQUIRES(context, design_.lstm_layers == 1 || design_.lstm_layers == 2,
                 InvalidArgument("lstm_layers must be 1 or 2"));
-    OP_REQUIRES_OK(context, context->GetAttr("normalized", &design_.normalized));
-    OP_REQUIRES_OK(context, context->GetAttr("clip", &design_.clip));
-    OP_REQUIRES_OK(context, context->GetAttr("epsilon", &design_.epsilon));
-    OP_REQUIRES_OK(context, Activations(context, "encoder", &design_.encoder));
     OP_REQUIRES_OK(context, Activations(context, "heads", &design_.heads));
   }
 
@@ -293,17 +251,10 @@ class NetworkOp : public OpKernel {
 
  private:
   static absl::Status Activations(OpKernelConstruction* context, const char* name, std::vector<Activation>* values) {
-    const std::map<std::string, Activation> known{{"linear", Activation::kLinear},
-                                                  {"tanh", Activation::kTanh},
-                                                  {"relu", Activation::kRelu},
-                                                  {"sigmoid", Activation::kSigmoid}};
     std::vector<std::string> names;
     TF_RETURN_IF_ERROR(context->GetAttr(name, &names));
-    for (const std::string& given : names) {
-      const auto found = known.find(given);
-      if (found == known.end()) return InvalidArgument("no activation ", given);
-      values->push_back(found->second);
-    }
+    values->resize(names.size());
+    for (size_t i = 0; i < names.size(); ++i) TF_RETURN_IF_ERROR(FindActivation(names[i], &(*values)[i]));
     return absl::OkStatus();
   }
 
@@ -312,9 +263,10 @@ class NetworkOp : public OpKernel {
 
 }  // namespace
 
-// The order of `weights`: mean and variance of observations, if `normalized`; kernel and bias of each encoder layer;
-// the seven weights of each LSTM layer; kernels and biases of the actor's layers, then of the critic's; kernel and bias
-// of the action head; log_std, unless actions are Discrete; kernel and bias of the value head.
+// The order of `weights`: mean and variance of observations, if `normalized`; filters and bias of each convolution;
+// kernel and bias of each encoder layer; the seven weights of each LSTM layer; kernels and biases of the actor's layers,
+// then of the critic's; kernel and bias of the action head; log_std, unless actions are Discrete; kernel and bias of the
+// value head. For the attributes of the encoder see EncoderDesign.
 REGISTER_OP("RlLnlstm>Network")
     .Input("weights: count * resource")
     .Attr("count: int >= 1")
@@ -324,7 +276,12 @@ REGISTER_OP("RlLnlstm>Network")
     .Attr("normalized: bool")
     .Attr("clip: float")
     .Attr("epsilon: float")
-    .Attr("encoder: list(string)")  // the layers' activations
+    .Attr("image: list(int)")
+    .Attr("channels_first: bool")
+    .Attr("scale: float")
+    .Attr("strides: list(int)")
+    .Attr("convolutions: list(string)")  // the layers' activations
+    .Attr("encoder: list(string)")
     .Attr("heads: list(string)")
     .Output("address: int64")
     .SetIsStateful()

@@ -1,8 +1,7 @@
-"""A convolution with the gradient of its filters in the kernel."""
+"""Images in the kernel: their conversion to floats, a convolution without padding, and their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -10,51 +9,110 @@ import tensorflow as tf
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Tensor
 
-Strides = tuple[int, int]
+# The gradient before the activation, from the gradient behind it and the outputs.
+_BEFORE = {
+    "linear": lambda d, outputs: d,
+    "relu": lambda d, outputs: tf.raw_ops.ReluGrad(gradients=d, features=outputs),
+    "sigmoid": lambda d, outputs: tf.raw_ops.SigmoidGrad(y=outputs, dy=d),
+    "tanh": lambda d, outputs: tf.raw_ops.TanhGrad(y=outputs, dy=d),
+}
+ACTIVATIONS = tuple(_BEFORE)
 
 
 def applies(images: Any) -> bool:
-    """Whether the kernel can compute the gradient: `images` are 4-dimensional, float32, on a CPU, and not under XLA."""
-    return tf.is_tensor(images) and images.shape.rank == 4 and kernel.applies(images) and not kernel.under_xla()
+    """Whether the kernel can compute with `images`: they are float32 on a CPU, and not under XLA."""
+    return tf.is_tensor(images) and kernel.applies(images) and not kernel.under_xla()
+
+
+def pixels(images: Tensor, channels_first: bool, scale: float) -> Tensor:
+    """Images as floats with the channels last, times `scale`, in one pass over the memory.
+
+    Args:
+        images: `[batch, rows, columns, channels]` or `[batch, rows, columns]`, for which `applies` is true.
+        channels_first: images are `[batch, channels, rows, columns]`.
+        scale: multiplies all values.
+    """
+    images = _before_cast(images)
+    if images.shape.rank == 3:
+        images = images[..., tf.newaxis]
+    return kernel.operations().rl_lnlstm_pixels(images, channels_first=channels_first, scale=scale)
+
+
+def _before_cast(images: Tensor) -> Tensor:
+    """The bytes that a graph has converted to `images`, so that it need not; `images` itself if there are none."""
+    if tf.executing_eagerly() or images.op.type != "Cast" or images.op.inputs[0].dtype != tf.uint8:
+        return images
+    return images.op.inputs[0]
+
+
+@tf.RegisterGradient("RlLnlstm>Pixels")
+def _gradient_of_pixels(operation: tf.Operation, d_pixels: Tensor) -> Tensor | None:
+    if operation.inputs[0].dtype == tf.uint8:
+        return None
+    d = d_pixels * operation.get_attr("scale")
+    return tf.transpose(d, (0, 3, 1, 2)) if operation.get_attr("channels_first") else d
 
 
 def convolution(
-    forward: Callable[[Tensor, Tensor], Tensor], images: Tensor, filters: Tensor, strides: Strides
+    images: Tensor, filters: Tensor, bias: Tensor, strides: tuple[int, int], activation: str = "linear"
 ) -> Tensor:
-    """A convolution without padding.
+    """A convolution without padding, `[batch, rows, columns, filters]`.
 
     Args:
-        forward: computes the convolution from images and filters.
         images: `[batch, rows, columns, channels]`, for which `applies` is true.
         filters: `[rows, columns, channels, filters]`.
-        strides: of `forward`.
+        bias: `[filters]`.
+        strides: down and across.
+        activation: one of `ACTIVATIONS`.
     """
-
-    @tf.custom_gradient
-    def run(images: Tensor, filters: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        def gradient(d_outputs: Tensor) -> tuple[Tensor, Tensor]:
-            size, operation = filters.shape[:2].as_list(), kernel.operations().rl_lnlstm_filter_gradient
-            d_filters = operation(images, d_outputs, kernel_size=size, strides=strides)
-            return _images_gradient(images, filters, d_outputs, strides), d_filters
-
-        return forward(images, filters), gradient
-
-    return run(images, filters)
+    conversion = {}
+    if not tf.executing_eagerly() and images.op.type == "RlLnlstm>Pixels" and images.op.inputs[0].dtype == tf.uint8:
+        images, conversion = images.op.inputs[0], _conversion(images.op)
+    return _convolution(images, filters, bias, strides=strides, activation=activation, **conversion)
 
 
-def _images_gradient(images: Tensor, filters: Tensor, d_outputs: Tensor, strides: Strides) -> Tensor:
-    return tf.raw_ops.Conv2DBackpropInput(
-        input_sizes=tf.shape(images),
-        filter=filters,
-        out_backprop=d_outputs,
-        strides=[1, *strides, 1],
-        padding="VALID",
-    )
+def _conversion(operation: tf.Operation) -> dict[str, Any]:
+    """How an operation converts its images."""
+    return {name: operation.get_attr(name) for name in ("channels_first", "scale")}
 
 
+def _convolution(images: Tensor, filters: Tensor, bias: Tensor, **attributes: Any) -> Tensor:
+    return kernel.operations().rl_lnlstm_convolution(images, filters, bias, **attributes)
+
+
+def _filter_gradient(images: Tensor, d_outputs: Tensor, **attributes: Any) -> tuple[Tensor, Tensor]:
+    return tuple(kernel.operations().rl_lnlstm_filter_gradient(images, d_outputs, **attributes))
+
+
+def _image_gradient(images: Tensor, filters: Tensor, d_outputs: Tensor, strides: Any) -> Tensor | None:
+    if images.dtype == tf.uint8:
+        return None
+    return kernel.operations().rl_lnlstm_image_gradient(tf.shape(images), filters, d_outputs, strides=strides)
+
+
+@tf.RegisterGradient("RlLnlstm>Convolution")
+def _gradient(operation: tf.Operation, d_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    images, filters, _ = operation.inputs
+    strides, size = operation.get_attr("strides"), filters.shape[:2].as_list()
+    d = _BEFORE[operation.get_attr("activation").decode()](d_outputs, operation.outputs[0])
+    d_filters, d_bias = _filter_gradient(images, d, kernel_size=size, strides=strides, **_conversion(operation))
+    return _image_gradient(images, filters, d, strides), d_filters, d_bias
+
+
+# Both gradients are linear in both of their arguments, so their own gradients are of the same kind.
 @tf.RegisterGradient("RlLnlstm>FilterGradient")
-def _second_derivative(operation: tf.Operation, d_gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient_of_filter_gradient(
+    operation: tf.Operation, filters: Tensor, bias: Tensor
+) -> tuple[Tensor | None, Tensor]:
     images, d_outputs = operation.inputs
-    strides = tuple(operation.get_attr("strides"))
-    d_images = _images_gradient(images, d_gradient, d_outputs, strides)
-    return d_images, tf.nn.conv2d(images, d_gradient, strides, "VALID")
+    attributes = {"strides": operation.get_attr("strides"), "activation": "linear", **_conversion(operation)}
+    d_images = _image_gradient(images, filters, d_outputs, attributes["strides"])
+    return d_images, _convolution(images, filters, bias, **attributes)
+
+
+@tf.RegisterGradient("RlLnlstm>ImageGradient")
+def _gradient_of_image_gradient(operation: tf.Operation, images: Tensor) -> tuple[None, Tensor, Tensor]:
+    _, filters, d_outputs = operation.inputs
+    strides, no_bias = operation.get_attr("strides"), tf.zeros(filters.shape[-1:])
+    d_filters, _ = _filter_gradient(images, d_outputs, kernel_size=filters.shape[:2].as_list(), strides=strides)
+    return None, d_filters, _convolution(images, filters, no_bias, strides=strides, activation="linear")

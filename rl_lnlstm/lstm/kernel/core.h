@@ -1,4 +1,4 @@
-// The interface between the operations (op.cc, filter_gradient.cc) and the vector code (core.inc), which is compiled for
+// The interface between the operations (op.cc, convolution.cc) and the vector code (core.inc), which is compiled for
 // each instruction set.
 // All arrays are float32 and row-major. Private arrays are padded: each of the four gates has `width` columns, which is
 // the number of units rounded up to a multiple of 16. So loops over units have no remainder. Padding that is read is
@@ -88,11 +88,13 @@ struct Convolution {
   int64_t row_stride, column_stride;
   int64_t output_rows() const { return (rows - kernel_rows) / row_stride + 1; }
   int64_t output_columns() const { return (columns - kernel_columns) / column_stride + 1; }
+  int64_t outputs() const { return output_rows() * output_columns(); }  // of an image and filter
   int64_t weights() const { return kernel_rows * kernel_columns * channels; }  // of a filter
   // Of a padded patch: an odd number of cache lines, so that a column of many patches uses all sets of the cache.
-  int64_t patch_width() const { return RoundUp(weights(), kPad) | kPad; }
+  int64_t patch_width() const { return RoundUp(weights(), kPanel) | kPad; }
   int64_t padded_filters() const { return RoundUp(filters, kPanel); }
-  int64_t scratch() const { return kPatches * (patch_width() + padded_filters() + kPanel); }  // floats
+  // Floats for patches and a panel, or for outputs and the places of weights.
+  int64_t scratch() const { return kPatches * (patch_width() + padded_filters() + kPanel); }
 };
 
 // The functions for one instruction set. Rows are rows of the batch, from `begin` to `end`.
@@ -103,11 +105,21 @@ struct Core {
   void (*forward)(const Forward&, int64_t begin, int64_t end, float* scratch);
   // Adds to the gradients.
   void (*backward)(const Backward&, int64_t begin, int64_t end, const WeightGradients&, float* scratch);
-  // Adds the gradient from images `begin` to `end` to `sums`, [weights, padded filters].
-  void (*filter_gradient)(const Convolution&, const float* images, const float* d_outputs, int64_t begin, int64_t end,
-                          float* sums, float* scratch);
   // Reads rows of `x_row` floats, and writes rows of `y_row` floats with room for the outputs rounded up to kPanel.
   void (*dense)(const Dense&, int64_t rows, const float* x, int64_t x_row, float* y, int64_t y_row);
+  // Converts an image of `channels` planes to pixels with all channels each, times `scale`.
+  void (*byte_pixels)(const uint8_t* image, int64_t channels, int64_t pixels, float scale, float* to);
+  void (*float_pixels)(const float* image, int64_t channels, int64_t pixels, float scale, float* to);
+  // Convolutions of images `begin` to `end`, with the bias and the activation of `layer`. `filters` may be packed,
+  // [weights, padded filters].
+  void (*convolution)(const Convolution&, const Dense& layer, const Matrix& filters, const float* images,
+                      int64_t begin, int64_t end, float* outputs, float* scratch);
+  // Adds the gradients of filters and, in the last row, biases to `sums`, [weights + 1, padded filters].
+  void (*filter_gradient)(const Convolution&, const float* images, const float* d_outputs, int64_t begin, int64_t end,
+                          float* sums, float* scratch);
+  // `filters_t` is packed, [filters, weights].
+  void (*image_gradient)(const Convolution&, const Matrix& filters_t, const float* d_outputs, int64_t begin,
+                         int64_t end, float* d_images, float* scratch);
 };
 
 extern const Core kGeneric;

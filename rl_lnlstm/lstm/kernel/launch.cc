@@ -171,6 +171,18 @@ Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t
   return {packed, panel, 4 * width * panel};
 }
 
+absl::Status FilterPanels(const Convolution& c, const float* filters, Buffer* buffer, Matrix* panels) {
+  const int64_t panel = ChooseCore().panel, padded = RoundUp(c.filters, panel);
+  *panels = {filters, c.filters, panel};
+  if (padded == c.filters) return absl::OkStatus();
+  TF_RETURN_IF_ERROR(buffer->Allocate(c.weights() * padded));
+  std::memset(buffer->data(), 0, c.weights() * padded * sizeof(float));
+  for (int64_t i = 0; i < c.weights(); ++i)
+    std::memcpy(buffer->data() + i * padded, filters + i * c.filters, c.filters * sizeof(float));
+  *panels = {buffer->data(), padded, panel};
+  return absl::OkStatus();
+}
+
 Blocks::Blocks(ThreadPool* threads, int64_t rows, double work, int64_t most) : threads_(threads), rows_(rows) {
   const int64_t useful = std::max<int64_t>(1, work / kWorkOfAThread);
   // Several blocks for each thread, if they are large: then nobody waits for a thread that others disturb.

@@ -64,6 +64,21 @@ class WeightReader {
     return Next(Shape({outputs}), &layer->bias);
   }
 
+  // The next filters and bias. Sets the size of the filters in `c`, which has the rest.
+  absl::Status NextConvolution(Activation activation, Convolution* c, Dense* layer) {
+    if (next_ < tensors_.size() && tensors_[next_].dims() == 4) {
+      const Tensor& filters = tensors_[next_];
+      c->kernel_rows = filters.dim_size(0), c->kernel_columns = filters.dim_size(1), c->filters = filters.dim_size(3);
+    }
+    if (c->kernel_rows < 1 || c->kernel_columns < 1 || c->kernel_rows > c->rows || c->kernel_columns > c->columns)
+      return InvalidArgument("filters of ", c->kernel_rows, " x ", c->kernel_columns, " for images of ", c->rows, " x ",
+                             c->columns);
+    layer->inputs = c->weights(), layer->outputs = c->filters, layer->activation = activation;
+    const TensorShape shape = Shape({c->kernel_rows, c->kernel_columns, c->channels, c->filters});
+    TF_RETURN_IF_ERROR(Next(shape, &layer->kernel));
+    return Next(Shape({c->filters}), &layer->bias);
+  }
+
   // Skips the weights of an LSTM layer, which `NextLayer` has read before.
   void SkipLayer() { next_ += 7; }
 

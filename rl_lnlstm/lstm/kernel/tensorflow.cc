@@ -1,5 +1,6 @@
 // Everything that needs TensorFlow's headers, except for XLA, as one unit, because compiling the headers takes longest.
 #include "act.cc"
-#include "filter_gradient.cc"
+#include "convolution.cc"
 #include "launch.cc"
 #include "op.cc"
+#include "pixels.cc"
