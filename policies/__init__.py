@@ -1,6 +1,6 @@
 """Actor-critic policies on the masked LN-LSTM."""
 
-from rl_lnlstm.policies.convolution import Conv2D
+from rl_lnlstm.policies.convolution import Conv2D, Pixels
 from rl_lnlstm.policies.factory import (
     POLICIES,
     CnnLnLstmPolicy,
@@ -16,6 +16,7 @@ __all__ = [
     "Conv2D",
     "MlpLnLstmPolicy",
     "MultiInputLnLstmPolicy",
+    "Pixels",
     "RecurrentPolicy",
     "policy_for",
 ]

@@ -45,7 +45,8 @@ class Conv2D(keras.layers.Conv2D):
 class Pixels(keras.layers.Rescaling):
     """Converts images to float32 with the channels last, and multiplies them by `scale`.
 
-    In a graph whose images were bytes, it reads the bytes. A gradient with respect to their floats is then None.
+    In a graph that converts bytes to floats right before, it reads the bytes. There is then no gradient with respect to
+    these floats.
 
     Args:
         scale: multiplies all values.

@@ -14,6 +14,7 @@ from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.evaluation.episodes import EpisodeRunner
 from rl_lnlstm.evaluation.evaluate import gathered, seeds_of_episodes
 from rl_lnlstm.evaluation.plans import InOrder
+from rl_lnlstm.lstm import kernel
 from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy
 from tests.policies import reference
 
@@ -106,6 +107,7 @@ def test_convolutions_give_the_same_list_bit_for_bit():
         evaluate(policy, Pictures, 3, seed=0, num_envs=2).returns,
     ]
     assert values[1] == values[2]
+    assert policy.acts_row_by_row == kernel.available()
     assert [len(part) for part in values[0]] == evaluate(policy, Pictures, 3, seed=0, num_envs=3).lengths
 
 

@@ -151,13 +151,14 @@ def test_the_compiled_step_for_images_is_that_of_the_graph(shape, normalized):
 
 @pytest.mark.skipif(not available(), reason="no kernel")
 def test_the_compiled_step_with_convolutions_of_the_user_is_that_of_the_graph():
-    assert_compiled_like_the_graph(image_policy((20, 24, 3), own_convolutions()))
+    # Not with no images: TensorFlow's own convolution then fails with oneDNN.
+    assert_compiled_like_the_graph(image_policy((20, 24, 3), own_convolutions()), (1, 5, 8))
 
 
-def assert_compiled_like_the_graph(policy):
+def assert_compiled_like_the_graph(policy, batches=(0, 1, 5, 8)):
     rng, space = np.random.default_rng(1), policy.observation_space
     compiled, graph = compiled_step(policy), graph_step(policy)
-    for batch in (0, 1, 5, 8):
+    for batch in batches:
         images = rng.integers(0, 256, (batch, *space.shape)).astype(np.uint8)
         state = rng.normal(size=(2, batch, policy.state_size)).astype(np.float32)
         given = images, *state, rng.random(batch) < 0.5, policy.action_head.noise(rng, batch)

@@ -17,7 +17,7 @@ from gymnasium.vector import SyncVectorEnv
 from rl_lnlstm import PPO, EnvironmentFailure, UserError, WorkerFailure, version
 from rl_lnlstm.config import make_config
 from rl_lnlstm.errors import RunWarning
-from rl_lnlstm.policies import MlpLnLstmPolicy
+from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy
 from rl_lnlstm.ppo import trainer
 from rl_lnlstm.ppo.collectors import crew
 from rl_lnlstm.ppo.collectors.local import LocalCollector
@@ -50,6 +50,13 @@ class Short(gym.Wrapper):
         return observation, reward, terminated, self.count == self.limit, {**info, "is_success": self.count}
 
 
+class Picture(gym.ObservationWrapper):
+    observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+
+    def observation(self, observation):
+        return np.resize((100 * observation).astype(np.int64) % 256, (36, 36, 3)).astype(np.uint8)
+
+
 def short():
     return Short(CartPoleEnv())
 
@@ -63,6 +70,7 @@ KINDS = {
     "continuous": (lambda: Short(PendulumEnv(), 5), {"sequence_length": 4}),
     "masks": (lambda: CardEnv("info"), {}),
     "vector": ("TMaze-v0", {}),
+    "images": (lambda: Picture(short()), {}),
     "failures": (failing, {}),
     "a graph": (lambda: Short(PendulumEnv(), 5), {"std": "gsde", "sde_sample_freq": 3, "previous_reward": True}),
     "a graph with masks": (lambda: CardEnv("info", nvec=[2, 3]), {"num_layers": 2}),
@@ -83,7 +91,8 @@ def policy_for(collector, **options):
     spaces = collector.single_observation_space, collector.single_action_space
     key = str((spaces, options))
     if key not in POLICIES:
-        POLICIES[key] = MlpLnLstmPolicy(*spaces, seed=1, **{**NETWORK, **options})
+        kind = CnnLnLstmPolicy if spaces[0].dtype == np.uint8 else MlpLnLstmPolicy
+        POLICIES[key] = kind(*spaces, seed=1, **{**NETWORK, **options})
     return POLICIES[key]
 
 
