@@ -76,7 +76,7 @@ test-lowest: $(LOWEST)/.installed  ## run the tests with the lowest versions tha
 # Python is not built for sanitizers, so the sanitizer's library is preloaded, together with the C++ library whose `throw`
 # it replaces. Some checks of UndefinedBehaviorSanitizer are off, because TensorFlow's headers do not compile with them.
 # ThreadSanitizer sees only threads that are compiled for it, and TensorFlow's are not, so a program starts its own.
-SANITIZED_TESTS := tests/lstm/test_kernel.py tests/lstm/test_kernel_choice.py tests/policies/test_policies.py tests/policies/test_convolution.py -p no:cacheprovider
+SANITIZED_TESTS := tests/lstm/test_kernel.py tests/lstm/test_kernel_choice.py tests/policies/test_policies.py tests/policies/test_convolution.py tests/policies/test_pixels.py tests/policies/test_convolution_operations.py tests/policies/test_acting_on_images.py -p no:cacheprovider
 TF_FLAGS = $(shell TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -c "import tensorflow as tf; c = tf.sysconfig; \
 	print(*c.get_compile_flags(), *c.get_link_flags(), '-Wl,-rpath,' + c.get_lib())" 2>/dev/null)
 

@@ -17,7 +17,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
-from rl_lnlstm.policies.convolution import Conv2D, Pixels, is_simple
+from rl_lnlstm.policies.convolution import ACTIVATIONS, Conv2D, Pixels, is_simple
 from rl_lnlstm.policies.distributions import Categorical
 from rl_lnlstm.policies.encoder_check import random_observations
 from rl_lnlstm.policies.graph_step import StepFunction, step_once
@@ -25,8 +25,6 @@ from rl_lnlstm.policies.heads import CategoricalHead, GaussianHead
 from rl_lnlstm.policies.network import Network
 from rl_lnlstm.policies.normalization import RunningStatistics
 
-# The activations that act.cc knows. Look functions up by identity, because a user's function may have the same name.
-ACTIVATIONS = {getattr(keras.activations, name): name for name in ("linear", "tanh", "relu", "sigmoid")}
 MESSAGE_SIZE = 500
 TOLERANCE = 1e-3  # allows for rounding; a compiled step that is wrong differs by much more
 
@@ -228,8 +226,9 @@ def _encoding(encoder: keras.Model | None, space: gym.spaces.Box) -> Encoding | 
     if type(encoder) is not keras.Sequential or "call" in vars(encoder):
         return None
     layers, rank = list(encoder.layers), len(space.shape)
-    pixels = layers.pop(0) if layers and type(layers[0]) is Pixels and "call" not in vars(layers[0]) else None
-    convolutions = []
+    pixels, convolutions = None, []
+    if layers and type(layers[0]) is Pixels and "call" not in vars(layers[0]) and layers[0].compute_dtype == "float32":
+        pixels = layers.pop(0)
     while layers and type(layers[0]) in (Conv2D, keras.layers.Conv2D):
         convolutions.append(layers.pop(0))
     if convolutions and (space.dtype != np.uint8 or not all(map(is_simple, convolutions))):

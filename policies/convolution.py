@@ -34,33 +34,58 @@ class Conv2D(keras.layers.Conv2D):
 
     def call(self, inputs: Any) -> Any:
         """The layer's outputs, `[batch, rows, columns, filters]`."""
-        known = is_simple(self) and self.activation in ACTIVATIONS and inputs.shape.rank == 4
-        if not (known and convolution.applies(inputs)):
+        if not (is_simple(self) and self.activation in ACTIVATIONS and convolution.applies(inputs)):
             return super().call(inputs)
         filters, bias = (tf.convert_to_tensor(weight) for weight in (self.kernel, self.bias))
         return convolution.convolution(inputs, filters, bias, tuple(self.strides), ACTIVATIONS[self.activation])
 
 
+def is_simple(layer: keras.layers.Conv2D) -> bool:
+    """Whether a convolution has a bias, neither padding, dilation nor groups, and no `convolution_op` of its own."""
+    return (
+        layer.use_bias
+        and layer.padding == "valid"
+        and layer.groups == 1
+        and tuple(layer.dilation_rate) == (1, 1)
+        and layer.data_format == "channels_last"
+        and type(layer).convolution_op is keras.layers.Conv2D.convolution_op
+        and "convolution_op" not in vars(layer)
+    )
+
+
 @keras.saving.register_keras_serializable("rl_lnlstm")
 class Pixels(keras.layers.Rescaling):
-    """Converts images to float32 with the channels last, and multiplies them by `scale`.
+    """Converts images to floats with the channels last, and multiplies them by `scale`; faster than Keras on a CPU.
 
-    In a graph that converts bytes to floats right before, it reads the bytes. There is then no gradient with respect to
-    these floats.
+    Where the compiled kernel does not apply (see `Conv2D`), it is `keras.layers.Rescaling`, after a transposition if
+    necessary. In a graph that has converted bytes to these floats just before, the kernel reads the bytes.
+
+    Example:
+        >>> import keras
+        >>> from rl_lnlstm.policies import Pixels
+        >>> layer = Pixels(1 / 255, channels_first=True)
+        >>> layer(keras.ops.ones([2, 4, 84, 84])).shape
+        TensorShape([2, 84, 84, 4])
 
     Args:
         scale: multiplies all values.
         channels_first: images have shape `[batch, channels, rows, columns]`, otherwise `[batch, rows, columns,
             channels]` or `[batch, rows, columns]`.
         name, ...: those of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: an `offset`, which only `Rescaling` has, or images of another number of axes.
     """
 
-    def __init__(self, scale: float = 1.0, channels_first: bool = False, **kwargs: Any) -> None:
-        super().__init__(scale, **kwargs)
+    def __init__(self, scale: float = 1.0, *, channels_first: bool = False, **kwargs: Any) -> None:
+        if "offset" in kwargs:
+            raise ValueError(f"Pixels has no offset, got {kwargs['offset']}: use keras.layers.Rescaling")
+        super().__init__(float(scale), **kwargs)
         self.channels_first = channels_first
 
     def call(self, inputs: Any) -> Any:
-        """The pixels, `[batch, rows, columns, channels]`."""
+        """The pixels, `[batch, rows, columns, channels]`, in the layer's compute dtype."""
+        self.compute_output_shape(tuple(inputs.shape))
         if convolution.applies(inputs):
             return convolution.pixels(inputs, self.channels_first, self.scale)
         if len(inputs.shape) == 3:
@@ -70,8 +95,11 @@ class Pixels(keras.layers.Rescaling):
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the pixels."""
         batch, *size = input_shape
-        if len(size) == 2:
+        if len(size) == 2 and not self.channels_first:
             return (batch, *size, 1)
+        if len(size) != 3:
+            expected = "channels, rows, columns" if self.channels_first else "rows, columns, channels"
+            raise ValueError(f"{self.name}: images must have shape [batch, {expected}], got {list(input_shape)}")
         return (batch, *size[1:], size[0]) if self.channels_first else (batch, *size)
 
     def get_config(self) -> dict[str, Any]:
@@ -84,14 +112,3 @@ class Pixels(keras.layers.Rescaling):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Pixels:
         """The layer with these arguments. That of `Rescaling` expects an offset."""
         return cls(**config)
-
-
-def is_simple(layer: keras.layers.Conv2D) -> bool:
-    """Whether a convolution has a bias, and neither padding, dilation nor groups."""
-    return (
-        layer.use_bias
-        and layer.padding == "valid"
-        and layer.groups == 1
-        and tuple(layer.dilation_rate) == (1, 1)
-        and layer.data_format == "channels_last"
-    )

@@ -11,11 +11,11 @@ import keras
 
 # Attributes that Keras and PPO need for their own bookkeeping change during ordinary calls.
 _BOOKKEEPING = {*vars(keras.layers.Layer()), *vars(keras.Model()), "uses_action_masks", "env_id"}
-_COMPARED = (bool, int, float, str, types.FunctionType, types.MethodType, keras.Variable, keras.layers.Layer)
+_COMPARED = (bool, int, float, str, tuple, types.FunctionType, types.MethodType, keras.Variable, keras.layers.Layer)
 
 
 class Watch:
-    """Remembers the attributes of a policy and all its layers: numbers, text, functions, variables and layers.
+    """Remembers the attributes of a policy and all its layers: numbers, text, tuples, functions, variables and layers.
 
     The values of variables may change, because compiled code reads them at each call. Everything else is compared by
     identity, which takes some microseconds.

@@ -207,8 +207,8 @@ class _Actor:
         # TensorFlow rounds differently for another number of rows. Row by row, results do not depend on it. Without
         # convolutions, a graph would take four times as long for 8 rows, so there they may differ in the last digits.
         held_noise = not deterministic and getattr(getattr(policy, "options", None), "std", None) == "gsde"
-        rounds_otherwise = getattr(policy, "is_convolutional", False) and not getattr(policy, "acts_row_by_row", False)
-        self._one_by_one = plan.generators is not None and rounds_otherwise and not held_noise
+        depends_on_batch = getattr(policy, "is_convolutional", False) and not getattr(policy, "acts_row_by_row", False)
+        self._one_by_one = plan.generators is not None and depends_on_batch and not held_noise
 
     def act(self) -> Any:
         """The actions of all environments."""

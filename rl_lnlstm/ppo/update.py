@@ -147,7 +147,7 @@ class Updater:
             # Gradients are zeros for weights that the loss does not depend on, for example in an unused layer.
             gradients = tape.gradient(losses["loss"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             within_limit, has_valid = losses["approx_kl"] <= limit, tf.reduce_sum(minibatch.valid) > 0
-            finite, squares = take_step(gradients, losses["loss"], within_limit & has_valid)
+            finite, squares = take_step(self.optimizer.vectors(gradients), losses["loss"], within_limit & has_valid)
             proceed, wanted = ~finite | within_limit, finite & has_valid
             not_finite |= ~tf.math.is_finite(tf.stack([*(losses[name] for name in TERMS), *squares]))
             reported = [tf.where(wanted, losses[name], 0.0) for name in REPORTED]
@@ -165,12 +165,12 @@ class Updater:
         means |= {"skipped_steps": skipped, "stopped_after": tf.where(proceed, 0, done)}
         return means, not_finite
 
-    def _take_step(self, gradients: list[Any], loss: Any, allowed: Any) -> tuple[Any, list[Any]]:
+    def _take_step(self, vectors: list[Any], loss: Any, allowed: Any) -> tuple[Any, list[Any]]:
         """Clips the gradients' norm and lets Adam take a step, if loss and norm are finite and the step is `allowed`.
 
+        `vectors` are those of `Adam.vectors`, and not gradients: XLA could not compile the sparse ones of an embedding.
         Returns whether they are finite, and the sum of squares of each vector of the gradient.
         """
-        vectors = self.optimizer.vectors(gradients)
         squares = [tf.reduce_sum(tf.square(vector)) for vector in vectors]
         norm = tf.sqrt(tf.add_n(squares))
         scale = self.config.max_grad_norm / tf.maximum(norm, self.config.max_grad_norm)

@@ -1,4 +1,4 @@
-"""`Conv2D` and `Pixels` compute the same as Keras' layers, in the kernel."""
+"""`Conv2D` computes the same as Keras' layer, in the kernel."""
 
 import keras
 import numpy as np
@@ -82,22 +82,72 @@ def test_outputs_and_gradients(case, in_graph):
         assert_close(got, expected)
 
 
+def check_activations():
+    for case in CASES[2:5]:
+        for activation in ("relu", "tanh", "sigmoid"):
+            layer, plain, images, d = case_of(*case, activation)
+            for got, expected in zip(gradients(layer, images, d), gradients(plain, images, d), strict=True):
+                np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))
+
+
 @needs_kernel
-@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
-@pytest.mark.parametrize("case", CASES[2:5], ids=str)
-def test_activations(case, activation):
-    layer, plain, images, d = case_of(*case, activation)
-    for got, expected in zip(gradients(layer, images, d), gradients(plain, images, d), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))
+def test_activations():
+    check_activations()
+
+
+@needs_kernel
+def test_a_subclass_may_change_the_convolution():
+    class Doubled(Conv2D):
+        def convolution_op(self, inputs, kernel):
+            return 2 * super().convolution_op(inputs, kernel)
+
+    layer, plain, images, _ = case_of(*CASES[3])
+    doubled = Doubled(7, (3, 2), (2, 1))
+    doubled.build(images.shape)
+    doubled.set_weights([layer.get_weights()[0], np.zeros(7)])
+    np.testing.assert_allclose(doubled(images), 2 * (plain(images) - plain.bias), atol=1e-5)
+
+
+@needs_kernel
+def test_images_from_outside_of_a_graph():
+    layer, plain, images, _ = case_of(*CASES[3])
+    for kind in (layer, keras.Sequential([Pixels(), layer])):
+        got = tf.function(lambda kind=kind: kind(images), autograph=False)()
+        np.testing.assert_allclose(got, plain(images), atol=1e-5)
+
+
+@needs_kernel
+def test_a_watched_conversion_has_its_gradient():
+    layer, _, images, _ = case_of(*CASES[3])
+    pixels = Pixels(0.5)
+
+    def of_floats(images):
+        with tf.GradientTape() as tape:
+            tape.watch(floats := tf.cast(images, tf.float32))
+            loss = tf.reduce_sum(layer(pixels(floats)))
+        return tape.gradient(loss, floats)
+
+    def of_pixels(images):
+        floats = tf.cast(images, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(seen := pixels(floats))
+            loss = tf.reduce_sum(layer(seen))
+        return 0.5 * tape.gradient(loss, seen)
+
+    images = tf.cast(tf.abs(images) * 50, tf.uint8)
+    expected = of_floats(images)
+    for function in (of_floats, of_pixels):
+        np.testing.assert_allclose(tf.function(function, autograph=False)(images), expected, atol=1e-6)
 
 
 @needs_kernel
 @pytest.mark.parametrize("activation", ["relu", None])
 def test_nan_in_an_image_stays_in_its_outputs(activation):
-    layer, _, images, _ = case_of(*CASES[3], activation)
-    bad = layer(tf.tensor_scatter_nd_update(images, [[1, 4, 5, 2]], [np.nan]))
-    assert np.isnan(bad[1]).any(-1).sum() in range(1, 20)
-    np.testing.assert_array_equal(bad[0], layer(images)[0])
+    layer, plain, images, _ = case_of(*CASES[3], activation)
+    images = tf.tensor_scatter_nd_update(images, [[1, 4, 5, 2]], [np.nan])
+    bad = np.isnan(layer(images))
+    assert bad.any()
+    np.testing.assert_array_equal(bad, np.isnan(plain(images)))
 
 
 @needs_kernel
@@ -253,71 +303,16 @@ def test_images_that_are_too_small_are_refused_as_by_keras():
 def test_every_instruction_set(isa, used):
     program = """
         from rl_lnlstm.lstm import kernel
-        from tests.policies.test_convolution import CASES, check_case, check_pixels
+        from tests.policies.test_convolution import CASES, check_activations, check_case
+        from tests.policies.test_pixels import check_pixels
 
         for case in CASES:
             check_case(case)
+        check_activations()
         check_pixels()
         print(kernel.instruction_set())
         """
     assert run_fresh(program, RL_LNLSTM_ISA=isa).strip() in used
-
-
-IMAGES, FILTERS, OUTPUTS = (2, 9, 9, 3), (3, 3, 3, 4), (2, 7, 7, 4)
-WRONG = [
-    ("convolution", (IMAGES[:3], FILTERS, (4,)), "rank 4|must have shape"),
-    ("convolution", (IMAGES, FILTERS[:3], (4,)), "rank 4|must have shape"),
-    ("convolution", (IMAGES, (3, 3, 2, 4), (4,)), r"filters must have shape \[3,3,3,4\], got \[3,3,2,4\]"),
-    ("convolution", (IMAGES, FILTERS, (5,)), r"bias must have shape \[4\], got \[5\]"),
-    ("convolution", ((2, 2, 9, 3), FILTERS, (4,)), "images must not be smaller than the kernel|Negative|negative"),
-    ("filter_gradient", (IMAGES, (2, 7, 6, 4)), r"d_outputs must have shape \[2,7,7,4\], got \[2,7,6,4\]"),
-    ("filter_gradient", (IMAGES, (3, 7, 7, 4)), r"d_outputs must have shape \[2,7,7,4\], got \[3,7,7,4\]"),
-    ("filter_gradient", ((2, 2, 9, 3), (2, 1, 7, 4)), "images must not be smaller than the kernel"),
-    ("image_gradient", (IMAGES, FILTERS, (2, 7, 6, 4)), r"d_outputs must have shape \[2,7,7,4\], got \[2,7,6,4\]"),
-    ("image_gradient", (IMAGES, (3, 3, 2, 4), OUTPUTS), r"filters must have shape \[3,3,3,4\], got \[3,3,2,4\]"),
-    ("image_gradient", (IMAGES[:3], FILTERS, OUTPUTS), "rank 4|must have shape"),
-    ("pixels", (IMAGES[:3],), "rank 4|four axes"),
-]
-
-
-@needs_kernel
-@pytest.mark.parametrize(("name", "shapes", "message"), WRONG, ids=str)
-def test_wrong_shapes_are_refused(name, shapes, message):
-    attributes = {
-        "convolution": {"strides": [1, 1], "activation": "relu"},
-        "filter_gradient": {"strides": [1, 1], "kernel_size": [3, 3]},
-        "image_gradient": {"strides": [1, 1]},
-        "pixels": {"channels_first": True, "scale": 1.0},
-    }[name]
-    first, *others = shapes
-    inputs = [tf.constant(first) if name == "image_gradient" else tf.ones(first), *map(tf.ones, others)]
-    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        getattr(kernel.operations(), f"rl_lnlstm_{name}")(*inputs, **attributes)
-
-
-@needs_kernel
-@pytest.mark.parametrize(
-    "changed", [{"strides": [1]}, {"strides": [0, 1]}, {"activation": "gelu"}, {"scale": 2.0}], ids=str
-)
-def test_wrong_attributes_are_refused(changed):
-    attributes = {"strides": [1, 1], "activation": "relu", **changed}
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"two positive numbers|no activation gelu|only bytes can"):
-        kernel.operations().rl_lnlstm_convolution(tf.ones(IMAGES), tf.ones(FILTERS), tf.ones(4), **attributes)
-
-
-def check_pixels():
-    rng = np.random.default_rng(0)
-    for channels in (1, 2, 3, 4, 5, 9):
-        images = rng.integers(0, 256, (3, channels, 7, 6)).astype(np.uint8)
-        expected = images.transpose(0, 2, 3, 1).astype(np.float32) * np.float32(1 / 255)
-        for values in (images, images.astype(np.float32)):
-            np.testing.assert_array_equal(tf.function(Pixels(1 / 255, True))(tf.cast(values, tf.float32)), expected)
-        last = tf.function(Pixels(1 / 255))(tf.cast(images.transpose(0, 2, 3, 1), tf.float32))
-        np.testing.assert_array_equal(last, expected)
-
-
-def test_pixels():
-    check_pixels()
 
 
 @needs_kernel
@@ -327,7 +322,7 @@ def test_a_convolution_reads_bytes_in_a_graph(case, channels_first):
     layer, plain, images, d = case_of(*case, "relu")
     images = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.uint8)
     images = tf.constant(images.transpose(0, 3, 1, 2) if channels_first else images)
-    pixels = Pixels(1 / 255, channels_first)
+    pixels = Pixels(1 / 255, channels_first=channels_first)
 
     def from_bytes(layer, images):
         """Outputs, gradients of filters and biases, and those of these gradients' squared norm."""
@@ -346,39 +341,3 @@ def test_a_convolution_reads_bytes_in_a_graph(case, channels_first):
     assert set(found) == {tf.uint8}
     for got, expected in zip(run(layer, images), run(plain, images), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1))
-
-
-@needs_kernel
-def test_pixels_are_read_as_bytes_in_a_graph():
-    layer = Pixels(1 / 255, channels_first=True)
-    graph = tf.function(lambda images: layer(tf.cast(images, tf.float32)), autograph=False).get_concrete_function(
-        tf.TensorSpec([None, 4, 9, 9], tf.uint8)
-    )
-    [operation] = [one for one in graph.graph.get_operations() if one.type == "RlLnlstm>Pixels"]
-    assert operation.inputs[0].dtype == tf.uint8
-    assert graph.structured_outputs.shape.as_list() == [None, 9, 9, 4]
-
-
-@pytest.mark.parametrize(
-    ("shape", "channels_first"), [((2, 9, 8), False), ((2, 9, 8, 3), False), ((2, 9, 8, 3), True)], ids=str
-)
-def test_pixels_with_and_without_the_kernel(shape, channels_first, monkeypatch):
-    images = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
-    results = []
-    for _ in range(2):
-        layer = Pixels(0.5, channels_first)
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            loss = tf.reduce_sum((pixels := layer(images)) ** 3)
-        assert layer.compute_output_shape(shape) == pixels.shape
-        results.append([pixels, tape.gradient(loss, images)])
-        monkeypatch.setattr(kernel, "available", lambda: False)
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
-
-
-def test_keras_saves_and_loads_pixels(tmp_path):
-    model = keras.Sequential([keras.Input((3, 5, 4)), Pixels(0.5, channels_first=True, name="halves")])
-    model.save(tmp_path / "model.keras")
-    images = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
-    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(images), model(images))

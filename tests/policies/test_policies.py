@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from rl_lnlstm.lstm.kernel import available
-from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy, RecurrentPolicy
+from rl_lnlstm.policies import MlpLnLstmPolicy, RecurrentPolicy
 from rl_lnlstm.policies.compiled_step import compiled_step
 from rl_lnlstm.policies.graph_step import graph_step
 from tests.policies import reference
@@ -108,81 +108,6 @@ def test_the_compiled_step_is_that_of_the_graph(action_space, arguments):
         for one, other in (pair for run in runs for pair in zip(*run, strict=True)):
             assert one.dtype == other.dtype
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-IMAGES = {
-    "four frames": (4, 84, 84),
-    "grey": (84, 84),
-    "colours": (20, 24, 3),
-    "colours first": (3, 20, 24),
-    "many channels first": (6, 20, 24),
-}
-
-
-def image_policy(shape, encoder=None, **arguments):
-    rng, space = np.random.default_rng(0), gym.spaces.Box(0, 255, shape, np.uint8)
-    kind = CnnLnLstmPolicy if encoder is None else RecurrentPolicy
-    given = {} if encoder is None else {"encoder": encoder}
-    policy = reference.randomise(kind(space, ACTION_SPACES["discrete"], units=5, seed=0, **given, **arguments))
-    if policy.observation_statistics is not None:
-        policy.observation_statistics.update(rng.integers(0, 256, (9, *shape)).astype(np.uint8))
-    return policy
-
-
-def own_convolutions():
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((20, 24, 3)),
-            layers.Conv2D(7, (5, 3), (2, 1), activation="tanh"),
-            layers.Conv2D(33, 2, activation="sigmoid"),
-            layers.Flatten(),
-            layers.Dense(9, "relu"),
-        ]
-    )
-
-
-@pytest.mark.skipif(not available(), reason="no kernel")
-@pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("shape", IMAGES.values(), ids=IMAGES)
-def test_the_compiled_step_for_images_is_that_of_the_graph(shape, normalized):
-    assert_compiled_like_the_graph(image_policy(shape, normalize_observations=normalized))
-
-
-@pytest.mark.skipif(not available(), reason="no kernel")
-def test_the_compiled_step_with_convolutions_of_the_user_is_that_of_the_graph():
-    # Not with no images: TensorFlow's own convolution then fails with oneDNN.
-    assert_compiled_like_the_graph(image_policy((20, 24, 3), own_convolutions()), (1, 5, 8))
-
-
-def assert_compiled_like_the_graph(policy, batches=(0, 1, 5, 8)):
-    rng, space = np.random.default_rng(1), policy.observation_space
-    compiled, graph = compiled_step(policy), graph_step(policy)
-    for batch in batches:
-        images = rng.integers(0, 256, (batch, *space.shape)).astype(np.uint8)
-        state = rng.normal(size=(2, batch, policy.state_size)).astype(np.float32)
-        given = images, *state, rng.random(batch) < 0.5, policy.action_head.noise(rng, batch)
-        whole = compiled(*given)
-        for one, other in zip(whole, graph(*given), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-        if batch:
-            for one, other in zip(whole, compiled(*(array[-1:] for array in given)), strict=True):
-                np.testing.assert_array_equal(one[-1:], other)  # a row does not depend on the others
-
-
-@pytest.mark.skipif(not available(), reason="no kernel")
-def test_the_compiled_step_for_images_notices_changed_filters():
-    policy = image_policy(IMAGES["colours first"])
-    compiled, graph = compiled_step(policy), graph_step(policy)
-    images = np.full((2, *IMAGES["colours first"]), 100, np.uint8)
-    given = images, *np.zeros((2, 2, policy.state_size), np.float32), np.zeros(2, bool), policy.action_head.no_noise(2)
-    before = compiled(*given)[1]
-    for layer in policy.encoder.layers[1:4]:
-        layer.kernel.assign(layer.kernel * 1.5 + 0.1)
-        values = compiled(*given)[1]
-        assert not np.array_equal(values, before)
-        np.testing.assert_allclose(values, graph(*given)[1], rtol=1e-4)
-        before = values
 
 
 @pytest.mark.skipif(not available(), reason="no kernel")

@@ -9,6 +9,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 from rl_lnlstm import PPO, UserError
 from rl_lnlstm.errors import RunWarning
 from rl_lnlstm.policies import RecurrentPolicy
+from tests.picture_env import Picture
 from tests.policies.scripted_env import scripted_envs
 from tests.ppo.tiny_ppo import iterate
 
@@ -40,6 +41,22 @@ def test_penalties_are_in_the_loss(jit_compile):
     assert penalised["train/loss"] - plain["train/loss"] == pytest.approx(penalty, rel=1e-4)
     for name in ("policy_gradient_loss", "value_loss", "entropy_loss"):
         assert penalised[f"train/{name}"] == pytest.approx(plain[f"train/{name}"], abs=1e-6)
+
+
+@pytest.mark.parametrize("side", [7, 20])
+def test_an_update_on_images_is_the_same_with_and_without_xla(side):
+    weights = []
+    for jit_compile in (False, True):
+        options = {**TINY, "units": 4, "encoder_layers": (8,), "jit_compile": jit_compile}
+        ppo = PPO(
+            "CnnLnLstmPolicy", lambda: Picture(gym.make("CartPole-v1"), side), **{**options, "num_minibatches": 2}
+        )
+        before = ppo.policy.get_weights()
+        iterate(ppo, 2)
+        weights.append(ppo.policy.get_weights())
+        assert not any(np.array_equal(*pair) for pair in zip(before[-4:], weights[-1][-4:], strict=True))
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_a_penalty_of_activations_is_that_of_the_minibatch():

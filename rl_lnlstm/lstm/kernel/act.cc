@@ -21,7 +21,7 @@
 extern "C" struct RlLnlstmArrays {
   int64_t batch, parameters;      // of the distribution of actions
   const double* observations;     // [batch, observation_size]; null if they are images
-  const uint8_t* images;          // [batch, observation_size]; null if they are none
+  const uint8_t* images;          // [batch, observation_size]; null unless they are images of bytes
   const float *h, *c;             // [batch, lstm_layers * units]
   const uint8_t* episode_starts;  // [batch]
   const float* noise;             // [batch, parameters]

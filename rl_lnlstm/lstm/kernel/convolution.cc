@@ -1,4 +1,5 @@
-// The TensorFlow operations for a convolution without padding and for its gradients.
+// The TensorFlow operations for a convolution without padding and for its gradients. For their inputs and attributes see
+// convolution_interface.cc.
 #include <cstring>
 #include <string>
 #include <type_traits>
@@ -29,14 +30,10 @@ TensorShape OutputsShape(const Convolution& c, int64_t batch) {
   return Shape({batch, c.output_rows(), c.output_columns(), c.filters});
 }
 
-double Multiplications(const Convolution& c, int64_t batch) {
-  return static_cast<double>(batch) * c.outputs() * c.weights() * c.filters;
-}
-
 // Calls `work(begin, end, scratch)` for blocks of images.
 template <typename Work>
 absl::Status RunBlocks(ThreadPool* threads, const Convolution& c, int64_t batch, int64_t scratch_size, Work work) {
-  const Blocks blocks(threads, batch, Multiplications(c, batch));
+  const Blocks blocks(threads, batch, batch * c.multiplications());
   Buffer scratch;
   TF_RETURN_IF_ERROR(scratch.Allocate(blocks.count() * scratch_size));
   blocks.Run([&](int64_t index, int64_t begin, int64_t end) {
@@ -65,16 +62,17 @@ class Images {
 
   int64_t scratch(const Convolution& c) const { return kBytes ? RoundUp(Size(c), kPad) : 0; }  // floats
 
-  // Calls `work(floats, first, from, to)`: image `from` to `to` of `floats` are to be used, and `first` is the number of
-  // image 0 of `floats` among all.
+  // Calls `work(floats, first, from, to)` for images `begin` to `end`, perhaps in parts. A part is in `floats`, from image
+  // `from` to `to`, and image 0 of `floats` is image `first` of the batch.
   template <typename Work>
   void Run(const Convolution& c, const T* images, int64_t begin, int64_t end, float* scratch, Work work) const {
     if constexpr (!kBytes) {
       work(images, 0, begin, end);
     } else {
       const int64_t size = Size(c), channels = channels_first_ ? c.channels : 1;
+      const int64_t pixels = channels_first_ ? c.rows * c.columns : size;
       for (int64_t i = begin; i < end; ++i) {
-        ChooseCore().byte_pixels(images + i * size, channels, size / channels, scale_, scratch);
+        ChooseCore().byte_pixels(images + i * size, channels, pixels, scale_, scratch);
         work(scratch, i, 0, 1);
       }
     }
@@ -193,7 +191,7 @@ class FilterGradientOp : public ConvolutionBase {
                       const float* d_outputs, float* d_filters, float* d_bias) const {
     const int64_t filters = c.padded_filters(), rows = c.weights() + 1, sums_size = rows * filters;
     const int64_t scratch_size = images_.scratch(c) + c.scratch();
-    const Blocks blocks(threads, batch, Multiplications(c, batch), kMostSums / (sums_size + scratch_size));
+    const Blocks blocks(threads, batch, batch * c.multiplications(), kMostSums / (sums_size + scratch_size));
     Buffer sums, scratch;  // of each block
     TF_RETURN_IF_ERROR(sums.Allocate(blocks.count() * sums_size));
     TF_RETURN_IF_ERROR(scratch.Allocate(blocks.count() * scratch_size));
@@ -258,87 +256,7 @@ class ImageGradientOp : public ConvolutionBase {
   }
 };
 
-using tensorflow::shape_inference::DimensionHandle;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
-absl::Status ConvolutionShape(InferenceContext* c) {
-  ShapeHandle images, filters;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &images));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &filters));
-  std::vector<int64_t> strides;
-  TF_RETURN_IF_ERROR(c->GetAttr("strides", &strides));
-  if (strides.size() != 2) return InvalidArgument("strides must have two positive numbers");
-  DimensionHandle sizes[2];
-  bool channels_first;
-  TF_RETURN_IF_ERROR(c->GetAttr("channels_first", &channels_first));
-  for (int i = 0; i < 2; ++i)
-    TF_RETURN_IF_ERROR(tensorflow::shape_inference::GetWindowedOutputSizeFromDims(
-        c, c->Dim(images, i + (channels_first ? 2 : 1)), c->Dim(filters, i),
-                                                                 strides[i], tensorflow::Padding::VALID, &sizes[i]));
-  c->set_output(0, c->MakeShape({c->Dim(images, 0), sizes[0], sizes[1], c->Dim(filters, 3)}));
-  return absl::OkStatus();
-}
-
-absl::Status FilterGradientShape(InferenceContext* c) {
-  ShapeHandle images, d_outputs;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &images));
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &d_outputs));
-  std::vector<int64_t> size;
-  TF_RETURN_IF_ERROR(c->GetAttr("kernel_size", &size));
-  if (size.size() != 2) return InvalidArgument("kernel_size must have two positive numbers");
-  bool channels_first;
-  TF_RETURN_IF_ERROR(c->GetAttr("channels_first", &channels_first));
-  c->set_output(0, c->MakeShape({c->MakeDim(size[0]), c->MakeDim(size[1]), c->Dim(images, channels_first ? 1 : 3),
-                                 c->Dim(d_outputs, 3)}));
-  c->set_output(1, c->MakeShape({c->Dim(d_outputs, 3)}));
-  return absl::OkStatus();
-}
-
-absl::Status ImageGradientShape(InferenceContext* c) {
-  ShapeHandle images;
-  TF_RETURN_IF_ERROR(c->MakeShapeFromShapeTensor(0, &images));
-  TF_RETURN_IF_ERROR(c->WithRank(images, 4, &images));
-  c->set_output(0, images);
-  return absl::OkStatus();
-}
-
 }  // namespace
-
-// Images are [batch, rows, columns, channels], and filters [rows, columns, channels, filters]. Images of bytes are
-// converted, with `channels_first` and `scale` as for Pixels.
-REGISTER_OP("RlLnlstm>Convolution")
-    .Input("images: T")
-    .Input("filters: float")
-    .Input("bias: float")
-    .Attr("T: {uint8, float}")
-    .Attr("channels_first: bool = false")
-    .Attr("scale: float = 1")
-    .Attr("strides: list(int)")
-    .Attr("activation: string")
-    .Output("outputs: float")
-    .SetShapeFn(ConvolutionShape);
-
-// `d_outputs` is the gradient before the activation.
-REGISTER_OP("RlLnlstm>FilterGradient")
-    .Input("images: T")
-    .Input("d_outputs: float")
-    .Attr("T: {uint8, float}")
-    .Attr("channels_first: bool = false")
-    .Attr("scale: float = 1")
-    .Attr("kernel_size: list(int)")
-    .Attr("strides: list(int)")
-    .Output("d_filters: float")
-    .Output("d_bias: float")
-    .SetShapeFn(FilterGradientShape);
-
-REGISTER_OP("RlLnlstm>ImageGradient")
-    .Input("sizes: int32")  // of the images
-    .Input("filters: float")
-    .Input("d_outputs: float")
-    .Attr("strides: list(int)")
-    .Output("d_images: float")
-    .SetShapeFn(ImageGradientShape);
 
 #define RL_LNLSTM_REGISTER(name, Op, T) \
   REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), Op<T>)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Tensor
@@ -27,22 +28,29 @@ def applies(images: Any) -> bool:
 def pixels(images: Tensor, channels_first: bool, scale: float) -> Tensor:
     """Images as floats with the channels last, times `scale`, in one pass over the memory.
 
+    If `images` are bytes that a graph has converted to floats, reads the bytes.
+
     Args:
         images: `[batch, rows, columns, channels]` or `[batch, rows, columns]`, for which `applies` is true.
         channels_first: images are `[batch, channels, rows, columns]`.
         scale: multiplies all values.
     """
-    images = _before_cast(images)
+    images = tf.convert_to_tensor(images)
+    if (cast := _made_by("Cast", images)) is not None:
+        images = cast.inputs[0]
     if images.shape.rank == 3:
         images = images[..., tf.newaxis]
     return kernel.operations().rl_lnlstm_pixels(images, channels_first=channels_first, scale=scale)
 
 
-def _before_cast(images: Tensor) -> Tensor:
-    """The bytes that a graph has converted to `images`, so that it need not; `images` itself if there are none."""
-    if tf.executing_eagerly() or images.op.type != "Cast" or images.op.inputs[0].dtype != tf.uint8:
-        return images
-    return images.op.inputs[0]
+def _made_by(kind: str, images: Tensor) -> tf.Operation | None:
+    """The operation of this kind that has made `images` from bytes in a graph; None if another one has made them.
+
+    Also None if a gradient with respect to `images` may be asked for.
+    """
+    if tf.executing_eagerly() or images.op.type != kind or images.op.inputs[0].dtype != tf.uint8:
+        return None
+    return None if record.should_record_backprop([images]) else images.op
 
 
 @tf.RegisterGradient("RlLnlstm>Pixels")
@@ -58,6 +66,8 @@ def convolution(
 ) -> Tensor:
     """A convolution without padding, `[batch, rows, columns, filters]`.
 
+    If `images` are the result of `pixels` on bytes in a graph, reads the bytes.
+
     Args:
         images: `[batch, rows, columns, channels]`, for which `applies` is true.
         filters: `[rows, columns, channels, filters]`.
@@ -65,9 +75,9 @@ def convolution(
         strides: down and across.
         activation: one of `ACTIVATIONS`.
     """
-    conversion = {}
-    if not tf.executing_eagerly() and images.op.type == "RlLnlstm>Pixels" and images.op.inputs[0].dtype == tf.uint8:
-        images, conversion = images.op.inputs[0], _conversion(images.op)
+    images, conversion = tf.convert_to_tensor(images), {}
+    if (operation := _made_by("RlLnlstm>Pixels", images)) is not None:
+        images, conversion = operation.inputs[0], _conversion(operation)
     return _convolution(images, filters, bias, strides=strides, activation=activation, **conversion)
 
 

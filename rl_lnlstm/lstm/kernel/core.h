@@ -90,6 +90,7 @@ struct Convolution {
   int64_t output_columns() const { return (columns - kernel_columns) / column_stride + 1; }
   int64_t outputs() const { return output_rows() * output_columns(); }  // of an image and filter
   int64_t weights() const { return kernel_rows * kernel_columns * channels; }  // of a filter
+  double multiplications() const { return static_cast<double>(outputs()) * weights() * filters; }  // for an image
   // Of a padded patch: an odd number of cache lines, so that a column of many patches uses all sets of the cache.
   int64_t patch_width() const { return RoundUp(weights(), kPanel) | kPad; }
   int64_t padded_filters() const { return RoundUp(filters, kPanel); }

@@ -21,15 +21,18 @@ struct EncoderDesign {
   float clip, epsilon;             // of the normalisation
   std::vector<int64_t> image;      // rows, columns and channels; empty if observations are doubles
   bool channels_first;             // of the observations
-  float scale;                     // multiplies the bytes, if they are not normalised
+  float scale;                     // multiplies the bytes, after their normalisation
   std::vector<Activation> convolutions, layers;
   std::vector<int64_t> strides;    // two of each convolution
 
   absl::Status Check() const {
+    const auto positive = [](int64_t value) { return value > 0; };
     const bool right = image.empty() ? convolutions.empty()
                                      : image.size() == 3 && image[0] * image[1] * image[2] == observation_size;
-    if (right && strides.size() == 2 * convolutions.size()) return absl::OkStatus();
-    return InvalidArgument("image or strides do not fit to the rest");
+    if (right && strides.size() == 2 * convolutions.size() && std::all_of(image.begin(), image.end(), positive) &&
+        std::all_of(strides.begin(), strides.end(), positive))
+      return absl::OkStatus();
+    return InvalidArgument("image or strides do not match the other attributes");
   }
 };
 
@@ -52,8 +55,9 @@ class Encoder {
       TF_RETURN_IF_ERROR(FilterPanels(c, layer.kernel, &convolutions_[i].buffer, &convolutions_[i].filters));
       image = {c.output_rows(), c.output_columns(), c.filters};
       size_ = image[0] * image[1] * image[2];
-      multiplications_ += static_cast<double>(c.outputs()) * c.weights() * c.filters;
+      multiplications_ += c.multiplications();
     }
+    flat_size_ = size_;
     for (const Activation activation : design_.layers) {
       Dense layer;
       TF_RETURN_IF_ERROR(weights.NextDense(size_, activation, &layer));
@@ -84,7 +88,7 @@ class Encoder {
     Buffer one, other, scratch;  // what a convolution reads, and what it writes
     for (Buffer* buffer : {&one, &other}) TF_RETURN_IF_ERROR(buffer->Allocate(largest));
     TF_RETURN_IF_ERROR(scratch.Allocate(scratch_size));
-    TF_RETURN_IF_ERROR(features.Allocate(batch, convolutions_.empty() ? size : OutputsOfConvolutions()));
+    TF_RETURN_IF_ERROR(features.Allocate(batch, flat_size_));
     const std::vector<float> mean(mean_, mean_ + (design_.normalized ? size : 0));
     const std::vector<double> wide = Deviations();
     const std::vector<float> deviations(wide.begin(), wide.end());
@@ -93,7 +97,7 @@ class Encoder {
       const uint8_t* image = images + i * size;
       if (design_.normalized) {
         Normalize(image, mean.data(), deviations, other.data());
-        core.float_pixels(other.data(), channels, size / channels, 1.0f, one.data());
+        core.float_pixels(other.data(), channels, size / channels, design_.scale, one.data());
       } else {
         core.byte_pixels(image, channels, size / channels, design_.scale, one.data());
       }
@@ -115,11 +119,6 @@ class Encoder {
     Buffer buffer;  // of the filters, if they are packed
   };
 
-  int64_t OutputsOfConvolutions() const {
-    const Convolution& last = convolutions_.back().sizes;
-    return last.outputs() * last.filters;
-  }
-
   std::vector<double> Deviations() const {
     std::vector<double> deviations(design_.normalized ? design_.observation_size : 0);
     for (size_t j = 0; j < deviations.size(); ++j) deviations[j] = std::sqrt(variance_[j] + design_.epsilon);
@@ -133,7 +132,7 @@ class Encoder {
       to[j] = design_.normalized ? std::clamp((from[j] - mean_[j]) / deviations[j], -clip, clip) : from[j];
   }
 
-  // For bytes, it computes in float32.
+  // RunningStatistics.normalize computes bytes in float32, so this does too.
   void Normalize(const uint8_t* from, const float* mean, const std::vector<float>& deviations, float* to) const {
     for (int64_t j = 0; j < design_.observation_size; ++j)
       to[j] = std::clamp((from[j] - mean[j]) / deviations[j], -design_.clip, design_.clip);
@@ -145,7 +144,7 @@ class Encoder {
   }
 
   const EncoderDesign& design_;
-  int64_t size_ = 0;
+  int64_t size_ = 0, flat_size_ = 0;  // of the features; of the result of the convolutions
   double multiplications_ = 0;
   const double *mean_ = nullptr, *variance_ = nullptr;
   std::vector<Layer> convolutions_;

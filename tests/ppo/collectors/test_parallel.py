@@ -17,6 +17,7 @@ from gymnasium.vector import SyncVectorEnv
 from rl_lnlstm import PPO, EnvironmentFailure, UserError, WorkerFailure, version
 from rl_lnlstm.config import make_config
 from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.lstm import kernel
 from rl_lnlstm.policies import CnnLnLstmPolicy, MlpLnLstmPolicy
 from rl_lnlstm.ppo import trainer
 from rl_lnlstm.ppo.collectors import crew
@@ -25,6 +26,7 @@ from rl_lnlstm.ppo.collectors.parallel import ParallelCollector
 from rl_lnlstm.ppo.collectors.share import Share
 from rl_lnlstm.seeding import derived_seed
 from tests.failing_env import FailingEnv, Failure
+from tests.picture_env import Picture
 from tests.policies.card_env import CardEnv
 from tests.ppo.collectors.in_process import InProcess
 
@@ -50,13 +52,6 @@ class Short(gym.Wrapper):
         return observation, reward, terminated, self.count == self.limit, {**info, "is_success": self.count}
 
 
-class Picture(gym.ObservationWrapper):
-    observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
-
-    def observation(self, observation):
-        return np.resize((100 * observation).astype(np.int64) % 256, (36, 36, 3)).astype(np.uint8)
-
-
 def short():
     return Short(CartPoleEnv())
 
@@ -70,7 +65,7 @@ KINDS = {
     "continuous": (lambda: Short(PendulumEnv(), 5), {"sequence_length": 4}),
     "masks": (lambda: CardEnv("info"), {}),
     "vector": ("TMaze-v0", {}),
-    "images": (lambda: Picture(short()), {}),
+    **({"images": (lambda: Picture(short(), 36), {})} if kernel.available() else {}),
     "failures": (failing, {}),
     "a graph": (lambda: Short(PendulumEnv(), 5), {"std": "gsde", "sde_sample_freq": 3, "previous_reward": True}),
     "a graph with masks": (lambda: CardEnv("info", nvec=[2, 3]), {"num_layers": 2}),
