@@ -193,8 +193,8 @@ def compiled_step(policy: Any) -> CompiledStep | None:
     All of this must hold:
 
     - The observation space is a `Box`, and everything is float32 on a CPU.
-    - The encoder consists of dense layers with `ACTIVATIONS`, and before them, for images of bytes, of convolutions
-      without padding.
+    - The encoder consists of dense layers with `ACTIVATIONS`. Images of bytes may first go through `Pixels`,
+      convolutions (see `is_simple`) and `Flatten`.
     - Actor and critic have one LSTM layer each, or share one. It sees only encoded observations.
     - All layers have exactly the known types. A subclass may compute something else.
     """

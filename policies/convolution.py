@@ -15,11 +15,11 @@ ACTIVATIONS = {getattr(keras.activations, name): name for name in convolution.AC
 
 @keras.saving.register_keras_serializable("rl_lnlstm")
 class Conv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D`, which is faster on a CPU.
+    """`keras.layers.Conv2D`, but faster on a CPU.
 
-    The compiled kernel computes it and its gradients. On a GPU, under XLA, in other dtypes than float32, with padding,
-    dilation or groups, without a bias, and with other activations than linear, ReLU, sigmoid and tanh, it is Keras'
-    layer.
+    The compiled kernel computes it and its gradients. It is Keras' layer without the kernel, on a GPU, under XLA, in
+    exported models, in other dtypes than float32, with padding, dilation, groups or channels first, without a bias,
+    with a `convolution_op` of its own, and with other activations than linear, ReLU, sigmoid and tanh.
 
     Example:
         >>> import keras
@@ -41,7 +41,10 @@ class Conv2D(keras.layers.Conv2D):
 
 
 def is_simple(layer: keras.layers.Conv2D) -> bool:
-    """Whether a convolution has a bias, neither padding, dilation nor groups, and no `convolution_op` of its own."""
+    """Whether the kernel knows such a convolution.
+
+    It has a bias and the channels last, and neither padding, dilation, groups nor a `convolution_op` of its own.
+    """
     return (
         layer.use_bias
         and layer.padding == "valid"
@@ -58,7 +61,8 @@ class Pixels(keras.layers.Rescaling):
     """Converts images to floats with the channels last, and multiplies them by `scale`; faster than Keras on a CPU.
 
     Where the compiled kernel does not apply (see `Conv2D`), it is `keras.layers.Rescaling`, after a transposition if
-    necessary. In a graph that has converted bytes to these floats just before, the kernel reads the bytes.
+    necessary. If a graph converts bytes to floats directly before this layer, the kernel reads the bytes. These floats
+    then have a gradient only for a `tf.GradientTape` that watches them.
 
     Example:
         >>> import keras
@@ -85,7 +89,8 @@ class Pixels(keras.layers.Rescaling):
 
     def call(self, inputs: Any) -> Any:
         """The pixels, `[batch, rows, columns, channels]`, in the layer's compute dtype."""
-        self.compute_output_shape(tuple(inputs.shape))
+        if len(inputs.shape) not in ((4,) if self.channels_first else (3, 4)):
+            raise ValueError(self._wrong_axes(inputs.shape))
         if convolution.applies(inputs):
             return convolution.pixels(inputs, self.channels_first, self.scale)
         if len(inputs.shape) == 3:
@@ -98,9 +103,13 @@ class Pixels(keras.layers.Rescaling):
         if len(size) == 2 and not self.channels_first:
             return (batch, *size, 1)
         if len(size) != 3:
-            expected = "channels, rows, columns" if self.channels_first else "rows, columns, channels"
-            raise ValueError(f"{self.name}: images must have shape [batch, {expected}], got {list(input_shape)}")
+            raise ValueError(self._wrong_axes(input_shape))
         return (batch, *size[1:], size[0]) if self.channels_first else (batch, *size)
+
+    def _wrong_axes(self, shape: Any) -> str:
+        last = "[batch, rows, columns, channels] or [batch, rows, columns]"
+        expected = "[batch, channels, rows, columns]" if self.channels_first else last
+        return f"{self.name}: images must have shape {expected}, got {list(shape)}"
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""

@@ -53,7 +53,7 @@ def _compared(attributes: dict[str, Any]) -> list[str]:
         for name, value in attributes.items()
         if isinstance(value, _COMPARED) and name not in _BOOKKEEPING and not name.startswith("_self_")
     ]
-    return [*found, "call"]  # a method of this name may be added to a single layer
+    return [*found, "call", "convolution_op"]  # methods of these names may be added to a single layer
 
 
 def _holds_layers(value: Any) -> bool:

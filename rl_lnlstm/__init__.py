@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from rl_lnlstm.runs.trackers import WandbLogger as WandbLogger
 
 # TensorFlow reads this when it is first imported. By default, it uses oneDNN only on processors with instructions for
-# neural networks. On other processors, an update on images takes 1.5 times as long without oneDNN and our kernel.
+# neural networks. On other processors, an update on images takes 1.5 times as long without oneDNN, if there is no
+# kernel either.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _EXPORTS = {

@@ -156,7 +156,7 @@ class PPOOptions:
     than this number of iterations in a row"""
     jit_compile: bool = True
     """compile the update with XLA: it takes some seconds at the start and makes updates about three times as fast;
-    of updates with convolutions, only Adam is compiled on a CPU, where XLA's convolutions are slow"""
+    on a CPU, only Adam is compiled if the policy has convolutions, because XLA's convolutions are slow there"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -165,8 +165,8 @@ class WorkerOptions:
 
     ray: str | None = None
     """collect rollouts with workers of Ray; local: on this machine; HOST:PORT: on the cluster with this address; auto:
-    on the cluster that runs on this machine; None: in this process; the run is the same, bit for bit, except with some
-    convolutions (see "Many machines" in the documentation)"""
+    on the cluster that runs on this machine; None: in this process; the run is the same, bit for bit, unless the policy
+    has convolutions and acts through a TensorFlow graph (see "More than one machine" in the documentation)"""
     workers: Count | None = None
     """number of workers, a divisor of num_envs; None: as many as there are CPUs, if that divides num_envs, otherwise
     fewer"""

@@ -52,9 +52,17 @@ def test_wrong_shapes_are_refused(name, shapes, message):
 
 @needs_kernel
 @pytest.mark.parametrize(
-    "changed", [{"strides": [1]}, {"strides": [0, 1]}, {"activation": "gelu"}, {"scale": 2.0}], ids=str
+    ("changed", "message"),
+    [
+        ({"strides": [1]}, "strides must have two positive numbers"),
+        ({"strides": [0, 1]}, "strides must have two positive numbers|Stride must be > 0"),
+        ({"activation": "gelu"}, "no activation gelu"),
+        ({"scale": 2.0}, "only bytes can be converted"),
+        ({"channels_first": True}, "only bytes can be converted"),
+    ],
+    ids=str,
 )
-def test_wrong_attributes_are_refused(changed):
+def test_wrong_attributes_are_refused(changed, message):
     attributes = {"strides": [1, 1], "activation": "relu", **changed}
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"two positive numbers|no activation gelu|only bytes can"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         kernel.operations().rl_lnlstm_convolution(tf.ones(IMAGES), tf.ones(FILTERS), tf.ones(4), **attributes)

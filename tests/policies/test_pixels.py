@@ -39,6 +39,7 @@ def test_pixels_are_read_as_bytes_in_a_graph():
     assert graph.structured_outputs.shape.as_list() == [None, 9, 9, 4]
 
 
+@needs_kernel
 @pytest.mark.parametrize(
     ("shape", "channels_first"), [((2, 9, 8), False), ((2, 9, 8, 3), False), ((2, 9, 8, 3), True)], ids=str
 )

@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: `recurrence.unroll` as two TensorFlow operations, built on first use."""
+"""The compiled CPU kernel, built on first use, and `recurrence.unroll` with it."""
 
 from __future__ import annotations
 

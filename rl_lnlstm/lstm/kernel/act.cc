@@ -20,8 +20,8 @@
 // The arrays of a call; the same as `Arrays` in compiled_step.py.
 extern "C" struct RlLnlstmArrays {
   int64_t batch, parameters;      // of the distribution of actions
-  const double* observations;     // [batch, observation_size]; null if they are images
-  const uint8_t* images;          // [batch, observation_size]; null unless they are images of bytes
+  const double* observations;     // [batch, observation_size]; null if `images` is given
+  const uint8_t* images;          // [batch, observation_size]; null unless the encoder has convolutions
   const float *h, *c;             // [batch, lstm_layers * units]
   const uint8_t* episode_starts;  // [batch]
   const float* noise;             // [batch, parameters]

@@ -7,10 +7,7 @@
 
 #include "activation.h"
 #include "launch.h"
-#include "tensorflow/core/framework/common_shape_fns.h"
-#include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/shape_inference.h"
 
 namespace rl_lnlstm {
 namespace {
@@ -42,8 +39,8 @@ absl::Status RunBlocks(ThreadPool* threads, const Convolution& c, int64_t batch,
   return absl::OkStatus();
 }
 
-// How images are given: as floats, or as bytes that are converted, like `Pixels` does it, one image at a time. Each image
-// is then in the cache when it is used.
+// The images of an operation: floats, or bytes that are converted as in `Pixels`, one image at a time, so that an image is
+// in the cache when it is used.
 template <typename T>
 class Images {
  public:
@@ -62,18 +59,18 @@ class Images {
 
   int64_t scratch(const Convolution& c) const { return kBytes ? RoundUp(Size(c), kPad) : 0; }  // floats
 
-  // Calls `work(floats, first, from, to)` for images `begin` to `end`, perhaps in parts. A part is in `floats`, from image
-  // `from` to `to`, and image 0 of `floats` is image `first` of the batch.
+  // Calls `work(floats, first, count)` for parts of images `begin` to `end`: `floats` are the `count` images from image
+  // `first` on.
   template <typename Work>
   void Run(const Convolution& c, const T* images, int64_t begin, int64_t end, float* scratch, Work work) const {
     if constexpr (!kBytes) {
-      work(images, 0, begin, end);
+      work(images + begin * Size(c), begin, end - begin);
     } else {
       const int64_t size = Size(c), channels = channels_first_ ? c.channels : 1;
       const int64_t pixels = channels_first_ ? c.rows * c.columns : size;
       for (int64_t i = begin; i < end; ++i) {
         ChooseCore().byte_pixels(images + i * size, channels, pixels, scale_, scratch);
-        work(scratch, i, 0, 1);
+        work(scratch, i, 1);
       }
     }
   }
@@ -151,8 +148,8 @@ class ConvolutionOp : public ConvolutionBase {
     const auto run = [&](int64_t begin, int64_t end, float* scratch) {
       float* own = scratch + images_.scratch(c);
       images_.Run(c, images.flat<T>().data(), begin, end, scratch,
-                  [&](const float* floats, int64_t first, int64_t from, int64_t to) {
-                    ChooseCore().convolution(c, layer, panels, floats, from, to, Data(*outputs) + first * size, own);
+                  [&](const float* floats, int64_t first, int64_t count) {
+                    ChooseCore().convolution(c, layer, panels, floats, 0, count, Data(*outputs) + first * size, own);
                   });
     };
     OP_REQUIRES_OK(context, RunBlocks(Threads(context), c, batch, images_.scratch(c) + c.scratch(), run));
@@ -199,8 +196,8 @@ class FilterGradientOp : public ConvolutionBase {
       float *sum = sums.data() + index * sums_size, *converted = scratch.data() + index * scratch_size;
       std::memset(sum, 0, sums_size * sizeof(float));
       images_.Run(c, images, begin, end, converted,
-                  [&](const float* floats, int64_t first, int64_t from, int64_t to) {
-                    ChooseCore().filter_gradient(c, floats, d_outputs + first * c.outputs() * c.filters, from, to, sum,
+                  [&](const float* floats, int64_t first, int64_t count) {
+                    ChooseCore().filter_gradient(c, floats, d_outputs + first * c.outputs() * c.filters, 0, count, sum,
                                                  converted + images_.scratch(c));
                   });
     });

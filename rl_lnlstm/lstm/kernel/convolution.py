@@ -44,9 +44,8 @@ def pixels(images: Tensor, channels_first: bool, scale: float) -> Tensor:
 
 
 def _made_by(kind: str, images: Tensor) -> tf.Operation | None:
-    """The operation of this kind that has made `images` from bytes in a graph; None if another one has made them.
-
-    Also None if a gradient with respect to `images` may be asked for.
+    """The operation that made `images` from bytes in a graph, if it is of this kind and no gradient tape watches
+    `images`; otherwise None.
     """
     if tf.executing_eagerly() or images.op.type != kind or images.op.inputs[0].dtype != tf.uint8:
         return None

@@ -25,8 +25,8 @@ absl::Status ConvolutionShape(InferenceContext* c) {
   TF_RETURN_IF_ERROR(c->GetAttr("channels_first", &channels_first));
   for (int i = 0; i < 2; ++i)
     TF_RETURN_IF_ERROR(tensorflow::shape_inference::GetWindowedOutputSizeFromDims(
-        c, c->Dim(images, i + (channels_first ? 2 : 1)), c->Dim(filters, i),
-                                                                 strides[i], tensorflow::Padding::VALID, &sizes[i]));
+        c, c->Dim(images, i + (channels_first ? 2 : 1)), c->Dim(filters, i), strides[i], tensorflow::Padding::VALID,
+        &sizes[i]));
   c->set_output(0, c->MakeShape({c->Dim(images, 0), sizes[0], sizes[1], c->Dim(filters, 3)}));
   return absl::OkStatus();
 }

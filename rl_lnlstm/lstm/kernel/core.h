@@ -1,6 +1,6 @@
-// The interface between the operations (op.cc, convolution.cc) and the vector code (core.inc), which is compiled for
-// each instruction set.
-// All arrays are float32 and row-major. Private arrays are padded: each of the four gates has `width` columns, which is
+// The interface between the operations (op.cc, convolution.cc, pixels.cc, act.cc) and the vector code (core.inc), which is
+// compiled for each instruction set.
+// All arrays are row-major, and float32 except for images of bytes. Private arrays are padded: each of the four gates has `width` columns, which is
 // the number of units rounded up to a multiple of 16. So loops over units have no remainder. Padding that is read is
 // zero.
 #ifndef RL_LNLSTM_KERNEL_CORE_H_
@@ -15,7 +15,7 @@ constexpr int64_t kPanel = 32;    // packed matrices are padded to multiples of 
 constexpr float kEpsilon = 1e-5f;
 constexpr int64_t kKeptInMemory = 32 << 20;  // bytes
 
-constexpr int64_t kPatches = 96;  // of images, in one product of matrices
+constexpr int64_t kPatches = 96;  // the most patches of images in one product of matrices
 
 inline int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -111,8 +111,8 @@ struct Core {
   // Converts an image of `channels` planes to pixels with all channels each, times `scale`.
   void (*byte_pixels)(const uint8_t* image, int64_t channels, int64_t pixels, float scale, float* to);
   void (*float_pixels)(const float* image, int64_t channels, int64_t pixels, float scale, float* to);
-  // Convolutions of images `begin` to `end`, with the bias and the activation of `layer`. `filters` may be packed,
-  // [weights, padded filters].
+  // Convolutions of images `begin` to `end`, with the bias and the activation of `layer`. `filters`
+  // are [weights, filters], padded to whole panels.
   void (*convolution)(const Convolution&, const Dense& layer, const Matrix& filters, const float* images,
                       int64_t begin, int64_t end, float* outputs, float* scratch);
   // Adds the gradients of filters and, in the last row, biases to `sums`, [weights + 1, padded filters].

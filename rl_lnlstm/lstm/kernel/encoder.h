@@ -21,7 +21,7 @@ struct EncoderDesign {
   float clip, epsilon;             // of the normalisation
   std::vector<int64_t> image;      // rows, columns and channels; empty if observations are doubles
   bool channels_first;             // of the observations
-  float scale;                     // multiplies the bytes, after their normalisation
+  float scale;                     // multiplies the bytes, normalised or not
   std::vector<Activation> convolutions, layers;
   std::vector<int64_t> strides;    // two of each convolution
 
@@ -45,7 +45,7 @@ class Encoder {
   absl::Status Read(WeightReader& weights) {
     size_ = design_.observation_size;
     if (design_.normalized)
-      for (const double** statistic : {&mean_, &variance_}) TF_RETURN_IF_ERROR(weights.NextStatistic(size_, statistic));
+      TF_RETURN_IF_ERROR(ReadStatistics(weights));
     std::vector<int64_t> image = design_.image;
     for (size_t i = 0; i < design_.convolutions.size(); ++i) {
       Convolution c{image[0], image[1], image[2], 0, 0, 0, design_.strides[2 * i], design_.strides[2 * i + 1]};
@@ -72,9 +72,7 @@ class Encoder {
 
   absl::Status Encode(int64_t batch, const double* observations, Rows& features) const {
     TF_RETURN_IF_ERROR(features.Allocate(batch, design_.observation_size));
-    const std::vector<double> deviations = Deviations();
-    for (int64_t i = 0; i < batch; ++i)
-      Normalize(observations + i * design_.observation_size, deviations, features[i]);
+    for (int64_t i = 0; i < batch; ++i) Normalize(observations + i * design_.observation_size, features[i]);
     return ApplyLayers(batch, features);
   }
 
@@ -89,14 +87,11 @@ class Encoder {
     for (Buffer* buffer : {&one, &other}) TF_RETURN_IF_ERROR(buffer->Allocate(largest));
     TF_RETURN_IF_ERROR(scratch.Allocate(scratch_size));
     TF_RETURN_IF_ERROR(features.Allocate(batch, flat_size_));
-    const std::vector<float> mean(mean_, mean_ + (design_.normalized ? size : 0));
-    const std::vector<double> wide = Deviations();
-    const std::vector<float> deviations(wide.begin(), wide.end());
     const Core& core = ChooseCore();
     for (int64_t i = 0; i < batch; ++i) {
       const uint8_t* image = images + i * size;
       if (design_.normalized) {
-        Normalize(image, mean.data(), deviations, other.data());
+        Normalize(image, other.data());
         core.float_pixels(other.data(), channels, size / channels, design_.scale, one.data());
       } else {
         core.byte_pixels(image, channels, size / channels, design_.scale, one.data());
@@ -116,26 +111,31 @@ class Encoder {
     Convolution sizes;
     Dense dense;
     Matrix filters;
-    Buffer buffer;  // of the filters, if they are packed
+    Buffer buffer;  // of the filters, if they are padded
   };
 
-  std::vector<double> Deviations() const {
-    std::vector<double> deviations(design_.normalized ? design_.observation_size : 0);
-    for (size_t j = 0; j < deviations.size(); ++j) deviations[j] = std::sqrt(variance_[j] + design_.epsilon);
-    return deviations;
+  absl::Status ReadStatistics(WeightReader& weights) {
+    const double *mean, *variance;
+    for (const double** statistic : {&mean, &variance}) TF_RETURN_IF_ERROR(weights.NextStatistic(size_, statistic));
+    mean_.assign(mean, mean + size_);
+    deviations_.resize(size_);
+    for (int64_t j = 0; j < size_; ++j) deviations_[j] = std::sqrt(variance[j] + design_.epsilon);
+    return absl::OkStatus();
   }
 
   // Like RunningStatistics.normalize, which computes in float64; without normalisation, only converts to float32.
-  void Normalize(const double* from, const std::vector<double>& deviations, float* to) const {
+  void Normalize(const double* from, float* to) const {
     const double clip = design_.clip;
     for (int64_t j = 0; j < design_.observation_size; ++j)
-      to[j] = design_.normalized ? std::clamp((from[j] - mean_[j]) / deviations[j], -clip, clip) : from[j];
+      to[j] = design_.normalized ? std::clamp((from[j] - mean_[j]) / deviations_[j], -clip, clip) : from[j];
   }
 
   // RunningStatistics.normalize computes bytes in float32, so this does too.
-  void Normalize(const uint8_t* from, const float* mean, const std::vector<float>& deviations, float* to) const {
-    for (int64_t j = 0; j < design_.observation_size; ++j)
-      to[j] = std::clamp((from[j] - mean[j]) / deviations[j], -design_.clip, design_.clip);
+  void Normalize(const uint8_t* from, float* to) const {
+    for (int64_t j = 0; j < design_.observation_size; ++j) {
+      const float mean = mean_[j], deviation = deviations_[j];
+      to[j] = std::clamp((from[j] - mean) / deviation, -design_.clip, design_.clip);
+    }
   }
 
   absl::Status ApplyLayers(int64_t batch, Rows& rows) const {
@@ -146,7 +146,7 @@ class Encoder {
   const EncoderDesign& design_;
   int64_t size_ = 0, flat_size_ = 0;  // of the features; of the result of the convolutions
   double multiplications_ = 0;
-  const double *mean_ = nullptr, *variance_ = nullptr;
+  std::vector<double> mean_, deviations_;  // empty without normalisation
   std::vector<Layer> convolutions_;
   std::vector<Dense> layers_;
 };

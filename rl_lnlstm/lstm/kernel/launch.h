@@ -84,7 +84,8 @@ Matrix Pack(const float* kernel, int64_t rows, int64_t units, int64_t width, int
 // Packs the transpose of `matrix` [units, 4 * units], centred, as [4 * width, width].
 Matrix PackTransposed(const float* matrix, int64_t units, int64_t width, int64_t panel, float* packed);
 
-// The filters of a convolution in whole panels. They are packed in `buffer`, unless their number needs no padding.
+// The filters of a convolution in whole panels. If their number is no multiple of a panel, they are copied to `buffer`
+// and padded.
 absl::Status FilterPanels(const Convolution& c, const float* filters, Buffer* buffer, Matrix* panels);
 
 // Floats that blocks use for sums: 32 blocks, four for each of 8 threads, of 512 features and units.

@@ -54,7 +54,8 @@ class WholeBatch:
 def as_in_whole_batch(policy: Any, share: Share) -> Any:
     """The policy, in a `WholeBatch` if its bits would otherwise depend on the number of environments.
 
-    The compiled step computes every row in the same way. Convolutions would take too long for all environments.
+    The compiled step computes every row in the same way. Through a graph, convolutions would take too long for all
+    environments.
     """
     if share.count == share.total or policy.acts_row_by_row or policy.is_convolutional:
         return policy

@@ -65,7 +65,7 @@ KINDS = {
     "continuous": (lambda: Short(PendulumEnv(), 5), {"sequence_length": 4}),
     "masks": (lambda: CardEnv("info"), {}),
     "vector": ("TMaze-v0", {}),
-    **({"images": (lambda: Picture(short(), 36), {})} if kernel.available() else {}),
+    "images": (lambda: Picture(short(), 36), {}),
     "failures": (failing, {}),
     "a graph": (lambda: Short(PendulumEnv(), 5), {"std": "gsde", "sde_sample_freq": 3, "previous_reward": True}),
     "a graph with masks": (lambda: CardEnv("info", nvec=[2, 3]), {"num_layers": 2}),
@@ -128,6 +128,8 @@ def alone(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_collect_the_rollouts_of_one_process(kind):
+    if kind == "images" and not kernel.available():
+        pytest.skip("without the kernel, convolutions round differently for another number of images")
     env, config = KINDS[kind]
     assert run(env, 2, **config) == alone(kind)
     assert sum(len(episodes) for _, episodes, *_ in alone(kind)) > 2
