@@ -264,9 +264,9 @@ class NetworkOp : public OpKernel {
 }  // namespace
 
 // The order of `weights`: mean and variance of observations, if `normalized`; filters and bias of each convolution;
-// kernel and bias of each encoder layer; the seven weights of each LSTM layer; kernels and biases of the actor's layers,
-// then of the critic's; kernel and bias of the action head; log_std, unless actions are Discrete; kernel and bias of the
-// value head. For the attributes of the encoder see EncoderDesign.
+// kernel and bias of each encoder layer; the seven weights of each LSTM layer; kernels and biases of the actor's
+// layers, then of the critic's; kernel and bias of the action head; log_std, unless actions are Discrete; kernel and
+// bias of the value head. For the attributes of the encoder see EncoderDesign.
 REGISTER_OP("RlLnlstm>Network")
     .Input("weights: count * resource")
     .Attr("count: int >= 1")

@@ -1,5 +1,5 @@
-// The TensorFlow operations for a convolution without padding and for its gradients. For their inputs and attributes see
-// convolution_interface.cc.
+// The TensorFlow operations for a convolution without padding and for its gradients. For their inputs and attributes
+// see convolution_interface.cc.
 #include <cstring>
 #include <string>
 #include <type_traits>
@@ -39,8 +39,8 @@ absl::Status RunBlocks(ThreadPool* threads, const Convolution& c, int64_t batch,
   return absl::OkStatus();
 }
 
-// The images of an operation: floats, or bytes that are converted as in `Pixels`, one image at a time, so that an image is
-// in the cache when it is used.
+// The images of an operation: floats, or bytes that are converted as in `Pixels`, one image at a time, so that an image
+// is in the cache when it is used.
 template <typename T>
 class Images {
  public:

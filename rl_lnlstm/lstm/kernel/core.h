@@ -1,8 +1,8 @@
-// The interface between the operations (op.cc, convolution.cc, pixels.cc, act.cc) and the vector code (core.inc), which is
-// compiled for each instruction set.
-// All arrays are row-major, and float32 except for images of bytes. Private arrays are padded: each of the four gates has `width` columns, which is
-// the number of units rounded up to a multiple of 16. So loops over units have no remainder. Padding that is read is
-// zero.
+// The interface between the operations (op.cc, convolution.cc, pixels.cc, act.cc) and the vector code (core.inc), which
+// is compiled for each instruction set.
+// All arrays are row-major, and float32 except for images of bytes. Private arrays are padded: each of the four gates
+// has `width` columns, which is the number of units rounded up to a multiple of 16. So loops over units have no
+// remainder. Padding that is read is zero.
 #ifndef RL_LNLSTM_KERNEL_CORE_H_
 #define RL_LNLSTM_KERNEL_CORE_H_
 
