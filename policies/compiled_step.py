@@ -55,7 +55,7 @@ class Encoding(NamedTuple):
     layers: list[keras.layers.Dense]
 
     def image(self, shape: tuple[int, ...]) -> list[Any]:
-        """Rows, columns and channels of observations of `shape`; empty without convolutions."""
+        """The rows, columns and channels of images, from the shape of an observation; empty without convolutions."""
         if not self.convolutions:
             return []
         whole = (1, *shape)

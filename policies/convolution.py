@@ -1,4 +1,4 @@
-"""Layers for images that are faster on CPUs than those of Keras."""
+"""Layers for images, which are faster on a CPU than Keras' own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rl_lnlstm.lstm.kernel import convolution
 
-# By identity, because a user's function may have the same name.
+# Functions are looked up by identity, because a user's function may have the same name.
 ACTIVATIONS = {getattr(keras.activations, name): name for name in convolution.ACTIVATIONS}
 
 
@@ -60,8 +60,8 @@ def is_simple(layer: keras.layers.Conv2D) -> bool:
 class Pixels(keras.layers.Rescaling):
     """Converts images to floats with the channels last, and multiplies them by `scale`; faster than Keras on a CPU.
 
-    Where the compiled kernel does not apply (see `Conv2D`), it is `keras.layers.Rescaling`, after a transposition if
-    necessary. If a graph converts bytes to floats directly before this layer, the kernel reads the bytes. These floats
+    Where the compiled kernel cannot be used (see `Conv2D`), Keras computes it: it moves the channels if necessary, and
+    scales. If a graph converts bytes to floats directly before this layer, the kernel reads the bytes. These floats
     then have a gradient only for a `tf.GradientTape` that watches them.
 
     Example:

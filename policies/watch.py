@@ -15,7 +15,9 @@ _COMPARED = (bool, int, float, str, tuple, types.FunctionType, types.MethodType,
 
 
 class Watch:
-    """Remembers the attributes of a policy and all its layers: numbers, text, tuples, functions, variables and layers.
+    """Remembers the attributes of a policy and of all its layers.
+
+    It remembers numbers, text, tuples, functions, variables and layers.
 
     The values of variables may change, because compiled code reads them at each call. Everything else is compared by
     identity, which takes some microseconds.

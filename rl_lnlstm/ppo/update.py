@@ -168,8 +168,8 @@ class Updater:
     def _take_step(self, vectors: list[Any], loss: Any, allowed: Any) -> tuple[Any, list[Any]]:
         """Clips the gradients' norm and lets Adam take a step, if loss and norm are finite and the step is `allowed`.
 
-        Takes the result of `Adam.vectors` and not gradients, because XLA cannot compile the sparse gradients of an
-        embedding. Returns whether loss and norm are finite, and the sum of squares of each vector.
+        Takes the result of `Adam.vectors` and not gradients, so that XLA never gets an embedding's sparse gradients.
+        Returns whether loss and norm are finite, and the sum of squares of each vector.
         """
         squares = [tf.reduce_sum(tf.square(vector)) for vector in vectors]
         norm = tf.sqrt(tf.add_n(squares))

@@ -6,6 +6,7 @@ import tensorflow as tf
 from rl_lnlstm.lstm import kernel
 from tests.policies.test_convolution import needs_kernel
 
+# Shapes that fit together
 IMAGES, FILTERS, OUTPUTS = (2, 9, 9, 3), (3, 3, 3, 4), (2, 7, 7, 4)
 WRONG = [
     ("convolution", (IMAGES[:3], FILTERS, (4,)), "rank 4|must have shape"),

@@ -10,7 +10,7 @@ from tensorflow.python.eager import record
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Tensor
 
-# The gradient before the activation, from the gradient behind it and the outputs.
+# Each takes the gradient of an activation's outputs, and these outputs, and returns the gradient of its inputs.
 _BEFORE = {
     "linear": lambda d, outputs: d,
     "relu": lambda d, outputs: tf.raw_ops.ReluGrad(gradients=d, features=outputs),
@@ -26,9 +26,9 @@ def applies(images: Any) -> bool:
 
 
 def pixels(images: Tensor, channels_first: bool, scale: float) -> Tensor:
-    """Images as floats with the channels last, times `scale`, in one pass over the memory.
+    """Converts images to floats with the channels last, and multiplies them by `scale`, in one pass over the memory.
 
-    If `images` are bytes that a graph has converted to floats, reads the bytes.
+    If a graph has converted bytes to `images`, it reads these bytes.
 
     Args:
         images: `[batch, rows, columns, channels]` or `[batch, rows, columns]`, for which `applies` is true.
@@ -44,8 +44,9 @@ def pixels(images: Tensor, channels_first: bool, scale: float) -> Tensor:
 
 
 def _made_by(kind: str, images: Tensor) -> tf.Operation | None:
-    """The operation that made `images` from bytes in a graph, if it is of this kind and no gradient tape watches
-    `images`; otherwise None.
+    """The operation in a graph that made `images` from bytes.
+
+    None if there is no such operation of this kind, or if a gradient tape watches `images`.
     """
     if tf.executing_eagerly() or images.op.type != kind or images.op.inputs[0].dtype != tf.uint8:
         return None
@@ -65,7 +66,7 @@ def convolution(
 ) -> Tensor:
     """A convolution without padding, `[batch, rows, columns, filters]`.
 
-    If `images` are the result of `pixels` on bytes in a graph, reads the bytes.
+    If a graph has made `images` from bytes with `pixels`, it reads these bytes.
 
     Args:
         images: `[batch, rows, columns, channels]`, for which `applies` is true.
