@@ -1,17 +1,16 @@
-"""Output of the commands, and importing TensorFlow without its messages."""
+"""Output of the commands."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from rl_lnlstm.errors import RunFailure, UserError, ignoring_write_errors, printable
-from rl_lnlstm.terminal import MessageConsole, redirected, silenced
+from rl_lnlstm.errors import RunFailure, ignoring_write_errors, printable
+from rl_lnlstm.terminal import MessageConsole, redirected
 
 MAX_CHARACTERS = 10_000  # the longest message
 
@@ -76,24 +75,3 @@ def open_standard_streams() -> None:
             os.set_inheritable(descriptor, True)  # `dup2` does nothing if `open` has returned the descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
-
-
-def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow with standard error closed, because it ignores its log level until it is imported.
-
-    The garbage collector is off during the import. Afterwards it ignores the imported objects, because they all stay.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        gc.disable()
-        with silenced():
-            # Import here, because `--help` should not wait for TensorFlow.
-            import rl_lnlstm.lstm.layer  # noqa: F401
-    except ImportError as error:
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        if backend != "tensorflow":
-            raise UserError(f"the backend of Keras must be TensorFlow, got KERAS_BACKEND={backend}: {error}") from error
-        raise UserError(f"a package that is needed cannot be imported: {error}") from error
-    finally:
-        gc.enable()
-        gc.freeze()

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rl_lnlstm.commands.console import discard, import_tensorflow_quietly, open_standard_streams, output, tell
+from rl_lnlstm.commands.console import discard, open_standard_streams, output, tell
+from rl_lnlstm.commands.import_tensorflow import import_tensorflow_quietly
 from rl_lnlstm.commands.options import (
     BuildKernelOptions,
     CardOptions,

@@ -24,7 +24,6 @@ from rl_lnlstm.runs.layout import (
     RESULTS,
     TENSORBOARD,
 )
-from rl_lnlstm.runs.learning_curve import learning_curve
 from rl_lnlstm.runs.loggers import CSVLogger, TensorBoardLogger, try_to_write
 from rl_lnlstm.runs.metrics_file import RETURN
 
@@ -116,6 +115,9 @@ class RunRecord:
         return all(taken)
 
     def _draw(self) -> None:
+        # Import here, because the first update should not wait for matplotlib.
+        from rl_lnlstm.runs.learning_curve import learning_curve
+
         with replacing_file(self.path / LEARNING_CURVE) as path:
             learning_curve(self._metrics.rows, self._title).savefig(path, dpi=120)
 
