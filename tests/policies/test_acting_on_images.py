@@ -122,6 +122,17 @@ def test_acting_on_images_notices_a_changed_layer():
     np.testing.assert_array_equal(policy.value(*given), other_scale)
 
 
+def test_acting_on_images_notices_another_convolution():
+    policy = image_policy(IMAGES["colours first"])
+    images = np.random.default_rng(0).integers(0, 256, (2, *IMAGES["colours first"])).astype(np.uint8)
+    given = images, policy.initial_state(2), np.zeros(2, bool)
+    before, layer = policy.value(*given), policy.encoder.layers[1]
+    layer.convolution_op = lambda inputs, kernel: 2 * keras.ops.conv(inputs, kernel, layer.strides)
+    assert not np.allclose(policy.value(*given), before)
+    del layer.convolution_op
+    np.testing.assert_array_equal(policy.value(*given), before)
+
+
 def test_the_compiled_step_for_images_notices_changed_filters():
     policy = image_policy(IMAGES["colours first"])
     compiled, graph = compiled_step(policy), graph_step(policy)

@@ -58,6 +58,14 @@ def test_pixels_with_and_without_the_kernel(shape, channels_first, monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@needs_kernel
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_images_without_channels(dtype):
+    operation = kernel.operations().rl_lnlstm_pixels
+    assert operation(np.empty((2, 0, 9, 8), dtype), channels_first=True, scale=1.0).shape == (2, 9, 8, 0)
+    assert operation(np.empty((2, 9, 8, 0), dtype), channels_first=False, scale=1.0).shape == (2, 9, 8, 0)
+
+
 def test_keras_saves_and_loads_pixels(tmp_path):
     model = keras.Sequential([keras.Input((3, 5, 4)), Pixels(0.5, channels_first=True, name="halves")])
     model.save(tmp_path / "model.keras")
