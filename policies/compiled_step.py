@@ -17,7 +17,7 @@ from rl_lnlstm.errors import UserError
 from rl_lnlstm.lstm import kernel
 from rl_lnlstm.lstm.equations import Weights
 from rl_lnlstm.lstm.layer import MaskedLNLSTM
-from rl_lnlstm.policies.convolution import ACTIVATIONS, Conv2D, Pixels, is_simple
+from rl_lnlstm.policies.convolution import Conv2D, Pixels, activation_in_kernel, is_simple
 from rl_lnlstm.policies.distributions import Categorical
 from rl_lnlstm.policies.encoder_check import random_observations
 from rl_lnlstm.policies.graph_step import StepFunction, step_once
@@ -97,9 +97,9 @@ class CompiledStep:
                 channels_first=pixels is not None and pixels.channels_first,
                 scale=1.0 if pixels is None else pixels.scale,
                 strides=[stride for layer in encoder.convolutions for stride in layer.strides],
-                convolutions=[ACTIVATIONS[layer.activation] for layer in encoder.convolutions],
-                encoder=[ACTIVATIONS[layer.activation] for layer in encoder.layers],
-                heads=[ACTIVATIONS[layer.activation] for layer in network.actor_layers],
+                convolutions=[activation_in_kernel(layer.activation) for layer in encoder.convolutions],
+                encoder=[activation_in_kernel(layer.activation) for layer in encoder.layers],
+                heads=[activation_in_kernel(layer.activation) for layer in network.actor_layers],
             )
         )
         library = ctypes.CDLL(str(kernel.path()))
@@ -193,8 +193,8 @@ def compiled_step(policy: Any) -> CompiledStep | None:
     All of this must hold:
 
     - The observation space is a `Box`, and everything is float32 on a CPU.
-    - The encoder consists of dense layers with `ACTIVATIONS`. Images of bytes may first go through `Pixels`,
-      convolutions (see `is_simple`) and `Flatten`.
+    - The encoder consists of dense layers whose activations the kernel has. Images of bytes may first go through
+      `Pixels`, convolutions (see `is_simple`) and `Flatten`.
     - Actor and critic have one LSTM layer each, or share one. It sees only encoded observations.
     - All layers have exactly the known types. A subclass may compute something else.
     """
@@ -244,7 +244,7 @@ def _is_known(layer: keras.layers.Dense | keras.layers.Conv2D) -> bool:
     return (
         type(layer) in (keras.layers.Dense, keras.layers.Conv2D, Conv2D)
         and layer.use_bias
-        and layer.activation in ACTIVATIONS
+        and activation_in_kernel(layer.activation) is not None
         and layer.compute_dtype == layer.variable_dtype == "float32"
         and not getattr(layer, "lora_enabled", False)
         and getattr(layer, "quantization_mode", None) is None

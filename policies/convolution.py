@@ -9,8 +9,13 @@ import tensorflow as tf
 
 from rl_lnlstm.lstm.kernel import convolution
 
-# Functions are looked up by identity, because a user's function may have the same name.
-ACTIVATIONS = {getattr(keras.activations, name): name for name in convolution.ACTIVATIONS}
+
+def activation_in_kernel(activation: Any) -> str | None:
+    """The kernel's name for an activation of Keras; None if the kernel does not have it.
+
+    The function itself is compared, because a user's activation may have the same name, and may have no hash.
+    """
+    return next((name for name in convolution.ACTIVATIONS if getattr(keras.activations, name) is activation), None)
 
 
 @keras.saving.register_keras_serializable("rl_lnlstm")
@@ -20,6 +25,8 @@ class Conv2D(keras.layers.Conv2D):
     The compiled kernel computes it and its gradients. It is Keras' layer without the kernel, on a GPU, under XLA, in
     exported models, in other dtypes than float32, with padding, dilation, groups or channels first, without a bias,
     with a `convolution_op` of its own, and with other activations than linear, ReLU, sigmoid and tanh.
+
+    The layer chooses when it is traced. XLA refuses a `tf.function` with this layer that was traced without XLA before.
 
     Example:
         >>> import keras
@@ -34,10 +41,11 @@ class Conv2D(keras.layers.Conv2D):
 
     def call(self, inputs: Any) -> Any:
         """The layer's outputs, `[batch, rows, columns, filters]`."""
-        if not (is_simple(self) and self.activation in ACTIVATIONS and convolution.applies(inputs)):
+        activation = activation_in_kernel(self.activation)
+        if activation is None or not (is_simple(self) and convolution.applies(inputs)):
             return super().call(inputs)
         filters, bias = (tf.convert_to_tensor(weight) for weight in (self.kernel, self.bias))
-        return convolution.convolution(inputs, filters, bias, tuple(self.strides), ACTIVATIONS[self.activation])
+        return convolution.convolution(inputs, filters, bias, tuple(self.strides), activation)
 
 
 def is_simple(layer: keras.layers.Conv2D) -> bool:
@@ -86,6 +94,16 @@ class Pixels(keras.layers.Rescaling):
             raise ValueError(f"Pixels has no offset, got {kwargs['offset']}: use keras.layers.Rescaling")
         super().__init__(float(scale), **kwargs)
         self.channels_first = channels_first
+
+    @property
+    def offset(self) -> float:
+        """0. `Rescaling` adds it to all values, but the kernel does not."""
+        return 0.0
+
+    @offset.setter
+    def offset(self, offset: float) -> None:
+        if offset != 0:
+            raise ValueError(f"Pixels has no offset, got {offset}: use keras.layers.Rescaling")
 
     def call(self, inputs: Any) -> Any:
         """The pixels, `[batch, rows, columns, channels]`, in the layer's compute dtype."""

@@ -1,5 +1,7 @@
 """Acting on images in one call computes the same as the policy's graph."""
 
+import dataclasses
+
 import gymnasium as gym
 import keras
 import numpy as np
@@ -103,6 +105,28 @@ def test_other_networks_for_images_act_through_the_graph(before, dtype):
     space = gym.spaces.Box(0, 255 if dtype == np.uint8 else 1, (20, 24, 3), dtype)
     policy = RecurrentPolicy(space, ACTION_SPACES["discrete"], own_convolutions(*before), units=3)
     assert compiled_step(policy) is None
+
+
+@dataclasses.dataclass  # such a class has no hash
+class Scaled:
+    factor: float
+
+    def __call__(self, values):
+        return values * self.factor
+
+
+@pytest.mark.parametrize("convolution", [Conv2D, keras.layers.Conv2D])
+def test_an_activation_without_a_hash(convolution):
+    layers = keras.layers
+    encoder = keras.Sequential(
+        [keras.Input((9, 9, 2)), convolution(3, 3, activation=Scaled(0.1)), layers.Flatten(), layers.Dense(4)]
+    )
+    policy = image_policy((9, 9, 2), encoder)
+    assert compiled_step(policy) is None
+    images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 2)).astype(np.uint8)
+    value = policy.value(images, policy.initial_state(2), np.zeros(2, bool))
+    encoder.layers[0].activation = lambda values: 0.1 * values
+    np.testing.assert_allclose(policy.value(images, policy.initial_state(2), np.zeros(2, bool)), value, rtol=1e-5)
 
 
 def test_acting_on_images_notices_a_changed_layer():

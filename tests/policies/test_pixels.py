@@ -104,3 +104,7 @@ def test_an_offset_is_refused():
         Pixels(1 / 127.5, offset=-1)
     with pytest.raises(TypeError):
         Pixels(1 / 127.5, -1)
+    layer = Pixels(1 / 127.5)
+    with pytest.raises(ValueError, match=r"no offset, got -1"):
+        layer.offset = -1
+    np.testing.assert_array_equal(layer(tf.fill((1, 2, 2, 1), 127.5)), np.ones((1, 2, 2, 1)))
