@@ -206,7 +206,10 @@ def check_state(policy: Any, state: Any, size: int | None) -> None:
     fits = [tf.TensorShape(one).is_compatible_with(other) for one, other in zip(expected, got, strict=False)]
     if len(got) != len(expected) or not all(fits):
         names = "(h, c, last_action_reward)" if last else "(h, c)"
-        raise UserError(f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}")
+        raise UserError(
+            f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}; the first number is "
+            "that of the episode starts"
+        )
 
 
 def in_space(space: gym.Space, observations: Any) -> Any:

@@ -43,6 +43,17 @@ def check_is_free(path: Path, what: str, flag: str) -> None:
         raise UserError(f"{what} {path} cannot be read, {error.strerror}: name a new one with {flag}") from error
 
 
+def check_new_folder(path: Path, what: str, flag: str) -> None:
+    """Raises `UserError` unless the folder `path`, given by `flag`, is new or empty, and can be written to."""
+    check_is_free(path, what, flag)
+    whole = Path(os.path.realpath(path))
+    try:
+        _write_in(next(folder for folder in (whole, *whole.parents) if os.path.exists(folder)))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{what} {path} cannot be written to, {reason}: name another one with {flag}") from error
+
+
 def check_writable(path: Path, what: str, flag: str) -> None:
     """Raises `UserError` if the file `path`, given by `flag`, cannot be written. Call it before long work."""
     if _standard_stream(path) is not None or (is_special(path) and os.access(path, os.W_OK)):
@@ -52,11 +63,16 @@ def check_writable(path: Path, what: str, flag: str) -> None:
     try:
         if os.path.isdir(path):
             raise IsADirectoryError("it is a folder")
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone say little of a read-only disk, or to root
-            pass
+        _write_in(folder)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{what} cannot be written to {path}, {reason}: name another file with {flag}") from error
+
+
+def _write_in(folder: Path) -> None:
+    """Raises `OSError` if no file can be made there. Permissions alone say little of a read-only disk, or to root."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def is_special(path: Path) -> bool:

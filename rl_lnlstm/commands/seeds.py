@@ -43,13 +43,15 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
     """
     if options.resume is not None:
         raise UserError("--seeds starts new runs: use --resume to resume each run")
+    if without(arguments, "seed") != list(arguments):
+        raise UserError("--seeds and --seed exclude each other")
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError(f"--seeds must be different, got {' '.join(map(str, options.seeds))}")
     folder = options.run_dir or default_run_dir(options.env_id, "seeds")
     check_is_free(folder, "folder", "--run-dir")
     with locked(folder):
         check_is_free(folder, "folder", "--run-dir")  # again: another process may have begun runs there
-        codes = _train(folder, options, without(arguments, "seeds", "parallel", "seed", "run_dir"), stop)
+        codes = _train(folder, options, without(arguments, "seeds", "parallel", "run_dir"), stop)
     failed = next((128 - code if code < 0 else code for code in codes if code), 0)  # below 0: minus a signal
     if not failed and not stop.requested:
         _report(folder)

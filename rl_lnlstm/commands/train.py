@@ -45,6 +45,8 @@ def train(options: TrainOptions, stop: Stop) -> int:
     """
     if options.resume is not None and options.run_dir is not None:
         raise UserError("--resume continues in its own run directory: leave out --run-dir")
+    if options.parallel != TrainOptions.parallel:
+        raise UserError("--parallel is the number of runs at the same time, and needs --seeds")
     run_dir = options.resume or options.run_dir or default_run_dir(options.env_id, str(options.seed))
     names = [field.name for field in dataclasses.fields(PPOConfig)]
     PPOConfig(**{name: getattr(options, name) for name in names})  # checks the sizes, from which `to_json` computes
@@ -155,7 +157,7 @@ def _list_changes(saved: TrainOptions, options: TrainOptions) -> None:
     changes = {
         field.name: f"{field.name} {getattr(saved, field.name)} -> {getattr(options, field.name)}"
         for field in dataclasses.fields(options)
-        if getattr(saved, field.name) != getattr(options, field.name)
+        if field.name not in NOT_SAVED and getattr(saved, field.name) != getattr(options, field.name)
     }
     refused = changes.keys() & PPOConfig.fixed()
     if refused:

@@ -140,11 +140,14 @@ class EpisodeRunner:
         """Ends the episodes that have reached the limit of steps."""
         if not rows.any():
             return
-        warn(
-            f"an episode of {environment_name(self.envs)} did not end within {self._limit:,} steps and was cut there: "
-            "its environment has no time limit, which you can add with gymnasium.wrappers.TimeLimit (--wrappers "
+        cause = (
+            "max_steps (--max-steps) is less than the environment's time limit"
+            if has_time_limit(self.envs)
+            else "its environment has no time limit, which you can add with gymnasium.wrappers.TimeLimit (--wrappers "
             "'TimeLimit(1000)'); max_steps (--max-steps) allows longer episodes"
         )
+        name = environment_name(self.envs)
+        warn(f"an episode of {name} did not end within {self._limit:,} steps and was cut there: {cause}")
         lengths, returns = self._stepper.lengths, self._stepper.returns
         self._add_last_pictures(rows, lengths)
         for index in np.flatnonzero(rows).tolist():

@@ -17,6 +17,7 @@ from rl_lnlstm.files import is_empty_folder, is_special, output_file, replacing_
 from rl_lnlstm.policies import RecurrentPolicy
 
 Format = Literal["onnx", "tflite", "saved_model"]
+BY_EXTENSION: dict[str, Format] = {".onnx": "onnx", ".tflite": "tflite", "": "saved_model"}
 TOLERANCE = 1e-5
 BATCH = 3  # of the comparison, where any batch size is possible
 
@@ -33,7 +34,7 @@ class Exported(NamedTuple):
 def export(
     policy: Any,
     path: str | os.PathLike,
-    format: Format = "onnx",
+    format: Format | None = None,
     batch: int | None = None,
     sequence: bool = False,
     action_masks: bool | None = None,
@@ -57,7 +58,8 @@ def export(
     Args:
         policy: a `RecurrentPolicy`.
         path: the file, or for a SavedModel the folder. What is there is replaced; if it is a link to a file, this file.
-        format: "onnx", "tflite" (LiteRT), or "saved_model" (TensorFlow).
+        format: "onnx", "tflite" (LiteRT), or "saved_model" (TensorFlow). None: by the extension of the path, .onnx or
+            .tflite; a SavedModel has none.
         batch: the batch size; None for any.
         sequence: export sequences `[batch, time, ...]` of any length instead of single steps. `h` and `c` are then the
             state before the first step, `next_h` and `next_c` that after the last one.
@@ -68,11 +70,15 @@ def export(
         were compared.
 
     Raises:
-        UserError: the format is unknown, a package is missing, a part of the policy cannot be exported, or the file
-            cannot be written.
+        UserError: the format is unknown, or the extension does not tell it; a package is missing, a part of the policy
+            cannot be exported, or the file cannot be written.
         RunFailure: the model does not run, or differs from the policy by more than 1e-5. Then nothing is written.
     """
     target = Path(path)
+    if format is None:
+        if target.suffix not in BY_EXTENSION:
+            raise UserError(f"{path} does not tell the format: give one of {', '.join(WRITERS)} as format (--format)")
+        format = BY_EXTENSION[target.suffix]
     if format not in WRITERS:
         raise UserError(f"format must be {', '.join(WRITERS)}, got {format!r}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):

@@ -65,6 +65,8 @@ def read(path: Path) -> TrainingState:
     Raises:
         UserError: there is no checkpoint, or it is damaged; the message names the file.
     """
+    if not any((path / name).exists() for name in (MANIFEST, STATE, ARRAYS)):
+        raise UserError(f"{path} is no checkpoint: it has no {MANIFEST} (a run has them in its folder `checkpoints`)")
     name = MANIFEST
     try:
         manifest = parse_json(read_regular(path / MANIFEST))

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rl_lnlstm import load_policy
+from rl_lnlstm import PPO, load_policy
 from rl_lnlstm.commands import main
 from tests.commands.small_run import ROOT, SMALL, rows, train
 from tests.failing_env import FailingEnv
@@ -133,6 +133,11 @@ MISTAKES = {
     "a file below a file": (["train", "--seeds", "0", "1", "--run-dir", f"{__file__}/x"], ["cannot be written"]),
     "no file": (["evaluate", "RUN", "--csv", "/"], ["cannot be written to /", "--csv"]),
     "a long name": (["plot", "a" * 300], ["cannot be read", "too long"]),
+    "episodes below a file": (
+        ["evaluate", "RUN", "--record", f"{__file__}/x"],
+        ["folder", "cannot be written to", "--record"],
+    ),
+    "one run at a time": (["train", "--parallel", "2"], ["--parallel", "needs --seeds"]),
     "used folder of episodes": (["evaluate", "RUN", "--record", "RUN"], ["already holds", "--record"]),
 }
 
@@ -149,6 +154,16 @@ def test_a_mistake_is_explained_without_a_traceback(mistake, run, tmp_path, caps
     for word in words:
         assert word in captured.err
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_an_environment_without_an_id_must_be_named(tmp_path, capsys):
+    with PPO("auto", lambda: gym.make("CartPole-v1"), num_envs=2, units=4, jit_compile=False) as ppo:
+        ppo.save(tmp_path / "policy")
+    assert main(["evaluate", str(tmp_path / "policy")]) == 2
+    error = capsys.readouterr().err
+    assert "'<lambda>'" in error
+    assert "--env-id" in error
+    assert main(["evaluate", str(tmp_path / "policy"), "--env-id", "CartPole-v1", "--episodes", "1"]) == 0
 
 
 def test_another_keras_backend_is_explained_without_a_traceback():

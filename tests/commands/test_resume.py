@@ -14,7 +14,7 @@ import time
 import pytest
 
 from rl_lnlstm.commands import main
-from rl_lnlstm.errors import RunWarning
+from rl_lnlstm.errors import RunWarning, UserError
 from rl_lnlstm.files import parse_json
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.ppo.checkpoint_files import read
@@ -76,7 +76,9 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_left_alone(left_al
 
 def test_a_run_that_ended_goes_on_to_more_frames(left_alone, run, capsys):
     assert main(["train", "--resume", str(run)]) == 0
-    assert "nothing is left to train" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "nothing is left to train" in error
+    assert "changed" not in error
     assert_same_run(left_alone, run)
     assert main(["train", "--resume", str(run), "--total-timesteps", "2900", "--learning-rate", "0.01"]) == 0
     error = capsys.readouterr().err
@@ -169,6 +171,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file, damage, 
     assert state.tree["iteration"] == int(before)
     assert checkpoints(run)[-1] == before
     assert (run / "checkpoints" / f"damaged-{newest}").is_dir(), "it is kept, where nothing takes it for a checkpoint"
+
+
+def test_a_folder_without_a_checkpoint_is_not_called_damaged(run):
+    with pytest.raises(UserError, match=r"is no checkpoint: it has no manifest\.json .*`checkpoints`"):
+        read(run)
 
 
 def test_from_the_checkpoint_before_the_run_is_the_same(left_alone, run, capsys):

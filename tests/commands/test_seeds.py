@@ -178,7 +178,9 @@ def test_seeds_are_trained_one_directory_each(tmp_path, capsys):
     assert len(read_group(folder).runs) == 2
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "1", "1"], ["--seeds", "-1"], ["--parallel", "0"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "wrong", [["--seeds", "1", "1"], ["--seeds", "-1"], ["--seeds", "1", "2", "--seed=3"], ["--parallel", "0"]], ids=str
+)
 def test_wrong_seeds_are_refused(wrong, tmp_path, capsys):
     assert main(["train", "--run-dir", str(tmp_path / "runs"), *wrong]) == 2
     assert wrong[0] in capsys.readouterr().err

@@ -198,6 +198,11 @@ def test_there_is_a_limit_where_the_environment_has_none(policy, monkeypatch):
     assert max(evaluate(policy, lambda: TimeLimit(Endless(), 30), 6, seed=0).lengths) == 30
 
 
+def test_a_limit_below_that_of_the_environment_is_named(policy):
+    with pytest.warns(RunWarning, match=r"did not end within 20 steps .*less than the environment's time limit"):
+        evaluate(policy, lambda: TimeLimit(Endless(), 30), 6, seed=0, max_steps=20)
+
+
 def test_a_recorded_episode_that_was_cut_is_truncated(policy):
     with pytest.warns(RunWarning):
         episodes = record_episodes(policy, Endless, 6, seed=0, max_steps=20)
