@@ -73,9 +73,9 @@ def find_spec(env_id: str) -> EnvSpec:
     )
 
 
-def may_be_known(env_id: str) -> bool:
-    """Whether an id is registered, or may be registered by a package that is imported for it."""
-    return env_id in gym.registry or ":" in env_id or env_id.startswith(tuple(REGISTERED_BY))
+def may_be_registered(env_id: str) -> bool:
+    """Whether an id is registered, or may be by a package that is imported for it."""
+    return env_id in gym.registry or env_id.startswith(tuple(REGISTERED_BY))
 
 
 @contextlib.contextmanager

@@ -207,8 +207,8 @@ def check_state(policy: Any, state: Any, size: int | None) -> None:
     if len(got) != len(expected) or not all(fits):
         names = "(h, c, last_action_reward)" if last else "(h, c)"
         raise UserError(
-            f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}; the first number is "
-            "that of the episode starts"
+            f"state must be {names} of shapes {[*map(list, expected)]}, got {[*map(list, got)]}; the first number "
+            "of each is the number of episode_starts"
         )
 
 

@@ -26,7 +26,8 @@ class Conv2D(keras.layers.Conv2D):
     exported models, in other dtypes than float32, with padding, dilation, groups or channels first, without a bias,
     with a `convolution_op` of its own, and with other activations than linear, ReLU, sigmoid and tanh.
 
-    The layer chooses when it is traced. XLA refuses a `tf.function` with this layer that was traced without XLA before.
+    Which of the two is used is decided when the layer is traced. So XLA refuses a `tf.function` with this layer that
+    was traced without XLA before.
 
     Example:
         >>> import keras

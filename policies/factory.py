@@ -41,7 +41,7 @@ class CnnLnLstmPolicy(RecurrentPolicy):
     Images of at least 48 x 48 pixels get the network of Mnih et al. (2015): 32 filters of 8 x 8 with stride 4, 64 of 4
     x 4 with stride 2, 64 of 3 x 3. Smaller images get smaller kernels and strides. In byte images of fewer than 16 x 16
     pixels, every value is treated as a symbol and embedded. Bytes of larger images are divided by 255 if their
-    `high` is 255.
+    `high` is 255 and they are not normalised.
 
     Args:
         observation_space: of a single environment: a `Box` `[height, width]`, `[height, width, channels]`,

@@ -55,7 +55,8 @@ def _compared(attributes: dict[str, Any]) -> list[str]:
         for name, value in attributes.items()
         if isinstance(value, _COMPARED) and name not in _BOOKKEEPING and not name.startswith("_self_")
     ]
-    return [*found, "call", "convolution_op"]  # methods of these names may be added to a single layer
+    # Activations may be any objects, and methods of the other names may be added to a single layer.
+    return [*found, *(name for name in ("activation", "call", "convolution_op") if name not in found)]
 
 
 def _holds_layers(value: Any) -> bool:

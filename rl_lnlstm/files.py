@@ -43,12 +43,13 @@ def check_is_free(path: Path, what: str, flag: str) -> None:
         raise UserError(f"{what} {path} cannot be read, {error.strerror}: name a new one with {flag}") from error
 
 
-def check_new_folder(path: Path, what: str, flag: str) -> None:
-    """Raises `UserError` unless the folder `path`, given by `flag`, is new or empty, and can be written to."""
+def check_free_and_writable(path: Path, what: str, flag: str) -> None:
+    """Raises `UserError` unless the folder `path`, given by `flag`, is new or empty, and files can be made in it."""
     check_is_free(path, what, flag)
-    whole = Path(os.path.realpath(path))
     try:
-        _write_in(next(folder for folder in (whole, *whole.parents) if os.path.exists(folder)))
+        if os.path.islink(path) and not os.path.exists(path):
+            raise FileExistsError("it is a link to nothing")
+        _check_can_write_in(_existing(Path(os.path.realpath(path))))
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{what} {path} cannot be written to, {reason}: name another one with {flag}") from error
@@ -59,17 +60,21 @@ def check_writable(path: Path, what: str, flag: str) -> None:
     if _standard_stream(path) is not None or (is_special(path) and os.access(path, os.W_OK)):
         return
     target = Path(os.path.realpath(path))  # of a link, as in `output_file`
-    folder = next((parent for parent in target.parents if os.path.exists(parent)), target)
     try:
         if os.path.isdir(path):
             raise IsADirectoryError("it is a folder")
-        _write_in(folder)
+        _check_can_write_in(_existing(target.parent))
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{what} cannot be written to {path}, {reason}: name another file with {flag}") from error
 
 
-def _write_in(folder: Path) -> None:
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next((one for one in (folder, *folder.parents) if os.path.exists(one)), folder)
+
+
+def _check_can_write_in(folder: Path) -> None:
     """Raises `OSError` if no file can be made there. Permissions alone say little of a read-only disk, or to root."""
     with tempfile.TemporaryFile(dir=folder):
         pass

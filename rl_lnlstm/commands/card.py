@@ -5,7 +5,7 @@ from __future__ import annotations
 from rl_lnlstm.commands.console import output, prints_on_stderr, tell
 from rl_lnlstm.commands.options import CardOptions
 from rl_lnlstm.commands.policy_environment import environment_maker, environment_options, saved_config
-from rl_lnlstm.files import check_new_folder
+from rl_lnlstm.files import check_is_free
 from rl_lnlstm.policies.loading import load_policy
 from rl_lnlstm.reports.card import README, write_card
 
@@ -16,7 +16,7 @@ def card(options: CardOptions) -> int:
     Raises:
         UserError, RunFailure: as the command `evaluate`; the folder is not free or cannot be written.
     """
-    check_new_folder(options.folder, "folder", "FOLDER")
+    check_is_free(options.folder, "folder", "FOLDER")
     policy = load_policy(options.run_dir)
     policy.seed(options.seed)
     environment = environment_options(options, policy.env_id)

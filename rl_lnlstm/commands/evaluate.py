@@ -15,7 +15,7 @@ from rl_lnlstm.evaluation.episodes import EvaluatedEpisode
 from rl_lnlstm.evaluation.evaluate import gathered, run_episodes, seeds_of_episodes
 from rl_lnlstm.evaluation.record import save_episode
 from rl_lnlstm.evaluation.video import VideoRecorder
-from rl_lnlstm.files import check_new_folder, check_writable
+from rl_lnlstm.files import check_free_and_writable, check_writable
 from rl_lnlstm.policies.loading import load_policy
 
 
@@ -32,7 +32,7 @@ def evaluate(options: EvaluateOptions) -> int:
     environment = environment_options(options, policy.env_id)
     for flag, folder in (("--record", options.record), ("--video", options.video)):
         if folder is not None:
-            check_new_folder(folder, "folder", flag)
+            check_free_and_writable(folder, "folder", flag)
     if options.csv is not None:
         check_writable(options.csv, "the episodes", "--csv")
     if options.episode_seeds is None:

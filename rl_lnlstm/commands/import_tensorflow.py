@@ -14,8 +14,9 @@ from typing import Any
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.terminal import silenced
 
-# What `keras.visualization` imports if it is installed. It takes a second, and commands show no images.
-POSTPONED = "matplotlib", "matplotlib.pyplot", "matplotlib.patches"
+# All modules that `keras.visualization` imports if they are installed. It takes a second, and commands show no images.
+# Importing another module of matplotlib at the same time would fail.
+DRAWING_MODULES = "matplotlib", "matplotlib.pyplot", "matplotlib.patches"
 
 
 def import_tensorflow_quietly() -> None:
@@ -26,7 +27,7 @@ def import_tensorflow_quietly() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         gc.disable()
-        with silenced(), _imported_when_used(*POSTPONED):
+        with silenced(), _imported_when_used(*DRAWING_MODULES):
             # Import here, because `--help` should not wait for TensorFlow.
             import rl_lnlstm.lstm.layer  # noqa: F401
     except ImportError as error:
@@ -51,7 +52,7 @@ class _Postponed(types.ModuleType):
 
 @contextlib.contextmanager
 def _imported_when_used(*names: str) -> Iterator[None]:
-    """A context manager in which an import of these modules gives stand-ins for them; parents come before children."""
+    """A context manager in which these modules are imported as stand-ins; parents come before children."""
     stand_ins = {name: _Postponed(name) for name in names if name not in sys.modules}
     sys.modules.update(stand_ins)
     for name, module in stand_ins.items():
@@ -65,6 +66,6 @@ def _imported_when_used(*names: str) -> Iterator[None]:
 
 
 def _remove_stand_ins() -> None:
-    for name, module in [*sys.modules.items()]:
-        if isinstance(module, _Postponed):
+    for name in DRAWING_MODULES:
+        if type(sys.modules.get(name)) is _Postponed:
             del sys.modules[name]

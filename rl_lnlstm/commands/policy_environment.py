@@ -14,7 +14,7 @@ from rl_lnlstm.commands.console import tell
 from rl_lnlstm.commands.options import EpisodesOptions
 from rl_lnlstm.commands.training_options import TrainOptions, read_config
 from rl_lnlstm.config import check_types
-from rl_lnlstm.envs.registry import may_be_known
+from rl_lnlstm.envs.registry import may_be_registered
 from rl_lnlstm.errors import UserError, printable
 from rl_lnlstm.evaluation.environments import MakeEnvs, make_evaluation_envs
 from rl_lnlstm.option_types import from_json
@@ -52,10 +52,10 @@ def environment_options(options: EpisodesOptions, env_id: str | None) -> dict[st
             f"{options.run_dir} names {printable(value)!r}, which would import a module or write files; a file is not "
             f"trusted to do that: give --{name.replace('_', '-')} to allow it"
         )
-    if "env_id" not in given and not may_be_known(taken["env_id"]):
+    if "env_id" not in given and not may_be_registered(taken["env_id"]):
         raise UserError(
             f"{options.run_dir} says that its policy was trained in {printable(taken['env_id'])!r}, which is no known "
-            "environment id: give the environment with --env-id"
+            "environment id: give --env-id (an id that a module registers is written module:ID)"
         )
     if not config and "env_kwargs" not in given and "wrappers" not in given:
         tell(

@@ -14,7 +14,7 @@ from pathlib import Path
 from rl_lnlstm.commands.console import output, tell
 from rl_lnlstm.commands.signals import Stop
 from rl_lnlstm.commands.training_options import TrainOptions
-from rl_lnlstm.commands.words import without
+from rl_lnlstm.commands.words import given_options, without
 from rl_lnlstm.errors import UserError
 from rl_lnlstm.evaluation.result import decimals
 from rl_lnlstm.files import check_is_free
@@ -43,8 +43,8 @@ def train_seeds(options: TrainOptions, arguments: Sequence[str], stop: Stop) -> 
     """
     if options.resume is not None:
         raise UserError("--seeds starts new runs: use --resume to resume each run")
-    if without(arguments, "seed") != list(arguments):
-        raise UserError("--seeds and --seed exclude each other")
+    if given_options(arguments, ["seed"]):
+        raise UserError("--seeds gives each run its seed: leave out --seed")
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError(f"--seeds must be different, got {' '.join(map(str, options.seeds))}")
     folder = options.run_dir or default_run_dir(options.env_id, "seeds")

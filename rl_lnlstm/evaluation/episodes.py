@@ -86,7 +86,8 @@ class EpisodeRunner:
         check_spaces(policy, envs)
         checked("max_steps", max_steps, Count | None)
         self.envs, self.plan, self.video = envs, plan, video
-        self._limit = max_steps or (None if has_time_limit(envs) else MAX_STEPS)
+        self._has_time_limit = has_time_limit(envs)
+        self._limit = max_steps or (None if self._has_time_limit else MAX_STEPS)
         self._recorder = (
             Recorder(envs.single_observation_space, envs.single_action_space, envs.num_envs) if record else None
         )
@@ -142,7 +143,7 @@ class EpisodeRunner:
             return
         cause = (
             "max_steps (--max-steps) is less than the environment's time limit"
-            if has_time_limit(self.envs)
+            if self._has_time_limit
             else "its environment has no time limit, which you can add with gymnasium.wrappers.TimeLimit (--wrappers "
             "'TimeLimit(1000)'); max_steps (--max-steps) allows longer episodes"
         )

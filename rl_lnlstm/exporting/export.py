@@ -17,7 +17,7 @@ from rl_lnlstm.files import is_empty_folder, is_special, output_file, replacing_
 from rl_lnlstm.policies import RecurrentPolicy
 
 Format = Literal["onnx", "tflite", "saved_model"]
-BY_EXTENSION: dict[str, Format] = {".onnx": "onnx", ".tflite": "tflite", "": "saved_model"}
+FORMAT_BY_EXTENSION: dict[str, Format] = {".onnx": "onnx", ".tflite": "tflite", "": "saved_model"}
 TOLERANCE = 1e-5
 BATCH = 3  # of the comparison, where any batch size is possible
 
@@ -58,8 +58,8 @@ def export(
     Args:
         policy: a `RecurrentPolicy`.
         path: the file, or for a SavedModel the folder. What is there is replaced; if it is a link to a file, this file.
-        format: "onnx", "tflite" (LiteRT), or "saved_model" (TensorFlow). None: by the extension of the path, .onnx or
-            .tflite; a SavedModel has none.
+        format: "onnx", "tflite" (LiteRT), or "saved_model" (TensorFlow). None: by the path's extension:
+            .onnx, .tflite, or none for a SavedModel.
         batch: the batch size; None for any.
         sequence: export sequences `[batch, time, ...]` of any length instead of single steps. `h` and `c` are then the
             state before the first step, `next_h` and `next_c` that after the last one.
@@ -76,9 +76,9 @@ def export(
     """
     target = Path(path)
     if format is None:
-        if target.suffix not in BY_EXTENSION:
-            raise UserError(f"{path} does not tell the format: give one of {', '.join(WRITERS)} as format (--format)")
-        format = BY_EXTENSION[target.suffix]
+        if target.suffix.lower() not in FORMAT_BY_EXTENSION:
+            raise UserError(f"{path} does not tell the format: give format (--format), one of {', '.join(WRITERS)}")
+        format = FORMAT_BY_EXTENSION[target.suffix.lower()]
     if format not in WRITERS:
         raise UserError(f"format must be {', '.join(WRITERS)}, got {format!r}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -65,8 +66,10 @@ def read(path: Path) -> TrainingState:
     Raises:
         UserError: there is no checkpoint, or it is damaged; the message names the file.
     """
-    if not any((path / name).exists() for name in (MANIFEST, STATE, ARRAYS)):
-        raise UserError(f"{path} is no checkpoint: it has no {MANIFEST} (a run has them in its folder `checkpoints`)")
+    if not any(os.path.exists(path / name) for name in (MANIFEST, STATE, ARRAYS)):
+        raise UserError(
+            f"{path} is no checkpoint: it has no {MANIFEST} (the checkpoints of a run are in its folder `checkpoints`)"
+        )
     name = MANIFEST
     try:
         manifest = parse_json(read_regular(path / MANIFEST))

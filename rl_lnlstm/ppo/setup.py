@@ -51,8 +51,6 @@ def configuration(policy: GivenPolicy, env: GivenEnv, given: dict[str, Any]) -> 
             f"num_envs is {options['num_envs']}, but an environment object is only one environment: give its id or a "
             "function that makes one"
         )
-    if isinstance(env, str) and options.get("env_id", env) != env:
-        raise UserError(f"env_id is {options['env_id']!r}, but the environment is {env!r}: give one of them")
     options["env_id"] = _name_of(env)
     if isinstance(policy, str):
         options["policy"] = policy

@@ -115,9 +115,11 @@ class RunRecord:
         return all(taken)
 
     def _draw(self) -> None:
-        # Import here, because the first update should not wait for matplotlib.
-        from rl_lnlstm.runs.learning_curve import learning_curve
-
+        try:
+            # Import here, because the first update should not wait for matplotlib.
+            from rl_lnlstm.runs.learning_curve import learning_curve
+        except Exception as error:  # not only ImportError: matplotlib may refuse its settings
+            raise OSError(f"matplotlib, which draws the learning curve, cannot be imported: {error}") from error
         with replacing_file(self.path / LEARNING_CURVE) as path:
             learning_curve(self._metrics.rows, self._title).savefig(path, dpi=120)
 

@@ -166,6 +166,15 @@ def test_an_environment_without_an_id_must_be_named(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "policy"), "--env-id", "CartPole-v1", "--episodes", "1"]) == 0
 
 
+def test_without_matplotlib_only_the_learning_curve_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rl_lnlstm.runs.learning_curve", None)  # its import fails
+    run_dir = tmp_path / "run"
+    assert train(run_dir, "--env-id", "CartPole-v1") == 1
+    assert "matplotlib, which draws the learning curve, cannot be imported" in capsys.readouterr().err
+    assert load_policy(run_dir).env_id == "CartPole-v1"
+    assert not (run_dir / "learning_curve.png").exists()
+
+
 def test_another_keras_backend_is_explained_without_a_traceback():
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     done = subprocess.run([sys.executable, "train.py"], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -74,8 +74,9 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_left_alone(left_al
     assert elapsed(run_dir) == sorted(elapsed(run_dir)), "the clock of a run goes on where it was"
 
 
-def test_a_run_that_ended_goes_on_to_more_frames(left_alone, run, capsys):
-    assert main(["train", "--resume", str(run)]) == 0
+def test_a_run_that_ended_goes_on_to_more_frames(left_alone, run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    assert main(["train", "--resume", run.name]) == 0
     error = capsys.readouterr().err
     assert "nothing is left to train" in error
     assert "changed" not in error

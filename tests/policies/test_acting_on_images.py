@@ -119,13 +119,15 @@ class Scaled:
 def test_an_activation_without_a_hash(convolution):
     layers = keras.layers
     encoder = keras.Sequential(
-        [keras.Input((9, 9, 2)), convolution(3, 3, activation=Scaled(0.1)), layers.Flatten(), layers.Dense(4)]
+        [keras.Input((9, 9, 2)), convolution(3, 3, activation=Scaled(1e-4)), layers.Flatten(), layers.Dense(4)]
     )
     policy = image_policy((9, 9, 2), encoder)
     assert compiled_step(policy) is None
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 2)).astype(np.uint8)
     value = policy.value(images, policy.initial_state(2), np.zeros(2, bool))
-    encoder.layers[0].activation = lambda values: 0.1 * values
+    encoder.layers[0].activation = Scaled(1e-3)
+    assert not np.allclose(policy.value(images, policy.initial_state(2), np.zeros(2, bool)), value)
+    encoder.layers[0].activation = lambda values: 1e-4 * values
     np.testing.assert_allclose(policy.value(images, policy.initial_state(2), np.zeros(2, bool)), value, rtol=1e-5)
 
 

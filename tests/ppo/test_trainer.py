@@ -90,8 +90,6 @@ def test_options_that_a_class_does_not_take_or_keep_are_refused():
         PPO(Narrow, "CartPole-v1", units=256)
     with pytest.raises(UserError, match="num_layers: Plain does not take this option"):
         PPO(Plain, "CartPole-v1", num_layers=2)
-    with pytest.raises(UserError, match="env_id is 'Pendulum-v1', but the environment is 'CartPole-v1'"):
-        PPO("auto", "CartPole-v1", env_id="Pendulum-v1")
     for option in ({"std": "gsde"}, {"use_sde": True}):
         with pytest.raises(UserError, match="std: Plain does not take this option"):
             PPO(Plain, "Pendulum-v1", **option)
