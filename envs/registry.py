@@ -74,7 +74,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def may_be_registered(env_id: str) -> bool:
-    """Whether an id is registered, or may be by a package that is imported for it."""
+    """Whether an id is registered, or begins like the ids of a package that is imported only when it is needed."""
     return env_id in gym.registry or env_id.startswith(tuple(REGISTERED_BY))
 
 

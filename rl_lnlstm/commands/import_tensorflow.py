@@ -22,12 +22,12 @@ DRAWING_MODULES = "matplotlib", "matplotlib.pyplot", "matplotlib.patches"
 def import_tensorflow_quietly() -> None:
     """Imports TensorFlow with standard error closed, because it ignores its log level until it is imported.
 
-    The garbage collector is off during the import. Afterwards it ignores the imported objects, because they all stay.
+    The garbage collector is off during the import. Afterwards it ignores the imported objects, which all stay loaded.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         gc.disable()
-        with silenced(), _imported_when_used(*DRAWING_MODULES):
+        with silenced(), _drawing_modules_imported_when_used():
             # Import here, because `--help` should not wait for TensorFlow.
             import rl_lnlstm.lstm.layer  # noqa: F401
     except ImportError as error:
@@ -41,7 +41,7 @@ def import_tensorflow_quietly() -> None:
 
 
 class _Postponed(types.ModuleType):
-    """Stands for a module, which is imported when one of its attributes is used."""
+    """A stand-in for a module. The first use of an attribute imports the module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for `__path__`
@@ -51,9 +51,9 @@ class _Postponed(types.ModuleType):
 
 
 @contextlib.contextmanager
-def _imported_when_used(*names: str) -> Iterator[None]:
-    """A context manager in which these modules are imported as stand-ins; parents come before children."""
-    stand_ins = {name: _Postponed(name) for name in names if name not in sys.modules}
+def _drawing_modules_imported_when_used() -> Iterator[None]:
+    """A context manager in which imports of `DRAWING_MODULES` give stand-ins."""
+    stand_ins = {name: _Postponed(name) for name in DRAWING_MODULES if name not in sys.modules}
     sys.modules.update(stand_ins)
     for name, module in stand_ins.items():
         parent, _, child = name.rpartition(".")

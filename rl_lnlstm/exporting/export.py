@@ -75,10 +75,8 @@ def export(
         RunFailure: the model does not run, or differs from the policy by more than 1e-5. Then nothing is written.
     """
     target = Path(path)
-    if format is None:
-        if target.suffix.lower() not in FORMAT_BY_EXTENSION:
-            raise UserError(f"{path} does not tell the format: give format (--format), one of {', '.join(WRITERS)}")
-        format = FORMAT_BY_EXTENSION[target.suffix.lower()]
+    if format is None and (format := FORMAT_BY_EXTENSION.get(target.suffix.lower())) is None:
+        raise UserError(f"{path} does not tell the format: give format (--format), one of {', '.join(WRITERS)}")
     if format not in WRITERS:
         raise UserError(f"format must be {', '.join(WRITERS)}, got {format!r}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
